@@ -1,0 +1,140 @@
+"""Spectra of a linear layer: which directions its weight offers, and which its inputs use.
+
+Method: one eigendecomposition of the Gram matrix `G = W^T W [n, n]`; the activations enter by `C = X^T X [n, n]`. The
+alternative, an SVD of `W [m, n]`, gives the small singular values to more digits, at many times the cost and with a copy
+of W; only squares of singular values are needed here.
+
+(The module is not called `spectra`, for the public function `logalign.spectra` is.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import array_api_compat as compat
+
+from logalign.arrays import Array, checked_layer
+
+DEGENERATE = 1e-10
+"""Eigenvalues of G closer than this share of the largest belong to one eigenspace (in float64)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectra:
+    """The weight spectrum p and the activation spectrum q of a layer, in its right singular directions.
+
+    With the SVD `W = U diag(s) V^T` over all n directions (s padded with zeros where m < n):
+
+        p_i = s_i^2 / E_W,   q_i = ||X v_i||^2 / E_X,   overlap = sum_i p_i q_i = E_Z / (E_W E_X)
+        d_p = 1 / sum p_i^2,   d_q = 1 / sum q_i^2,   c = overlap / (|p| |q|),   k = sqrt(d_p d_q) / c
+
+    Within an eigenspace of equal singular values the basis is arbitrary, so q is spread evenly there; LAR and k do not
+    depend on it.
+
+    Attributes:
+        n: Fan-in of W.
+        p: [n], from the largest down, sums to 1; an array of the caller's library.
+        q: [n], in the same order, sums to 1.
+    """
+
+    n: int
+    p: Array = field(repr=False)
+    q: Array = field(repr=False)
+
+    @cached_property
+    def overlap(self) -> float:
+        """`<p, q>`, in [0, 1]."""
+        return self._sum(self.p * self.q)
+
+    @property
+    def lar(self) -> float:
+        """`1 + log_n(overlap) / 2`; NaN where the overlap is zero or undefined."""
+        return 1 + math.log(self.overlap, self.n) / 2 if self.overlap > 0 else math.nan
+
+    @property
+    def effective_dim(self) -> float:
+        """`k = 1 / overlap`."""
+        return 1 / self.overlap if self.overlap > 0 else math.nan
+
+    @cached_property
+    def weight_participation(self) -> float:
+        """`d_p = 1 / sum p_i^2`, in [1, n]: over how many directions the weight is spread."""
+        return 1 / self._sum(self.p * self.p)
+
+    @cached_property
+    def input_participation(self) -> float:
+        """`d_q = 1 / sum q_i^2`, in [1, n]: over how many of the weight's directions the inputs are spread."""
+        return 1 / self._sum(self.q * self.q)
+
+    @property
+    def coherence(self) -> float:
+        """`c = <p, q> / (|p| |q|)`, in [0, 1]: how well the two spectra match."""
+        return self.overlap * math.sqrt(self.weight_participation * self.input_participation)
+
+    def _sum(self, array: Array) -> float:
+        return float(compat.array_namespace(array).sum(array))
+
+
+def spectra(weight: Array, inputs: Array, *, mask: Array | None = None) -> Spectra:
+    """The spectra p and q of a linear layer `z = W x`, and the decomposition of its effective dimension.
+
+    Args:
+        weight: [m, n] (out, in).
+        inputs: [..., n].
+        mask: [...] of bool, the tokens to count.
+
+    Returns:
+        Spectra, with arrays of the caller's library and device, in float64 where it has it. All NaN where W or the kept
+        inputs are zero or not finite.
+
+    Raises:
+        InputError: wrong shapes or dtypes, empty arrays, n = 1, a mask of another shape.
+
+    Source: arXiv 2605.28975; the convention for equal singular values is ours (docs/architecture.md).
+
+    Example:
+        >>> import numpy as np
+        >>> found = spectra(np.diag([2.0, 1.0, 1.0]), np.eye(3))
+        >>> found.p.round(3).tolist(), found.q.round(3).tolist()
+        ([0.667, 0.167, 0.167], [0.333, 0.333, 0.333])
+    """
+    layer = checked_layer(weight, inputs, mask=mask)
+    return spectra_of_grams(gram(layer.weight), gram(layer.inputs), xp=layer.xp)
+
+
+def gram(rows: Array) -> Array:
+    """`A^T A [n, n]` of A [rows, n], widened block by block to the widest float of its library and device."""
+    layer = checked_layer(rows, rows)
+    total = layer.xp.zeros((rows.shape[1], rows.shape[1]), dtype=layer.dtype, device=compat.device(rows))
+    for _, block in layer.blocks(layer.weight, rows.shape[1]):
+        total = total + block.T @ block
+    return total
+
+
+def spectra_of_grams(weight_gram: Array, input_gram: Array, *, xp: Any = None) -> Spectra:
+    """The spectra from `G = W^T W` and `C = X^T X`, both [n, n], which add over rows and over tokens.
+
+    Source: as `spectra`.
+    """
+    xp = xp or compat.array_namespace(weight_gram, input_gram)
+    n = weight_gram.shape[0]
+    weight_energy, input_energy = xp.linalg.trace(weight_gram), xp.linalg.trace(input_gram)
+    usable = xp.isfinite(weight_energy) & xp.isfinite(input_energy) & (weight_energy > 0) & (input_energy > 0)
+    if not bool(usable):
+        undefined = xp.full((n,), math.nan, dtype=weight_gram.dtype, device=compat.device(weight_gram))
+        return Spectra(n=n, p=undefined, q=undefined)
+    # Scaled first: a Gram matrix of very small or large entries would leave the range of the eigensolver.
+    eigenvalues, basis = xp.linalg.eigh(weight_gram / weight_energy)
+    eigenvalues, basis = xp.flip(eigenvalues), xp.flip(basis, axis=1)
+    # G is positive semi-definite: what is negative here is the rounding of a zero.
+    p = xp.where(eigenvalues > 0, eigenvalues, xp.zeros_like(eigenvalues))
+    p = p / xp.sum(p)
+    q = xp.sum(basis * ((input_gram / input_energy) @ basis), axis=0)
+    tolerance = max(DEGENERATE, n * float(xp.finfo(p.dtype).eps))
+    starts = xp.concat([xp.zeros_like(p[:1]), xp.astype(p[:-1] - p[1:] > tolerance * p[0], p.dtype)])
+    group = xp.cumulative_sum(starts)
+    same = xp.astype(group[:, None] == group[None, :], p.dtype)
+    return Spectra(n=n, p=p, q=(same @ q) / xp.sum(same, axis=1))
