@@ -1,0 +1,340 @@
+"""Matplotlib figures of runs, drawn from the NumPy columns of `Run.columns()`.
+
+Figures are made with matplotlib's object interface and never with pyplot, which keeps a global list of figures and
+picks a window system: a report is written on machines without a screen and in programs that have figures of their own.
+For the same reason the house style is a context (`house_style`) and not a change of the global settings.
+
+Every `*_figure` function takes the columns of one run, or of several to be laid over each other:
+
+    lar_figure(run.columns())
+    lar_figure(clean.columns(), noisy.columns(), labels=["clean labels", "40 % random labels"])
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from logalign.errors import InputError, MissingExtraError
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.typing import LineStyleType
+except ImportError as error:
+    raise MissingExtraError('figures need matplotlib: pip install "logalign[report]"') from error
+
+Columns = Mapping[str, np.ndarray]
+
+# Okabe and Ito's palette, told apart with every common form of color blindness, and one wine red for emphasis.
+COLORS = {
+    "plain": "#0072B2",
+    "centered": "#D55E00",
+    "vocab_centered": "#009E73",
+    "token_centered": "#CC79A7",
+    "train": "#56B4E9",
+    "held_out": "#E69F00",
+    "baseline": "#7F7F7F",
+    "accent": "#882255",
+}
+
+# One color a run where several are laid over each other.
+RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#882255", "#E69F00", "#56B4E9", "#444444")
+
+# The four forms of LAR: column, color, name in words. Line styles differ too, for print in gray.
+FORMS: tuple[tuple[str, str, str, LineStyleType], ...] = (
+    ("lar", "plain", "plain", "-"),
+    ("lar_vocab_centered", "vocab_centered", "vocabulary-centered", "--"),
+    ("lar_token_centered", "token_centered", "token-centered", ":"),
+    ("lar_centered", "centered", "centered (both)", "-"),
+)
+
+# The two losses: column, name in words, color, line style.
+LOSSES: tuple[tuple[str, str, str, LineStyleType], ...] = (
+    ("loss", "training", "train", "-"),
+    ("val_loss", "held-out", "held_out", "--"),
+)
+
+# About how much text of the legend's size fits over a panel, and how much of a run's name is shown.
+_LEGEND_CHARACTERS = 100
+_LABEL_CHARACTERS = 40
+
+_STYLE: dict[Any, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": "#555555",
+    "axes.labelcolor": "#222222",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "logalign",
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw and save figures in this library's style, and leave matplotlib's global settings as they were."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def new_axes(rows: int, *, width: float = 7.5, row_height: float = 2.6) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `rows` panels, one above the other, that share the x axis "step".
+
+    Args:
+        rows: number of panels, at least one.
+        width: of the figure, in inches.
+        row_height: of one panel, in inches.
+
+    Returns:
+        The figure and its axes from top to bottom. Lines drawn inside `house_style()` have the weights of the style.
+    """
+    if rows < 1:
+        raise InputError(f"a figure has at least one panel; got rows={rows}")
+    with house_style():
+        figure = Figure(figsize=(width, row_height * rows + 0.4), layout="constrained")
+        axes = list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
+        axes[-1].set_xlabel("step")
+    return figure, axes
+
+
+def draw_curve(
+    ax: Axes,
+    columns: Columns,
+    name: str,
+    *,
+    label: str,
+    color: str,
+    linestyle: LineStyleType = "-",
+    linewidth: float = 1.6,
+) -> bool:
+    """Draw the column `name` over `step`.
+
+    An undefined LAR is a gap in its line. Other columns may be recorded more rarely than LAR (a held-out loss, say), so
+    their line goes through the points that there are. Returns whether there was anything to draw: an absent or empty
+    column draws nothing.
+    """
+    if name not in columns:
+        return False
+    step = np.asarray(columns["step"], dtype=float)
+    value = np.asarray(columns[name], dtype=float)
+    known = np.isfinite(value)
+    if not known.any():
+        return False
+    if not (name.startswith("lar") or name == "effective_dim"):
+        step, value = step[known], value[known]
+    with house_style():
+        ax.plot(
+            step,
+            value,
+            label=label,
+            color=color,
+            linestyle=linestyle,
+            linewidth=linewidth,
+            marker="o" if known.sum() == 1 else None,
+            markersize=4,
+        )
+    return True
+
+
+def _draw_undefined(ax: Axes, runs: Sequence[Columns]) -> None:
+    """Mark at the foot of the panel the steps whose plain LAR is undefined: no reading is left out unseen."""
+    steps = np.concatenate([np.asarray(run["step"], dtype=float)[~np.isfinite(run["lar"])] for run in runs])
+    if steps.size:
+        ax.plot(
+            steps,
+            np.zeros(steps.size),
+            linestyle="none",
+            marker="x",
+            markersize=5,
+            color=COLORS["accent"],
+            transform=ax.get_xaxis_transform(),
+            clip_on=False,
+            label="undefined reading",
+        )
+
+
+def _check(runs: Sequence[Columns], labels: Sequence[str]) -> list[str]:
+    if not runs:
+        raise InputError("a figure needs the columns of at least one run; got none")
+    if labels and len(labels) != len(runs):
+        raise InputError(f"expected one label a run; got {len(labels)} labels for {len(runs)} runs")
+    return [_plain(label) for label in labels] or [f"run {i + 1}" for i in range(len(runs))]
+
+
+def _plain(label: str) -> str:
+    """Keep matplotlib from reading dollars in a run's name as mathematics and from hiding names that begin with "_"."""
+    shown = " ".join(label.split())
+    if len(shown) > _LABEL_CHARACTERS:
+        shown = f"{shown[: _LABEL_CHARACTERS // 2]} … {shown[-_LABEL_CHARACTERS // 3 :]}"
+    shown = shown.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def _legend(ax: Axes, entries: Sequence[Line2D] | None = None) -> None:
+    """Put the legend above the panel, where it covers no curve, in as many columns as its texts leave room for."""
+    handles = ax.get_legend_handles_labels()[0] if entries is None else list(entries)
+    if not handles:
+        return
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    with house_style():
+        ax.legend(
+            handles=handles,
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=max(1, min(len(handles), 5, _LEGEND_CHARACTERS // (longest + 6))),
+            borderaxespad=0.2,
+            handlelength=1.8,
+            columnspacing=1.2,
+        )
+
+
+def _color(i: int) -> str:
+    return RUN_COLORS[i % len(RUN_COLORS)]
+
+
+def lar_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure:
+    """Draw LAR over steps: the forms beside each other for one run; for several, plain and centered in two panels."""
+    names = _check(runs, labels)
+    if len(runs) == 1:
+        figure, (ax,) = new_axes(1, row_height=3.2)
+        for column, color, words, linestyle in FORMS:
+            draw_curve(ax, runs[0], column, label=words, color=COLORS[color], linestyle=linestyle)
+        _draw_undefined(ax, runs)
+        ax.set_ylabel("LAR")
+        _legend(ax)
+        figure.set_label("Line chart of the log-alignment ratio over training steps, plain and centered.")
+        return figure
+    both = any(np.isfinite(np.asarray(run.get("lar_centered", np.nan), dtype=float)).any() for run in runs)
+    figure, axes = new_axes(2 if both else 1)
+    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+        draw_curve(axes[0], run, "lar", label=name, color=_color(i))
+        if both:
+            draw_curve(axes[1], run, "lar_centered", label=name, color=_color(i))
+    _draw_undefined(axes[0], runs)
+    axes[0].set_ylabel("LAR, plain")
+    if both:
+        axes[1].set_ylabel("LAR, centered")
+    _legend(axes[0])
+    figure.set_label(f"Line chart of the log-alignment ratio over training steps for {len(runs)} runs.")
+    return figure
+
+
+def effective_dim_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure:
+    """Draw the effective dimension k over steps on a log axis; for one run its centered form and the bound n too."""
+    names = _check(runs, labels)
+    figure, (ax,) = new_axes(1, row_height=3.2)
+    if len(runs) == 1:
+        run = runs[0]
+        draw_curve(ax, run, "effective_dim", label="plain", color=COLORS["plain"])
+        if "lar_centered" in run and "n" in run:
+            n = np.asarray(run["n"], dtype=float)
+            k = n ** (2 * (1 - np.asarray(run["lar_centered"], dtype=float)))
+            centered = {"step": run["step"], "effective_dim": k}
+            draw_curve(ax, centered, "effective_dim", label="centered (both)", color=COLORS["centered"])
+    else:
+        for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+            draw_curve(ax, run, "effective_dim", label=name, color=_color(i))
+    _log_scale(ax)
+    ax.set_ylabel("effective dimension k")
+    _legend(ax)
+    figure.set_label("Line chart of the effective dimension over training steps, on a logarithmic axis.")
+    return figure
+
+
+def _log_scale(ax: Axes) -> None:
+    """Logarithmic y axis whose ticks are plain numbers, also where the data span less than a decade."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def loss_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure | None:
+    """Draw the training loss and, where it was recorded, the held-out loss; None if no run has recorded a loss."""
+    names = _check(runs, labels)
+    figure, (ax,) = new_axes(1, row_height=3.2)
+    single = len(runs) == 1
+    seen = set()
+    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+        for column, words, color, linestyle in LOSSES:
+            shown = COLORS[color] if single else _color(i)
+            if draw_curve(ax, run, column, label=words if single else name, color=shown, linestyle=linestyle):
+                seen.add(column)
+    if not seen:
+        return None
+    ax.set_ylabel("loss (nats)")
+    if single:
+        _legend(ax)
+    else:
+        # Colors tell the runs apart, line styles the two losses: n + 2 entries and not 2 n.
+        by_color = [Line2D([], [], color=_color(i), label=name) for i, name in enumerate(names)]
+        by_style = [
+            Line2D([], [], color="#444444", linestyle=linestyle, label=words)
+            for column, words, _, linestyle in LOSSES
+            if column in seen
+        ]
+        _legend(ax, [*by_color, *by_style])
+    figure.set_label("Line chart of the training loss, and of the held-out loss where recorded, over training steps.")
+    return figure
+
+
+def drivers_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure | None:
+    """Draw what k is made of: the participation ratios of weights and inputs, and their coherence, k = sqrt(d_p d_q)/c.
+
+    None if no run has a spectral reading (`watch(..., spectra_every=...)`).
+    """
+    names = _check(runs, labels)
+    figure, axes = new_axes(3, row_height=1.8)
+    drawn = False
+    panels = (
+        ("weight_participation", "weight\nparticipation"),
+        ("input_participation", "input\nparticipation"),
+        ("coherence", "coherence"),
+    )
+    for ax, (column, words) in zip(axes, panels, strict=True):
+        for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+            drawn |= draw_curve(ax, run, column, label=name, color=_color(i))
+        ax.set_ylabel(words)
+    if not drawn:
+        return None
+    if len(runs) > 1:
+        _legend(axes[0])
+    figure.set_label("Line charts of the participation ratios of weights and inputs and of their coherence over steps.")
+    return figure
+
+
+def sites_figure(sites: Mapping[str, Columns]) -> Figure:
+    """Draw the plain LAR of several layers of one run."""
+    figure, (ax,) = new_axes(1, row_height=3.2)
+    for i, (site, columns) in enumerate(sites.items()):
+        draw_curve(ax, columns, "lar", label=site, color=_color(i), linestyle="-" if i < len(RUN_COLORS) else "--")
+    ax.set_ylabel("LAR, plain")
+    _legend(ax)
+    figure.set_label("Line chart of the plain log-alignment ratio of several layers over training steps.")
+    return figure

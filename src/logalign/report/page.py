@@ -1,0 +1,165 @@
+"""Write one self-contained HTML page: text, tables and figures, with nothing loaded from anywhere.
+
+The page is static: figures are inlined as SVG and there is no script at all, which a content security policy in the
+page enforces, so that a run's name or settings can never run as code. An interactive page (linked zoom, sliders) would cost
+megabytes of script and this guarantee.
+"""
+
+import io
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import logalign
+from logalign.errors import InputError, MissingExtraError
+from logalign.report.figures import house_style
+
+try:
+    import jinja2
+except ImportError as error:
+    raise MissingExtraError('reports need jinja2: pip install "logalign[report]"') from error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a page: a heading, its text, and below it a figure, a table or both.
+
+    Args:
+        heading: of the section.
+        text: plain text. A blank line begins a new paragraph; a paragraph whose lines all begin with "- " is a list.
+        figure: drawn below the text.
+        table: one mapping a row; the columns are the keys in the order of their first appearance.
+        alt: the figure in words, for people who do not see it; by default the label that the figure carries.
+    """
+
+    heading: str
+    text: str
+    figure: "Figure | None" = None
+    table: list[dict[str, object]] | None = None
+    alt: str = ""
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, str],
+) -> Path:
+    """Write a page and return its path.
+
+    Args:
+        path: of the HTML file; folders above it are made, an older file is replaced in one step.
+        title: of the page, also its first heading.
+        lead: one or two paragraphs under the title, the answer in words.
+        sections: in order.
+        facts: name and value, shown as a list after the sections.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    shown = [
+        {
+            "heading": section.heading,
+            "blocks": _blocks(section.text),
+            "svg": None if section.figure is None else _svg(section.figure, f"f{i}"),
+            "alt": _alt(section),
+            "table": _table(section.table),
+        }
+        for i, section in enumerate(sections)
+    ]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string((files("logalign.report") / "page.html").read_text(encoding="utf-8"))
+    html = template.render(
+        title=title, lead=_blocks(lead), sections=shown, facts=dict(facts), version=logalign.__version__
+    )
+    return _replace(Path(path), html)
+
+
+def _alt(section: Section) -> str:
+    label = "" if section.figure is None else str(section.figure.get_label())
+    return section.alt or label or section.heading
+
+
+def _blocks(text: str) -> list[dict[str, object]]:
+    """Split plain text into paragraphs and lists."""
+    blocks: list[dict[str, object]] = []
+    for part in re.split(r"\n\s*\n", text.strip()):
+        lines = [line.strip() for line in part.splitlines() if line.strip()]
+        if not lines:
+            continue
+        is_list = all(line.startswith("- ") for line in lines)
+        blocks.append({"list": is_list, "lines": [line.removeprefix("- ") for line in lines] if is_list else lines})
+    return blocks
+
+
+def _svg(figure: "Figure", prefix: str) -> str:
+    """Render a figure to SVG with ids that are unique on the page.
+
+    Matplotlib numbers ids anew in every figure, and in one HTML document two equal ids would show the first one's
+    shapes twice.
+    """
+    buffer = io.StringIO()
+    with house_style():
+        # No date, no creator: the same run gives the same bytes.
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+
+
+def _table(rows: list[dict[str, object]] | None) -> dict[str, object] | None:
+    if not rows:
+        return None
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    numeric = [all(_is_number(row.get(key)) or row.get(key) is None for row in rows) for key in header]
+    body = [list(zip([_cell(row.get(key)) for key in header], numeric, strict=True)) for row in rows]
+    return {"header": list(zip(header, numeric, strict=True)), "body": body}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _cell(value: object) -> str:
+    """Text of a table cell: four significant digits, an en dash for what is missing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Integral):
+        return f"{int(value):,}"
+    if isinstance(value, Real):
+        number = float(value)
+        if not math.isfinite(number):
+            return "–" if math.isnan(number) else str(number)
+        return f"{number:.4g}" if abs(number) < 10_000 else f"{number:,.0f}"
+    return str(value)
+
+
+def _replace(path: Path, text: str) -> Path:
+    """Write beside the target and move over it, so that a reader never sees half a page."""
+    if path.is_dir():
+        raise InputError(f"expected a file to write the report to; {path} is a folder: give a name such as report.html")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another place for the report") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
