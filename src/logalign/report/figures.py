@@ -204,8 +204,8 @@ def _legend(ax: Axes, entries: Sequence[Line2D] | None = None) -> None:
     with house_style():
         ax.legend(
             handles=handles,
-            loc="lower right",
-            bbox_to_anchor=(1.0, 1.0),
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
             ncols=max(1, min(len(handles), 5, _LEGEND_CHARACTERS // (longest + 6))),
             borderaxespad=0.2,
             handlelength=1.8,

@@ -1,8 +1,8 @@
 """Write one self-contained HTML page: text, tables and figures, with nothing loaded from anywhere.
 
 The page is static: figures are inlined as SVG and there is no script at all, which a content security policy in the
-page enforces, so that a run's name or settings can never run as code. An interactive page (linked zoom, sliders) would cost
-megabytes of script and this guarantee.
+page enforces, so that a run's name or settings can never run as code. An interactive page (linked zoom, sliders) would
+cost megabytes of script and this guarantee.
 """
 
 import io
@@ -35,7 +35,8 @@ class Section:
 
     Args:
         heading: of the section.
-        text: plain text. A blank line begins a new paragraph; a paragraph whose lines all begin with "- " is a list.
+        text: plain text. A blank line begins a new paragraph; one that begins with "- " is a list, with an item
+            at every line that begins so.
         figure: drawn below the text.
         table: one mapping a row; the columns are the keys in the order of their first appearance.
         alt: the figure in words, for people who do not see it; by default the label that the figure carries.
@@ -98,8 +99,11 @@ def _blocks(text: str) -> list[dict[str, object]]:
         lines = [line.strip() for line in part.splitlines() if line.strip()]
         if not lines:
             continue
-        is_list = all(line.startswith("- ") for line in lines)
-        blocks.append({"list": is_list, "lines": [line.removeprefix("- ") for line in lines] if is_list else lines})
+        if lines[0].startswith("- "):
+            items = re.split(r"\n- ", "\n".join(lines).removeprefix("- "))
+            blocks.append({"list": True, "lines": items})
+        else:
+            blocks.append({"list": False, "lines": lines})
     return blocks
 
 

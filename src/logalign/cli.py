@@ -1,0 +1,209 @@
+"""The command `logalign`: thin commands over the library, with one clear line for every mistake of the user.
+
+Every command imports what it needs when it runs, so that `--help` is quick and works without the optional packages.
+
+Exit status: 0 done, 1 an error (one line on standard error), 2 wrong usage, 130 interrupted.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+import logalign
+from logalign.errors import LogAlignError
+
+INTRODUCTION = """\
+Is a network memorizing or generalizing? Measured while it trains, without held-out data.
+
+logalign records the log-alignment ratio (LAR) of a network's last layer: how well its weights line up with its inputs,
+1 for one shared direction, near 1/2 for unrelated ones. How it moves during training is the signal. In your own
+training:
+
+    monitor = logalign.watch(model, run="runs/first")
+    ...
+    monitor.step(loss=loss)        # after every optimizer step
+
+From the command line:
+
+    logalign demo label-noise      # one minute: clean labels beside random ones
+    logalign report runs/first     # draw what was recorded, as one HTML file
+"""
+
+DEMO_INTRODUCTION = """\
+Train a small network here and now, and see what LAR says.
+
+Each demo writes its runs and a report into a folder and names them at the end. Interrupted, it goes on where it stopped
+when the same command is given again; --fresh begins anew.
+"""
+
+
+class _Commands(TyperGroup):
+    """A group of commands that turns what the user can mend into one line on standard error."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        # The demos first: they are what a newcomer can run.
+        return sorted(super().list_commands(ctx), key=lambda name: name != "demo")
+
+    def invoke(self, ctx: Any) -> Any:
+        errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        try:
+            return super().invoke(ctx)
+        except LogAlignError as error:
+            errors.print(f"error: {error}")
+            raise typer.Exit(1) from error
+        except OSError as error:
+            # With a file's name it is about the user's disk (full, read-only); without one it may be our mistake.
+            if error.filename is None:
+                raise
+            errors.print(f"error: {error.filename}: {error.strerror}")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            go_on = ": give the same command again, without --fresh, to go on where it stopped"
+            errors.print(f"interrupted{go_on if ctx.invoked_subcommand == 'demo' else ''}")
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="logalign",
+    help=INTRODUCTION,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+demo = typer.Typer(name="demo", help=DEMO_INTRODUCTION, no_args_is_help=True, rich_markup_mode="markdown")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"logalign {logalign.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for runs and report. [logalign-demos/NAME]")]
+Seed = Annotated[int, typer.Option(min=0, help="Of initial weights, data and order of batches.")]
+Device = Annotated[str, typer.Option(help="Any PyTorch device, such as cpu, cuda, mps.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew instead of going on from an interrupted run.")]
+
+
+def _demo_folder(out: Path | None, name: str) -> Path:
+    return Path("logalign-demos") / name if out is None else out
+
+
+app.add_typer(demo)
+
+
+@demo.command("label-noise")
+def label_noise(
+    out: Out = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each of the two runs.")] = 1500,
+    noise: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the noisy run's labels made random.")] = 0.4,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    fresh: Fresh = False,
+) -> None:
+    """Digits, once with clean labels and once with random ones (under a minute).
+
+    Both training losses go to zero. LAR stays flat with clean labels and falls with wrong ones, before the held-out
+    loss turns up.
+    """
+    from logalign.demos import label_noise
+
+    label_noise.run(
+        out=_demo_folder(out, "label-noise"), steps=steps, noise=noise, seed=seed, device=device, fresh=fresh
+    )
+
+
+@demo.command("language-model")
+def language_model(
+    out: Out = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="A text file to train on; may be repeated. [Python's own sources]")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each of the two runs.")] = 1100,
+    unique_tokens: Annotated[int, typer.Option(min=1, help="Tokens that the second run repeats.")] = 200_000,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    fresh: Fresh = False,
+) -> None:
+    """A small GPT, on fresh text and on a small text repeated (some minutes).
+
+    Shows how far LAR falls away from the run on fresh text, beside the true gap between training and held-out loss.
+    """
+    from logalign.demos import language_model
+
+    language_model.run(
+        out=_demo_folder(out, "language-model"),
+        text=text,
+        steps=steps,
+        unique_tokens=unique_tokens,
+        seed=seed,
+        device=device,
+        fresh=fresh,
+    )
+
+
+@demo.command("grokking")
+def grokking(
+    out: Out = None,
+    p: Annotated[int, typer.Option(min=3, help="The modulus of the addition to be learned, a prime number.")] = 59,
+    width: Annotated[int, typer.Option(min=2, help="Width of the embedding and of the last layer's input, n.")] = 64,
+    weight_decay: Annotated[float, typer.Option(min=0.0, help="With 0 the network never generalizes.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 1500,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    fresh: Fresh = False,
+) -> None:
+    """Modular addition until the network generalizes (under two minutes).
+
+    Shows the effective dimension falling to the number of directions that the learned function uses.
+    """
+    from logalign.demos import grokking
+
+    grokking.run(
+        out=_demo_folder(out, "grokking"),
+        p=p,
+        width=width,
+        weight_decay=weight_decay,
+        steps=steps,
+        seed=seed,
+        device=device,
+        fresh=fresh,
+    )
+
+
+@app.command("report")
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders, or JSONL or CSV files with columns step and lar."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Draw one run, or several over each other, as one HTML file that loads nothing from anywhere."""
+    from logalign.report.run_report import write_run_report
+
+    typer.echo(f"report: {write_run_report(runs, out)}")
+
+
+def main() -> None:
+    """Run the command line; the entry point of the script `logalign`."""
+    app(prog_name="logalign")
+
+
+if __name__ == "__main__":
+    main()
