@@ -1,0 +1,96 @@
+import html
+import re
+from pathlib import Path
+
+import pytest
+
+from logalign.errors import InputError, RunError
+from logalign.report.run_report import write_run_report
+
+
+def text_of(path: Path) -> str:
+    """The words of a page, without tags, styles and figures."""
+    page = re.sub(r"<(style|svg).*?</\1>", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+def test_report_of_one_run_names_the_layer_and_the_numbers(write_run, tmp_path):
+    run = write_run("first")
+    text = text_of(write_run_report([run.path], tmp_path / "report.html"))
+    assert "Log-alignment ratio: first" in text
+    assert "LAR was 0.500 at step 0 and 0.690 at step 190." in text
+    assert "Layer lm_head, 512 × 64 (outputs × inputs)" in text
+    assert "How it was found get_output_embeddings: the model names its own" in text
+    assert "Weight tied to the input embedding no" in text
+    assert "Loss mask labels" in text
+    assert "Readings 20, steps 0 to 190, one every 10 steps" in text
+    assert "Undefined readings none" in text
+    assert "Non-finite rows 0" in text
+    assert "Share of tokens kept by the mask 90.0% in the median, 90.0% at the lowest" in text
+    assert "Resumed never" in text
+    assert "Started 2023-11-14 22:13 UTC" in text
+    assert "gives no verdict" in text
+    assert "slingshots" in text
+
+
+def test_undefined_readings_are_counted_with_their_reasons(write_run, tmp_path):
+    run = write_run(lars=[0.5, None, 0.6, None])
+    text = text_of(write_run_report([run], tmp_path / "report.html"))
+    assert "Undefined readings 2: the outputs hold NaN" in text
+    assert "Non-finite rows 4" in text
+
+
+def test_a_run_with_no_defined_reading_is_reported_so(write_run, tmp_path):
+    text = text_of(write_run_report([write_run(lars=[None, None])], tmp_path / "report.html"))
+    assert "none of the 2 readings is defined" in text
+
+
+def test_extremes_inside_the_run_are_said(write_run, tmp_path):
+    text = text_of(write_run_report([write_run(lars=[0.5, 0.8, 0.4, 0.6])], tmp_path / "report.html"))
+    assert "LAR was 0.500 at step 0 and 0.600 at step 30 (highest 0.800 at step 10, lowest 0.400 at step 20)." in text
+
+
+def test_several_runs_are_laid_over_each_other_and_told_apart(write_run, tmp_path):
+    runs = [write_run("a/run"), write_run("b/run", lars=[0.5, 0.4, 0.3])]
+    page = write_run_report([run.path for run in runs], tmp_path / "report.html")
+    text = text_of(page)
+    assert "Log-alignment ratio: 2 runs" in text
+    assert "a/run: LAR was 0.500 at step 0 and 0.690 at step 190." in text
+    assert "b/run: LAR was 0.500 at step 0 and 0.300 at step 20." in text
+
+
+def test_several_layers_get_a_figure_and_a_table(write_run, tmp_path):
+    run = write_run(sites=("blocks.0.mlp", "unembedding"))
+    text = text_of(write_run_report([run], tmp_path / "report.html"))
+    assert "Site unembedding" in text
+    assert "unembedding lm_head 512 × 64 190 0.69" in text
+    assert "blocks.0.mlp blocks.0.mlp 512 × 64 190 0.69" in text
+
+
+def test_plain_csv_file_is_enough(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("step,lar\n0,0.5\n10,0.55\n")
+    text = text_of(write_run_report([log], tmp_path / "report.html"))
+    assert "LAR was 0.500 at step 0 and 0.550 at step 10." in text
+    assert "Non-finite rows not recorded" in text
+
+
+def test_losses_are_drawn_where_they_were_recorded(write_run, tmp_path):
+    with_loss = write_run_report([write_run("with", val_loss=3.0)], tmp_path / "with.html").read_text()
+    without = write_run_report([write_run("without", loss=None)], tmp_path / "without.html").read_text()
+    assert "<h2>Loss</h2>" in with_loss
+    assert "<h2>Loss</h2>" not in without
+
+
+def test_bad_runs_are_one_clear_error(write_run, tmp_path):
+    out = tmp_path / "report.html"
+    run = write_run()
+    with pytest.raises(InputError, match="expected 1 to 8 runs"):
+        write_run_report([], out)
+    with pytest.raises(InputError, match="the same one given twice"):
+        write_run_report([run, run.path], out)
+    with pytest.raises(RunError, match="found nothing there"):
+        write_run_report([tmp_path / "none"], out)
+    with pytest.raises(InputError, match="at least one reading"):
+        write_run_report([write_run("empty", lars=[])], out)
+    assert not out.exists()
