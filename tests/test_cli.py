@@ -1,0 +1,180 @@
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import logalign
+from logalign.cli import app
+from logalign.errors import InputError
+
+
+@pytest.fixture
+def cli(monkeypatch, tmp_path):
+    """Run a command line in an empty folder, on a terminal of a known width."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "dumb")
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, [str(argument) for argument in arguments])
+
+
+def test_version(cli):
+    result = cli("--version")
+    assert (result.exit_code, result.output) == (0, f"logalign {logalign.__version__}\n")
+
+
+def test_help_tells_a_newcomer_what_lar_is_and_what_to_type(cli):
+    result = cli("--help")
+    assert result.exit_code == 0
+    for expected in (
+        "memorizing or generalizing",
+        "log-alignment ratio (LAR)",
+        "logalign demo label-noise",
+        "logalign.watch(",
+    ):
+        assert expected in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (("demo", "label-noise"), ["--out", "--steps", "--noise", "--seed", "--device", "--fresh"]),
+        (
+            ("demo", "language-model"),
+            ["--out", "--text", "--steps", "--unique-tokens", "--seed", "--device", "--fresh"],
+        ),
+        (
+            ("demo", "grokking"),
+            ["--out", "--p", "--width", "--weight-decay", "--steps", "--seed", "--device", "--fresh"],
+        ),
+        (("report",), ["RUN", "--out"]),
+    ],
+)
+def test_every_command_has_help(cli, command, options):
+    result = cli(*command, "--help")
+    assert result.exit_code == 0
+    for option in options:
+        assert option in result.output
+
+
+def test_report_writes_the_page_and_names_it(cli, write_run, tmp_path):
+    run = write_run()
+    result = cli("report", run.path)
+    assert (result.exit_code, result.stdout) == (0, "report: report.html\n")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert cli("report", run.path, write_run("second").path, "-o", tmp_path / "two.html").exit_code == 0
+    assert "2 runs" in (tmp_path / "two.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "error: nowhere: expected a run folder, a JSONL or a CSV file, found nothing there\n"),
+        (["damaged"], "expected a JSON object"),
+        (["{run}", "-o", "."], "is a folder: give a name such as report.html"),
+        (["{run}", "{run}"], "the same one given twice"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_1(cli, write_run, tmp_path, arguments, message):
+    run = write_run()
+    write_run("damaged")
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    result = cli("report", *(argument.format(run=run.path) for argument in arguments))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_wrong_usage_is_status_2(cli):
+    for arguments in (
+        ["report"],
+        ["nonsense"],
+        ["demo", "label-noise", "--noise", "2"],
+        ["demo", "grokking", "--steps", "x"],
+    ):
+        result = cli(*arguments)
+        assert result.exit_code == 2
+        assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "message"),
+    [
+        (InputError("expected this, found that"), 1, "error: expected this, found that\n"),
+        (PermissionError(13, "Permission denied", "/data/run"), 1, "error: /data/run: Permission denied\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_a_command_raises_becomes_one_line(cli, monkeypatch, raised, status, message):
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setattr("logalign.report.run_report.write_run_report", fail)
+    result = cli("report", "run")
+    assert (result.exit_code, result.stderr) == (status, message)
+
+
+def test_our_own_mistakes_are_not_hidden(cli, monkeypatch):
+    def fail(*_):
+        raise AssertionError("ours")
+
+    monkeypatch.setattr("logalign.report.run_report.write_run_report", fail)
+    assert isinstance(cli("report", "run").exception, AssertionError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "expected"),
+    [
+        (["label-noise", "--steps", "3", "--noise", "0.2"], "label_noise", {"steps": 3, "noise": 0.2, "fresh": False}),
+        (
+            ["language-model", "--text", "a.txt", "--text", "b.txt", "--fresh"],
+            "language_model",
+            {"unique_tokens": 200_000, "fresh": True},
+        ),
+        (["grokking", "--weight-decay", "0", "--seed", "4"], "grokking", {"weight_decay": 0.0, "seed": 4, "p": 59}),
+    ],
+)
+def test_demo_options_reach_the_demo(cli, monkeypatch, arguments, module, expected):
+    import importlib
+    import inspect
+
+    demo = importlib.import_module(f"logalign.demos.{module}")
+    signature = inspect.signature(demo.run)
+    seen = {}
+    monkeypatch.setattr(demo, "run", lambda **given: seen.update(given))
+    result = cli("demo", *arguments)
+    assert result.exit_code == 0, result.output
+    assert seen.items() >= expected.items()
+    assert str(seen["out"]) == f"logalign-demos/{arguments[0]}"
+    signature.bind(**seen)
+    # The command's defaults are the function's own.
+    for name, parameter in signature.parameters.items():
+        if name in seen and name not in ("out", "text") and f"--{name.replace('_', '-')}" not in arguments:
+            assert seen[name] == parameter.default, name
+
+
+def test_interrupted_demo_says_how_to_go_on(cli, monkeypatch):
+    from logalign.demos import label_noise
+
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(label_noise, "run", interrupt)
+    result = cli("demo", "label-noise")
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted: give the same command again, without --fresh, to go on where it stopped\n"
+
+
+def test_installed_module_runs_as_a_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "logalign.cli", "report", "nowhere"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: nowhere: expected a run folder, a JSONL or a CSV file, found nothing there\n"

@@ -1,0 +1,125 @@
+"""The hourglass of docs/architecture.md: imports point one way, from both sides to the waist.
+
+Read from the source with `ast`, so that an import inside a function counts too.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import logalign
+
+SOURCE = Path(logalign.__file__).parent
+FRAMEWORKS = {"torch", "jax", "jaxlib", "tensorflow", "keras", "flax", "transformers", "lightning", "accelerate"}
+
+PARTS = {
+    "ground": ["errors"],
+    "sums": ["arrays", "energies", "spectrum"],
+    "waist": ["readings", "runlog"],
+    "producers": ["torch", "jax"],
+    "consumers": ["diagnosis", "trackers", "report"],
+    "composition": ["monitor", "integrations", "demos", "cli"],
+}
+MAY_IMPORT = {
+    "ground": {"ground"},
+    "sums": {"ground", "sums"},
+    # A reading is made of one site's energies.
+    "waist": {"ground", "sums", "waist"},
+    "producers": {"ground", "sums", "waist", "producers"},
+    # Not the sums: what a consumer knows of arrays is the numbers in the readings.
+    "consumers": {"ground", "waist", "consumers"},
+    "composition": set(PARTS),
+}
+MAY_IMPORT_FRAMEWORKS = {"producers", "composition"}
+
+
+def module_name(path: Path) -> str:
+    parts = ("logalign", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def part_of(module: str) -> str | None:
+    """The part of the hourglass that a module of logalign belongs to; None for the package itself."""
+    names = module.split(".")[1:]
+    if not names:
+        return None
+    found = [part for part, tops in PARTS.items() if names[0] in tops]
+    assert found, f"{module} belongs to no part: give it one here and in docs/architecture.md"
+    return found[0]
+
+
+def imports_of(tree: ast.AST, module: str, *, is_package: bool) -> set[str]:
+    """Every module that a source file imports, wherever in the file, those for types only included."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.split(".")
+                above = above[: len(above) - node.level + is_package]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            # `from logalign import x` may name a module or a lazily loaded name: both are looked at.
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names if base.split(".")[0] == "logalign")}
+    return found
+
+
+def faults_of(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """What in a source file breaks the rules, in words."""
+    part = part_of(module)
+    if part is None:
+        return []
+    faults = []
+    for name in sorted(imports_of(ast.parse(source), module, is_package=is_package)):
+        top = name.split(".")[0]
+        if top in FRAMEWORKS and part not in MAY_IMPORT_FRAMEWORKS:
+            faults.append(f"{module} ({part}) imports the framework {top}")
+        if top == "logalign":
+            target = part_of(resolved(name))
+            if target is not None and target not in MAY_IMPORT[part]:
+                faults.append(f"{module} ({part}) imports {name} ({target})")
+    return faults
+
+
+def resolved(name: str) -> str:
+    """The module behind a dotted name: `logalign.watch` is `logalign.monitor`; other names stay as they are."""
+    names = name.split(".")
+    if len(names) > 1 and names[1] in logalign._HOME:
+        module: str = logalign._HOME[names[1]]
+        return module
+    return "logalign" if len(names) > 1 and names[1].startswith("__") else name
+
+
+SOURCES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[module_name(path) for path in SOURCES])
+def test_imports_point_one_way(path):
+    assert faults_of(path.read_text(encoding="utf-8"), module_name(path), is_package=path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("logalign.readings", "import torch"),
+        ("logalign.energies", "def f():\n    import torch.nn as nn"),
+        ("logalign.report.page", "from logalign.monitor import Monitor"),
+        ("logalign.report.page", "from ..monitor import Monitor"),
+        ("logalign.report.page", "from logalign import watch"),
+        ("logalign.diagnosis.trend", "if TYPE_CHECKING:\n    from jax import Array"),
+        ("logalign.torch.hooks", "from logalign.monitor import Monitor"),
+        ("logalign.torch.hooks", "from logalign.report import page"),
+        ("logalign.report.figures", "from logalign.energies import Energies"),
+        ("logalign.runlog", "from logalign.torch import sites"),
+    ],
+)
+def test_the_check_sees_a_wrong_import(module, source):
+    assert len(set(faults_of(source, module))) >= 1
+
+
+def test_the_check_allows_what_is_right():
+    assert faults_of("import torch\nfrom logalign import Energies, __version__", "logalign.torch.hooks") == []
+    assert faults_of("from logalign.torch import hooks\nfrom . import readings", "logalign.monitor") == []
+    assert faults_of("from .figures import lar_figure", "logalign.report.page") == []
