@@ -87,9 +87,7 @@ def checked_layer(
         )
     m, n = arrays["weight"].shape
     if n == 1:
-        raise InputError(
-            f"weight: expected fan-in n of at least 2, found shape {(m, n)}; log_n is undefined for n = 1"
-        )
+        raise InputError(f"weight: expected fan-in n of at least 2, found shape {(m, n)}; log_n is undefined for n = 1")
     leading = _leading_shape("inputs", arrays["inputs"], n, (m, n))
     flat_mask = None if mask is None else _flat_mask(xp, mask, leading, compat.device(arrays["inputs"]))
     if bias is not None and tuple(arrays["bias"].shape) != (m,):

@@ -1,8 +1,8 @@
 """Energies: the sums of squares from which the log-alignment ratio of a linear layer is taken.
 
-Method: sums first, ratios and logs last. The sums of one layer `z = W x` merge exactly over tokens (micro-batches, data
-parallel ranks) and over output rows (vocabulary shards), as LARs themselves do not. The alternative, averaging the LAR of
-every batch, is simpler and wrong.
+Method: sums first, ratios and logs last. The sums of one layer `z = W x` merge exactly over tokens (micro-batches,
+data parallel ranks) and over output rows (vocabulary shards), as LARs themselves do not. The alternative, averaging
+the LAR of every batch, is simpler and wrong.
 
 Shapes: `W [m, n]`, `X [T, n]`, `Z = X W^T [T, m]` without bias. Centering is the two-way analysis of variance of Z: its
 row sums (over the vocabulary), its column sums (over tokens) and its grand sum are all that the centered forms need.
@@ -52,8 +52,8 @@ class Energies:
         logit_sums: Those sums themselves, shape [T]; None where only their energy was kept, and then parts of the
             vocabulary cannot be merged any more.
         nonfinite: Rows of W, X or Z that hold a NaN or an infinity.
-        rounding: Relative error of the three energies; a centered energy smaller than this share of the plain one is
-            undefined.
+        rounding: Bound on the relative error of the energies; a centered energy smaller than this share of the plain
+            one is undefined, and from 1 on everything is.
 
     Example:
         >>> import numpy as np
@@ -180,7 +180,7 @@ class Energies:
     @property
     def overlap(self) -> float:
         """`<p, q> = E_Z / (E_W E_X)`, in [0, 1]."""
-        return _overlap(self.weight, self.input, self.output)
+        return _overlap(self.weight, self.input, self.output) if self.rounding < 1 else math.nan
 
     @property
     def lar(self) -> float:
@@ -224,6 +224,8 @@ class Energies:
                 return f"the {name} energy is not finite"
             if energy <= 0:
                 return f"the {name} energy is zero"
+        if self.rounding >= 1:
+            return "of the output energy nothing but rounding is left beside the bias"
         return None
 
     def merge_tokens(self, other: Energies) -> Energies:
@@ -406,8 +408,7 @@ def _output_energy(layer: Layer, inputs: Array, row_offset: Array) -> float:
         if energy > SMALLEST_GRAM_OVERLAP * weight_energy * input_energy:
             return energy
     return sum(
-        float(xp.sum((inputs @ (block - row_offset).T) ** 2))
-        for _, block in layer.blocks(layer.weight, max(tokens, n))
+        float(xp.sum((inputs @ (block - row_offset).T) ** 2)) for _, block in layer.blocks(layer.weight, max(tokens, n))
     )
 
 

@@ -19,3 +19,7 @@ class RunError(LogAlignError):
 
 class MissingExtraError(LogAlignError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
+
+
+class LogAlignWarning(UserWarning):
+    """Something was not measured, or not as asked; training goes on."""

@@ -1,8 +1,8 @@
 """Spectra of a linear layer: which directions its weight offers, and which its inputs use.
 
-Method: one eigendecomposition of the Gram matrix `G = W^T W [n, n]`; the activations enter by `C = X^T X [n, n]`. The
-alternative, an SVD of `W [m, n]`, gives the small singular values to more digits, at many times the cost and with a copy
-of W; only squares of singular values are needed here.
+Method: one eigendecomposition of the Gram matrix `G = W^T W [n, n]`; the activations enter by `C = X^T X [n, n]`.
+The alternative, an SVD of `W [m, n]`, gives the small singular values to more digits, at many times the cost and with
+a copy of W; only squares of singular values are needed here.
 
 (The module is not called `spectra`, for the public function `logalign.spectra` is.)
 """

@@ -1,0 +1,1 @@
+"""What readings mean: consumers of runs, free of any tensor framework."""

@@ -1,0 +1,477 @@
+"""The monitor: hooks, run log and readings behind one call, `watch(model)`.
+
+It composes: the hooks of `logalign.torch` sum on the device, `step()` brings the sums to the host in one transfer,
+and the readings go to the run log and to the caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import logalign
+from logalign.errors import InputError, LogAlignError, LogAlignWarning, MissingExtraError
+from logalign.readings import FIELDS, UNEMBEDDING, Reading, Readings, finite
+from logalign.runlog import SPECTRA, RunWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from logalign.spectrum import Spectra
+    from logalign.torch.hooks import Recorder
+    from logalign.torch.meter import Meter
+
+log = logging.getLogger("logalign")
+
+SILENT_STEPS = 3
+"""Monitored steps in a row without a reading after which the user is told."""
+UNSTEPPED_UPDATES = 3
+"""Weight updates without a call of `step()` after which the user is told."""
+
+
+def watch(
+    model: nn.Module,
+    *,
+    layers: str | Sequence[str] = UNEMBEDDING,
+    every: int = 10,
+    spectra_every: int = 0,
+    run: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    ignore_index: int = -100,
+    shift_labels: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
+    history: int = 10_000,
+) -> Monitor:
+    """Watch a PyTorch model while it trains: measure the log-alignment ratio of its unembedding.
+
+    Args:
+        model: The network, in whatever wrapper it is trained.
+        layers: "unembedding" finds it: what `get_output_embeddings()` gives, else a well-known name such as `lm_head`,
+            else the last linear layer to run in the first forward. A module name says which it is. A list of names,
+            shell-style patterns and "unembedding" watches several layers.
+        every: A reading is taken at step 0 and every so many steps.
+        spectra_every: Take p, q and the decomposition of k, too, every so many steps; 0 for never.
+        run: A folder to record to; docs/run-format.md specifies it. None keeps readings in memory only.
+        resume: Continue the run in that folder, or begin it if there is none. The count of steps goes on after its last
+            reading, unless `load_state_dict()` sets it.
+        ignore_index: The label that does not count, where labels are seen among the forward's arguments.
+        shift_labels: Whether the model shifts `labels` by one itself; None tells by its class, as Transformers names
+            them: `...ForCausalLM` and `...LMHeadModel` do.
+        settings: What else to record in run.json, for instance the training's hyperparameters.
+        history: How many steps' readings to keep in memory.
+
+    Returns:
+        A Monitor; call its `step()` once per optimizer step. Weights are bit-identical with and without it.
+
+    Raises:
+        InputError: an argument of the wrong type or value.
+        SiteError: no such layer, no linear layer, fan-in 1, or the model is watched already.
+        RunError: the folder holds a run and `resume` is False, or it is damaged or cannot be written.
+        MissingExtraError: PyTorch is not installed.
+
+    Example:
+        >>> import torch, logalign
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> with logalign.watch(model, every=1) as monitor:
+        ...     for _ in range(3):
+        ...         loss = model(torch.randn(32, 8)).square().mean()
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         readings = monitor.step(loss=loss)
+        >>> readings.main.step, readings.main.n
+        (2, 16)
+    """
+    try:
+        from torch import nn
+    except ImportError as error:
+        raise MissingExtraError('watch() needs PyTorch: pip install "logalign[torch]"') from error
+    from logalign.torch.hooks import Recorder
+    from logalign.torch.masks import TokenMask
+    from logalign.torch.sites import find_sites
+
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
+    if every < 1:
+        raise InputError(f"every: expected a whole number of steps from 1 on, found {every}")
+    if spectra_every < 0 or spectra_every % every:
+        raise InputError(f"spectra_every: expected 0 or a multiple of every={every}, found {spectra_every}")
+    found = find_sites(model, layers)
+    mask = TokenMask(model, ignore_index=ignore_index, shift_labels=shift_labels)
+    recorder = Recorder(model, found, mask)
+    try:
+        writer = None
+        if run is not None:
+            meta = {
+                "logalign_version": logalign.__version__,
+                "model": type(model).__name__,
+                "main": found.main,
+                "every": every,
+                "spectra_every": spectra_every,
+                "sites": {},
+                "settings": dict(settings or {}),
+            }
+            writer = RunWriter(run, meta, resume=resume)
+        return Monitor(recorder, writer, main=found.main, every=every, spectra_every=spectra_every, history=history)
+    except BaseException:
+        recorder.detach()
+        raise
+
+
+class Monitor:
+    """What `watch()` returns: call `step()` once per optimizer step, and `close()` at the end (or use `with`).
+
+    Attributes:
+        readings: The readings of the monitored steps so far, the latest last (as many as `history` says).
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        writer: RunWriter | None,
+        *,
+        main: str,
+        every: int,
+        spectra_every: int,
+        history: int,
+    ) -> None:
+        self.readings: deque[Readings] = deque(maxlen=history)
+        self._recorder = recorder
+        self._writer = writer
+        self._main = main
+        self._every = every
+        self._spectra_every = spectra_every
+        self._step = 0
+        self._tokens_seen: dict[str, tuple[int, int]] = {}  # site: tokens, up to and including which step
+        self._described: dict[str, Any] = {}
+        self._silent: dict[str, int] = {}
+        self._warned: set[str] = set()
+        self._closed = False
+        self._resume_at: int | None = None
+        if writer is not None and writer.resumed:
+            self._resume_after(writer)
+        self._arm()
+        self._describe()
+
+    @property
+    def next_is_monitored(self) -> bool:
+        """Whether the step under way, the one that the next `step()` completes, is a monitored one."""
+        return self._step % self._every == 0
+
+    @property
+    def sites(self) -> dict[str, dict[str, Any]]:
+        """What is measured, by site: module, shapes, tied or not, bias, how it was found, where the mask comes from."""
+        return {
+            label: site.description() | {"mask": self._recorder.mask.source}
+            for label, site in self._recorder.sites.items()
+        }
+
+    def step(
+        self,
+        *,
+        loss: float | Tensor | None = None,
+        lr: float | None = None,
+        epoch: float | None = None,
+        **extra: float | Tensor,
+    ) -> Readings | None:
+        """Say that an optimizer step is complete; on monitored steps, take the reading of its forwards.
+
+        Args:
+            loss: The training loss of this step, recorded beside the reading.
+            lr: The learning rate.
+            epoch: Passes over the data so far.
+            **extra: Any other number to record, for instance `val_loss`.
+
+        Returns:
+            The readings of this step by site on monitored steps, else None. All that is passed is recorded on monitored
+            steps only. It may be called before or after `optimizer.step()`: the reading is of the forward.
+
+        Raises:
+            InputError: a value that is no number, or a name that readings use themselves.
+        """
+        step = self._step
+        self._step = step + 1
+        if step % self._every:
+            if self._step % self._every == 0:
+                self._arm()
+            return None
+        if self._closed:
+            raise LogAlignError("step() on a monitor that is closed; watch the model again to go on")
+        return self._read(step, {"loss": loss, "lr": lr, "epoch": epoch}, extra)
+
+    def mask(self, mask: Tensor) -> None:
+        """Say which tokens of the next forward count; labels among the forward's arguments are then not looked at.
+
+        Args:
+            mask: bool, of the shape of the tokens that reach the layer: its inputs' shape without the last axis.
+
+        Raises:
+            InputError: not a tensor of bool. A wrong shape is told by the forward.
+        """
+        if self._recorder.armed:
+            self._recorder.mask.give(mask)
+
+    def observe(
+        self,
+        weight: Tensor,
+        inputs: Tensor,
+        *,
+        outputs: Tensor | None = None,
+        bias: Tensor | None = None,
+        mask: Tensor | None = None,
+        site: str = UNEMBEDDING,
+    ) -> None:
+        """Measure a linear map that no module computes, such as the one inside a fused loss.
+
+        Call it where the loss is computed. Between monitored steps, and where gradients are off, it does nothing.
+        Several calls in one step pool their tokens.
+
+        Args:
+            weight: [m, n] (out, in).
+            inputs: [..., n].
+            outputs: [..., m] if at hand, with the bias in it; without them their energy is taken from the rest.
+            bias: [m].
+            mask: [...] of bool, the tokens that count.
+            site: The name that the reading gets.
+
+        Raises:
+            InputError: wrong shapes or dtypes, or the site's own forward ran in this step, too.
+        """
+        import torch
+
+        if not self._recorder.armed or not torch.is_grad_enabled():
+            return
+        from logalign.arrays import checked_layer
+
+        checked_layer(weight, inputs, outputs=outputs, bias=bias)
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != inputs.shape[:-1]):
+            raise InputError(
+                f"mask: expected bool of shape {tuple(inputs.shape[:-1])}, found {mask.dtype} of {tuple(mask.shape)}"
+            )
+        self._recorder.observe(site, weight, inputs, outputs=outputs, bias=bias, mask=mask)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep so that `load_state_dict()` can go on: the step and the tokens seen."""
+        seen = {site: list(pair) for site, pair in self._tokens_seen.items()}
+        return {"version": 1, "step": self._step, "tokens_seen": seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on at the step of a checkpoint; readings in the run from that step on are superseded.
+
+        Raises:
+            InputError: not a state that `state_dict()` gave.
+        """
+        if state.get("version") != 1 or not isinstance(state.get("step"), int):
+            raise InputError(f"state: expected what Monitor.state_dict() gives (version 1), found {dict(state)!r}")
+        self._step = state["step"]
+        self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in state["tokens_seen"].items()}
+        if self._writer is not None and self._writer.resumed:
+            self._resume_at = self._step
+        self._recorder.take()
+        self._arm()
+
+    def close(self) -> None:
+        """Take the hooks off and close the run log; safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._step == 0 and self._recorder.meters:
+            self._warn(
+                "no step", "forwards were measured, but step() was never called: call it once per optimizer step"
+            )
+        self._recorder.armed = False
+        self._recorder.detach()
+        if self._writer is not None:
+            self._writer.event("close", step=self._step)
+            self._writer.close()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        sentences = "; ".join(site.sentence() for site in self._recorder.sites.values())
+        return f"Monitor(step {self._step}, every {self._every}; {sentences or 'sites are found in the first forward'})"
+
+    def _arm(self) -> None:
+        recorder = self._recorder
+        recorder.armed = not self._closed and self.next_is_monitored
+        recorder.spectral = bool(self._spectra_every) and self._step % self._spectra_every == 0
+
+    def _resume_after(self, writer: RunWriter) -> None:
+        last = writer.last
+        self._step = last.step + 1 if last is not None else 0
+        self._resume_at = self._step
+        if last is not None and last.tokens_seen is not None:
+            self._tokens_seen = {last.site: (last.tokens_seen, last.step)}
+
+    def _read(self, step: int, given: Mapping[str, Any], extra: Mapping[str, Any]) -> Readings:
+        from logalign.torch.meter import unpack
+
+        recorder = self._recorder
+        recorder.settle()
+        unstepped = recorder.unstepped
+        meters = recorder.take()
+        spectral = recorder.spectral
+        packed = {site: meter.pack() for site, meter in meters.items()}
+        hosts, numbers = _to_host({site: each.vector for site, each in packed.items()}, {**given, **extra})
+        self._arm()
+        if unstepped >= UNSTEPPED_UPDATES:
+            self._warn(
+                "unstepped",
+                f"the weights changed {unstepped} times between two calls of step(): call it once per optimizer step; "
+                "this reading pools forwards of several updates",
+            )
+        common = {name: numbers.pop(name) for name in given} | {"step": step, "time": time.time(), "extra": numbers}
+        readings: dict[str, Reading] = {}
+        for site, each in packed.items():
+            energies, offered, masked = unpack(each, hosts[site])
+            known = recorder.sites.get(site)
+            fields: dict[str, Any] = {
+                **common,
+                "site": site,
+                "tokens_seen": self._count(site, step, offered),
+                "kept": energies.tokens / offered if masked and offered else None,
+            }
+            if spectral:
+                fields |= self._spectral_fields(step, site, meters[site])
+            softmax = known.softmax if known is not None else site == UNEMBEDDING
+            readings[site] = Reading.from_energies(energies, softmax=softmax, **fields)
+            if readings[site].reason is not None:
+                self._warn(f"undefined {site}", f"step {step}, {site}: no LAR, for {readings[site].reason}")
+        for site, known in recorder.sites.items():
+            if site not in readings:
+                readings[site] = self._silent_reading(site, known.shape, common)
+        if self._main not in readings:
+            readings[self._main] = self._silent_reading(self._main, None, common)
+        taken = Readings(readings, main=self._main)
+        self._write(taken)
+        self.readings.append(taken)
+        return taken
+
+    def _count(self, site: str, step: int, offered: int) -> int:
+        """Tokens seen so far: the steps between two monitored ones are taken to have had as many as the later one."""
+        seen, until = self._tokens_seen.get(site, (0, -1))
+        seen += offered * (step - until)
+        self._tokens_seen[site] = (seen, step)
+        self._silent[site] = 0
+        return seen
+
+    def _silent_reading(self, site: str, shape: tuple[int, int] | None, common: Mapping[str, Any]) -> Reading:
+        self._silent[site] = self._silent.get(site, 0) + 1
+        skipped = ", ".join(f"{count} {why}" for why, count in self._recorder.skipped.items())
+        if self._silent[site] == SILENT_STEPS:
+            self._warn(
+                f"silent {site}",
+                f"{site}: no training forward reached this layer in {SILENT_STEPS} monitored steps"
+                + (f" (forwards that did: {skipped}; call model.train())" if skipped else "")
+                + "; watch the model before it is compiled, and pass the very object that is trained; "
+                "where a fused loss takes the layer's place, call monitor.observe(weight, inputs)",
+            )
+        m, n = shape or (None, None)
+        reason = "no training forward reached this layer" + (f" ({skipped})" if skipped else "")
+        return Reading(site=site, lar=None, m=m, n=n, tokens=0, nonfinite=0, reason=reason, **common)
+
+    def _spectral_fields(self, step: int, site: str, meter: Meter) -> dict[str, Any]:
+        from logalign.spectrum import spectra_of_grams
+
+        if meter.grams is None:
+            return {}
+        found = spectra_of_grams(*meter.grams)
+        if self._writer is not None:
+            _save_spectra(self._writer.path / SPECTRA, step, site, found)
+        return {
+            "weight_participation": finite(found.weight_participation),
+            "input_participation": finite(found.input_participation),
+            "coherence": finite(found.coherence),
+        }
+
+    def _write(self, readings: Readings) -> None:
+        self._describe()
+        if self._writer is None:
+            return
+        try:
+            if self._resume_at is not None:
+                self._writer.resume_at(self._resume_at)
+                self._resume_at = None
+            for reading in readings.values():
+                self._writer.append(reading)
+        except OSError as error:
+            self._warn("write", f"{self._writer.path}: readings cannot be written ({error}); training goes on without")
+
+    def _describe(self) -> None:
+        """Tell which layers are measured, once they are known, and where the mask comes from, when that changes."""
+        if self.sites == self._described:
+            return
+        self._described = self.sites
+        for site in self._recorder.sites.values():
+            log.info("%s; mask: %s", site.sentence(), self._recorder.mask.source)
+        if self._writer is not None:
+            self._writer.describe(sites=self.sites)
+            self._writer.event("sites", step=self._step, sites=self.sites)
+
+    def _warn(self, key: str, message: str) -> None:
+        if key in self._warned:
+            return
+        self._warned.add(key)
+        warnings.warn(f"logalign: {message}", LogAlignWarning, stacklevel=4)
+        if self._writer is not None and key != "write":
+            self._writer.event("warning", step=self._step, message=message)
+
+
+def _to_host(vectors: Mapping[str, Tensor], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sums and numbers on the host, by one transfer for each device that holds any."""
+    import torch
+
+    tensors: dict[str, Tensor] = {f"site {name}": vector for name, vector in vectors.items()}
+    numbers: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                raise InputError(f"step({name}=...): expected one number, found a tensor of shape {tuple(value.shape)}")
+            tensors[f"value {name}"] = value.detach().reshape(1)
+        elif value is not None:
+            try:
+                numbers[name] = finite(float(value))
+            except (TypeError, ValueError):
+                raise InputError(f"step({name}=...): expected a number, found {value!r}") from None
+        if name in FIELDS and name not in ("loss", "lr", "epoch"):
+            raise InputError(f"step({name}=...): expected a name of your own, found one that readings use themselves")
+    by_device: dict[torch.device, list[str]] = {}
+    for name, tensor in tensors.items():
+        by_device.setdefault(tensor.device, []).append(name)
+    hosts: dict[str, Any] = {}
+    for device, names in by_device.items():
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        flat = torch.cat([tensors[name].to(dtype) for name in names]).cpu().numpy()
+        start = 0
+        for name in names:
+            hosts[name] = flat[start : start + tensors[name].numel()]
+            start += tensors[name].numel()
+    for name in values:
+        if f"value {name}" in hosts:
+            numbers[name] = finite(float(hosts[f"value {name}"][0]))
+        numbers.setdefault(name, None)
+    return {name: hosts[f"site {name}"] for name in vectors}, numbers
+
+
+def _save_spectra(folder: Any, step: int, site: str, found: Spectra) -> None:
+    """Add a site's p and q to the step's safetensors file, which is replaced in one move."""
+    from safetensors.numpy import load_file, save_file
+
+    from logalign.arrays import to_numpy
+
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{step:08d}.safetensors"
+    arrays = load_file(path) if path.exists() else {}
+    arrays |= {f"{site}.p": to_numpy(found.p), f"{site}.q": to_numpy(found.q)}
+    draft = path.with_suffix(".draft")
+    save_file(arrays, draft)
+    draft.replace(path)

@@ -1,0 +1,193 @@
+"""Readings: what one monitored step says about one layer, as plain numbers.
+
+This is the waist of the library: producers end here, consumers (reports, trackers, diagnosis) begin here. An undefined
+quantity is None, with the reason beside it; in JSON it is null, never NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from logalign.energies import Energies
+from logalign.errors import InputError
+
+UNEMBEDDING = "unembedding"
+"""The site name of the layer that gives the logits."""
+
+ENERGY_NAMES = ("weight", "input", "output")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """One layer at one monitored step; docs/run-format.md specifies every field.
+
+    Attributes:
+        step: Completed calls of `Monitor.step()` before this forward.
+        site: Which layer: "unembedding", or the module's name.
+        lar: The plain log-alignment ratio; None where undefined.
+        lar_vocab_centered: None, too, for layers that have no softmax behind them, as is `lar_centered`.
+        lar_token_centered: With the mean input taken out.
+        lar_centered: With both means taken out.
+        effective_dim: `k = n^(2 (1 - LAR))`, of the plain LAR.
+        energies: Squared Frobenius norms {weight, input, output}.
+        time: Seconds since the epoch, UTC.
+        n: Fan-in.
+        m: Fan-out.
+        tokens: Tokens in this reading.
+        tokens_seen: Tokens that training has used up to and including this step, estimated from the monitored ones.
+        kept: Share of this step's tokens that the mask kept; None where no mask was seen.
+        nonfinite: Rows of weight, inputs or outputs that hold a NaN or an infinity.
+        reason: Why `lar` is None.
+        extra: Whatever else was passed to `Monitor.step()`, for instance `val_loss`.
+    """
+
+    step: int
+    site: str = UNEMBEDDING
+    lar: float | None
+    lar_vocab_centered: float | None = None
+    lar_token_centered: float | None = None
+    lar_centered: float | None = None
+    effective_dim: float | None = None
+    energies: Mapping[str, float | None] | None = None
+    time: float | None = None
+    n: int | None = None
+    m: int | None = None
+    tokens: int | None = None
+    tokens_seen: int | None = None
+    kept: float | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    lr: float | None = None
+    nonfinite: int | None = None
+    reason: str | None = None
+    weight_participation: float | None = None
+    input_participation: float | None = None
+    coherence: float | None = None
+    extra: Mapping[str, float | None] = field(default_factory=dict)
+
+    @classmethod
+    def from_energies(cls, energies: Energies, *, softmax: bool, **fields: Any) -> Reading:
+        """The reading that these energies give; `softmax` says whether the layer's outputs are logits.
+
+        Other keyword arguments are fields of the reading.
+        """
+        return cls(
+            lar=finite(energies.lar),
+            lar_vocab_centered=finite(energies.lar_vocab_centered) if softmax else None,
+            lar_token_centered=finite(energies.lar_token_centered),
+            lar_centered=finite(energies.lar_centered) if softmax else None,
+            effective_dim=finite(energies.effective_dim),
+            energies={name: finite(getattr(energies, name)) for name in ENERGY_NAMES},
+            n=energies.n,
+            m=energies.m,
+            tokens=energies.tokens,
+            nonfinite=energies.nonfinite,
+            reason=energies.reason,
+            **fields,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The reading as the object of its line in readings.jsonl; spectral fields only where they were taken."""
+        record = {name: getattr(self, name) for name in FIELDS}
+        if self.coherence is None:
+            for name in SPECTRAL_FIELDS:
+                del record[name]
+        return record | dict(self.extra)
+
+    def line(self) -> str:
+        """The reading as one line of strict JSON, newline included."""
+        return json.dumps(self.record(), allow_nan=False, separators=(", ", ": ")) + "\n"
+
+
+FIELDS = tuple(each.name for each in fields(Reading) if each.name != "extra")
+SPECTRAL_FIELDS = ("weight_participation", "input_participation", "coherence")
+INTEGER_FIELDS = ("n", "m", "tokens", "tokens_seen", "nonfinite")
+TEXT_FIELDS = ("site", "reason")
+
+
+class Readings(Mapping[str, Reading]):
+    """The readings of one monitored step, by site."""
+
+    def __init__(self, readings: Mapping[str, Reading], *, main: str) -> None:
+        self._readings = dict(readings)
+        self._main = main
+
+    @property
+    def main(self) -> Reading:
+        """The unembedding's reading; where it is not watched, that of the first layer asked for."""
+        return self._readings[self._main]
+
+    @property
+    def step(self) -> int:
+        """The step that all of them belong to."""
+        return self.main.step
+
+    def __getitem__(self, site: str) -> Reading:
+        return self._readings[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readings)
+
+    def __len__(self) -> int:
+        return len(self._readings)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{site}: lar {reading.lar}" for site, reading in self._readings.items())
+        return f"Readings(step {self.step}; {values})"
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is NaN or infinite."""
+    return value if math.isfinite(value) else None
+
+
+def reading_of_record(record: Mapping[str, Any]) -> Reading:
+    """The reading that one object of a log describes; fields that are not ours and are numbers become `extra`.
+
+    Raises:
+        InputError: no `step` or no `lar`, or a field of another type than docs/run-format.md gives it.
+    """
+    for name in ("step", "lar"):
+        if name not in record:
+            raise InputError(f"expected a field {name!r}, found {', '.join(sorted(record)) or 'nothing'}")
+    step = _number("step", record["step"])
+    if step is None or step != int(step) or step < 0:
+        raise InputError(f"step: expected a whole number from 0 on, found {record['step']!r}")
+    values: dict[str, Any] = {"step": int(step)}
+    extra: dict[str, float | None] = {}
+    for name, value in record.items():
+        if name == "step":
+            continue
+        if name == "energies":
+            values[name] = _energies(value)
+        elif name in TEXT_FIELDS:
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"{name}: expected text or null, found {value!r}")
+            if value is not None:
+                values[name] = value
+        elif name in FIELDS:
+            number = _number(name, value)
+            values[name] = int(number) if number is not None and name in INTEGER_FIELDS else number
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            extra[name] = _number(name, value)
+    return Reading(**values, extra=extra)
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{name}: expected a number or null, found {value!r}")
+    return finite(value)
+
+
+def _energies(value: Any) -> dict[str, float | None] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not set(ENERGY_NAMES) <= set(value):
+        raise InputError(f"energies: expected an object with {', '.join(ENERGY_NAMES)}, found {value!r}")
+    return {name: _number(f"energies.{name}", value[name]) for name in ENERGY_NAMES}

@@ -1,0 +1,295 @@
+"""The run log: one folder of plain files that survives a killed process and that other programs can read and write.
+
+Method: every reading is one line, appended with one write. A database would check more, and would not work on the
+shared file systems of clusters. docs/run-format.md specifies the files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logalign.errors import InputError, RunError
+from logalign.readings import (
+    ENERGY_NAMES,
+    FIELDS,
+    INTEGER_FIELDS,
+    TEXT_FIELDS,
+    Reading,
+    reading_of_record,
+)
+
+SCHEMA_VERSION = 1
+META, READINGS, EVENTS, SPECTRA = "run.json", "readings.jsonl", "events.jsonl", "spectra"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was logged: its description, its readings and its events.
+
+    Attributes:
+        path: The run folder, or the JSONL or CSV file.
+        meta: What run.json says; empty for a file.
+    """
+
+    path: Path
+    meta: Mapping[str, Any]
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """Start, resumes, warnings and close, in order."""
+        path = self.path / EVENTS
+        return [event for _, event in _objects(path)] if self.path.is_dir() and path.exists() else []
+
+    @cached_property
+    def readings(self) -> list[Reading]:
+        """All readings, in order, without those that a resume has superseded.
+
+        Raises:
+            RunError: a line is damaged that is not the last before a kill.
+        """
+        if self.path.is_file():
+            return _file_readings(self.path)
+        path = self.path / READINGS
+        if not path.exists():
+            return []
+        resumes = [event for event in self.events if event.get("event") == "resume"]
+        kept: list[Reading] = []
+        for resume, part in zip(
+            [None, *resumes], _parts(path, [event["readings_offset"] for event in resumes]), strict=True
+        ):
+            if resume is not None:
+                kept = [reading for reading in kept if reading.step < resume["step"]]
+            kept.extend(_reading(path, number, record) for number, record in part)
+        return kept
+
+    def columns(self, site: str | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """The readings as NumPy columns of one length, which pandas.DataFrame and polars.DataFrame take as they are.
+
+        Args:
+            site: One site's readings only; all by default.
+
+        Undefined numbers are NaN; whole-number columns are int64 where none is missing; texts that are null are empty.
+        Energies stand as energy_weight, energy_input, energy_output; values passed to `step()` under their own names.
+        """
+        readings = [reading for reading in self.readings if site is None or reading.site == site]
+        columns: dict[str, np.ndarray[Any, Any]] = {}
+        for name in FIELDS:
+            values = [getattr(reading, name) for reading in readings]
+            if name == "energies":
+                for energy in ENERGY_NAMES:
+                    columns[f"energy_{energy}"] = _floats(each[energy] if each else None for each in values)
+            elif name in TEXT_FIELDS:
+                columns[name] = np.array([value or "" for value in values], dtype=np.str_)
+            elif name in (*INTEGER_FIELDS, "step") and None not in values:
+                columns[name] = np.array(values, dtype=np.int64)
+            else:
+                columns[name] = _floats(values)
+        for name in sorted({name for reading in readings for name in reading.extra}):
+            columns[name] = _floats(reading.extra.get(name) for reading in readings)
+        return columns
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open what was recorded: a run folder, or a JSONL or CSV file with columns `step` and `lar`.
+
+    Raises:
+        RunError: nothing there, not a run, damaged, or written by a later version of the format.
+
+    Example:
+        >>> open_run("no/such/run")
+        Traceback (most recent call last):
+        ...
+        logalign.errors.RunError: no/such/run: expected a run folder, a JSONL or a CSV file, found nothing there
+    """
+    path = Path(path)
+    if path.is_dir():
+        return Run(path, _read_meta(path))
+    if path.is_file():
+        run = Run(path, {})
+        if not run.readings:
+            raise RunError(f"{path}: expected readings with columns 'step' and 'lar', found none")
+        return run
+    raise RunError(f"{path}: expected a run folder, a JSONL or a CSV file, found nothing there")
+
+
+class RunWriter:
+    """Appends readings and events to a run folder.
+
+    Args:
+        path: The folder; made if it is not there.
+        meta: What run.json is to say, beside the schema version and the time.
+        resume: Continue the run that is there, if any. Otherwise a run that is there is an error.
+
+    Raises:
+        RunError: a run is there and `resume` is False, it is damaged, or the folder cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], meta: Mapping[str, Any], *, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.last: Reading | None = None
+        self._files: dict[str, int] = {}
+        found = [name for name in (META, READINGS, EVENTS) if (self.path / name).exists()]
+        if found and not resume:
+            raise RunError(
+                f"{self.path}: expected a new or empty folder, found a run ({', '.join(found)}); name another folder, "
+                "or continue that run with resume=True"
+            )
+        self.resumed = META in found
+        if found and not self.resumed:
+            raise RunError(f"{self.path}: expected {META} to resume from, found only {', '.join(found)}")
+        if self.resumed:
+            readings = open_run(self.path).readings
+            self.last = readings[-1] if readings else None
+            self.meta = _read_meta(self.path)
+        else:
+            self.meta = {"schema_version": SCHEMA_VERSION, "created": time.time(), **meta}
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write_meta()
+            for name in (READINGS, EVENTS):
+                self._files[name] = os.open(self.path / name, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o666)
+                _end_torn_line(self._files[name])
+        except OSError as error:
+            self.close()
+            raise RunError(f"{self.path}: expected a folder that can be written, found: {error}") from error
+        if not self.resumed:
+            self.event("start")
+
+    def resume_at(self, step: int) -> None:
+        """Say that training goes on at `step`: readings from that step on, written before, are superseded."""
+        self.event("resume", step=step, readings_offset=os.fstat(self._files[READINGS]).st_size)
+
+    def describe(self, **entries: Any) -> None:
+        """Add to run.json what was learned later, such as the sites; the file is replaced in one move."""
+        self.meta = {**self.meta, **entries}
+        self._write_meta()
+
+    def append(self, reading: Reading) -> None:
+        """Write one reading: one line, one write."""
+        self._append(READINGS, reading.line())
+        self.last = reading
+
+    def event(self, event: str, **entries: Any) -> None:
+        """Write one event with its time."""
+        record = {"event": event, "time": time.time(), **entries}
+        self._append(EVENTS, json.dumps(record, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Close the files; safe to call twice."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _append(self, name: str, line: str) -> None:
+        data = line.encode()
+        while data:
+            data = data[os.write(self._files[name], data) :]
+
+    def _write_meta(self) -> None:
+        draft = self.path / f".{META}.{os.getpid()}"
+        try:
+            draft.write_text(json.dumps(self.meta, indent=2, allow_nan=False) + "\n")
+            draft.replace(self.path / META)
+        except (TypeError, ValueError) as error:
+            draft.unlink(missing_ok=True)
+            raise RunError(f"{self.path}: expected settings that strict JSON can hold, found: {error}") from error
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / META
+    try:
+        meta = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{folder}: expected a run folder, found no {META} in it") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: expected a JSON object, found damage: {error}") from error
+    version = meta.get("schema_version") if isinstance(meta, dict) else None
+    if not isinstance(version, int):
+        raise RunError(f"{path}: expected an object with a whole number schema_version, found {version!r}")
+    if version > SCHEMA_VERSION:
+        raise RunError(
+            f"{path}: expected schema version {SCHEMA_VERSION} or earlier, found {version}; upgrade logalign"
+        )
+    return dict(meta)
+
+
+def _end_torn_line(file: int) -> None:
+    """A process that was killed may have left half a line: end it, so that the next one starts on its own."""
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        os.write(file, b"\n")
+
+
+def _objects(path: Path, start: int = 0, end: int | None = None) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a part of a JSONL file whose last line may be torn."""
+    data = path.read_bytes()
+    first_line = data.count(b"\n", 0, start) + 1
+    lines = data[start:end].splitlines()
+    found = []
+    for index, line in enumerate(lines):
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError(f"not an object but {type(value).__name__}")
+        except ValueError as error:
+            if index == len(lines) - 1:
+                break
+            raise RunError(
+                f"{path}, line {first_line + index}: expected a JSON object, found damage ({error}); "
+                "repair or remove that line"
+            ) from error
+        found.append((first_line + index, value))
+    return found
+
+
+def _parts(path: Path, offsets: list[int]) -> list[list[tuple[int, dict[str, Any]]]]:
+    """The lines of the log between resumes."""
+    return [_objects(path, start, end) for start, end in zip([0, *offsets], [*offsets, None], strict=True)]
+
+
+def _reading(path: Path, number: int, record: Mapping[str, Any]) -> Reading:
+    try:
+        return reading_of_record(record)
+    except InputError as error:
+        raise RunError(f"{path}, line {number}: {error}") from error
+
+
+def _file_readings(path: Path) -> list[Reading]:
+    read: Callable[[Path], Iterable[tuple[int, Mapping[str, Any]]]]
+    read = _csv_records if path.suffix.lower() in (".csv", ".tsv") else _objects
+    try:
+        return [_reading(path, number, record) for number, record in read(path)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{path}: expected text in JSONL or CSV form, found: {error}") from error
+
+
+def _csv_records(path: Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, delimiter=delimiter)
+        for row in rows:
+            yield rows.line_num, {name: _cell(name, text) for name, text in row.items() if name}
+
+
+def _cell(name: str, text: str | None) -> Any:
+    if text is None or text == "":
+        return None
+    if name in TEXT_FIELDS:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _floats(values: Iterable[float | None]) -> np.ndarray[Any, Any]:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

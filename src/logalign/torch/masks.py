@@ -1,0 +1,136 @@
+"""Loss masks: which tokens of a forward count, from the labels that the forward was given or from the user.
+
+A mask has the tokens' shape, true where a token counts. Labels of a causal language model in Transformers are
+unshifted: position t counts by `labels[t + 1]`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logalign.errors import InputError
+
+LABELS = ("shift_labels", "labels", "targets")
+SHIFTING_CLASSES = re.compile(r"(ForCausalLM|LMHeadModel|DoubleHeadsModel)$")
+WRAPPER_ATTRIBUTES = ("module", "_orig_mod")
+
+
+class TokenMask:
+    """The mask of the forward under way.
+
+    Args:
+        model: The model, to know its forward's arguments and whether it shifts labels.
+        ignore_index: The label that does not count.
+        shift_labels: Whether the model shifts labels by one; None to tell by its class, as Transformers names them.
+    """
+
+    def __init__(self, model: nn.Module, *, ignore_index: int, shift_labels: bool | None) -> None:
+        self.source = "none seen: every token counts"
+        self._ignore_index = ignore_index
+        self._shifts = shifts_labels(model) if shift_labels is None else shift_labels
+        self._signature = inspect.signature(_unwrapped(model).forward)
+        self._mask: Tensor | None = None
+        self._given = False
+        self._cursor = 0
+
+    @property
+    def current(self) -> Tensor | None:
+        """The mask of the whole forward, if there is one."""
+        return self._mask
+
+    def give(self, mask: Tensor) -> None:
+        """Take the user's mask for the next forward.
+
+        Raises:
+            InputError: not a tensor of bool.
+        """
+        dtype = getattr(mask, "dtype", type(mask).__name__)
+        if dtype != torch.bool:
+            raise InputError(f"mask: expected a tensor of bool, found {dtype}; compare it first, as in mask != 0")
+        self._mask, self._given, self._cursor = mask.detach(), True, 0
+        self.source = "monitor.mask()"
+
+    def see(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Look for labels in a forward's arguments, unless the user has given a mask for it."""
+        self._cursor = 0
+        if self._given:
+            return
+        self._mask = None
+        arguments = self._arguments(args, kwargs)
+        name = next((name for name in LABELS if isinstance(arguments.get(name), Tensor)), None)
+        if name is None:
+            return
+        labels: Tensor = arguments[name]
+        if labels.is_floating_point():
+            return
+        mask = labels.detach() != self._ignore_index
+        shifted = name == "labels" and self._shifts and mask.ndim > 1
+        if shifted:
+            mask = torch.cat([mask[..., 1:], mask.new_zeros(()).expand(*mask.shape[:-1], 1)], dim=-1)
+        last = arguments.get("logits_to_keep")
+        if isinstance(last, int) and last > 0 and mask.ndim > 1:
+            mask = mask[..., -last:]
+        self._mask = mask
+        self.source = f"forward argument '{name}' != {self._ignore_index}" + (", shifted by one" if shifted else "")
+
+    def of(self, tokens: torch.Size) -> Tensor | None:
+        """The mask for a call of the layer on tokens of this shape; None where every token counts.
+
+        A layer that is called on consecutive chunks of the sequence gets consecutive chunks of the mask.
+
+        Raises:
+            InputError: the user's mask has another number of tokens.
+        """
+        mask = self._mask
+        if mask is None or mask.shape == tokens:
+            return mask
+        if mask.numel() == tokens.numel():
+            return mask.reshape(tokens)
+        flat = mask.reshape(-1) if len(tokens) == 1 else mask
+        end = self._cursor + (tokens[-1] if tokens else 1)
+        if flat.shape[:-1] != tokens[:-1] or end > flat.shape[-1]:
+            self._mismatch(mask, tokens)
+            return None
+        part = flat[..., self._cursor : end]
+        self._cursor = end
+        return part
+
+    def done(self) -> None:
+        """The forward is over."""
+        self._mask, self._given, self._cursor = None, False, 0
+
+    def _mismatch(self, mask: Tensor, tokens: torch.Size) -> None:
+        if self._given:
+            raise InputError(
+                f"mask: expected one value for each of the tokens {tuple(tokens)} that reach the layer, "
+                f"found shape {tuple(mask.shape)}"
+            )
+        self.source = (
+            f"none: labels of shape {tuple(mask.shape)} do not match the tokens {tuple(tokens)}, every token counts"
+        )
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            bound = self._signature.bind_partial(*args, **kwargs).arguments
+        except TypeError:  # a wrapper with arguments of its own
+            return kwargs
+        return {**bound, **kwargs}
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether the model shifts its labels by one itself, told by its class as Transformers names it."""
+    return any(SHIFTING_CLASSES.search(type(module).__name__) for module in model.modules())
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    for attribute in WRAPPER_ATTRIBUTES:
+        inner = getattr(model, attribute, None)
+        if isinstance(inner, nn.Module):
+            return _unwrapped(inner)
+    return model

@@ -1,0 +1,115 @@
+"""Sums of squares of large tensors: no copy of the logits, no wait for the device.
+
+Method: norms by row, squared and summed in float64. The alternatives are shorter and worse: `z.float().pow(2).sum()`
+copies the logits twice over, and one norm over a whole tensor accumulates in float32 and is percents off on CPU
+(docs/performance.md). Every function is free of autograd: callers hold `torch.no_grad()`.
+
+Shapes: any leading axes, the last one is reduced; T tokens, `W [m, n]`, `X [..., n]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+HALF = (torch.bfloat16, torch.float16)
+SEGMENT = 512
+"""Columns to one norm of a large bfloat16 tensor on CPU."""
+SMALL = 1 << 22
+"""Elements up to which a float32 copy, block by block, is cheap enough."""
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The widest dtype that sums can be held in on this device."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def row_energies(rows: Tensor) -> Tensor:
+    """Squared norms over the last axis, in float64 (float32 on MPS); shape `rows.shape[:-1]`.
+
+    Within a row squares are accumulated in float32 or wider. On CPU a half-precision norm with another dtype would copy
+    the whole tensor, so it is taken block by block; bfloat16 tensors of more than 4 M elements take PyTorch's own
+    kernel over segments of 512 columns, whose norms are rounded to bfloat16 one by one. Relative error at
+    4096 x 50304: see docs/performance.md; at worst, with all entries equal, 2**-8.
+    """
+    if rows.dtype in HALF and rows.device.type == "cpu":
+        if rows.dtype == torch.bfloat16 and rows.numel() > SMALL and rows.shape[-1] >= SEGMENT:
+            return _segment_energies(rows)
+        flat = rows.reshape(-1, rows.shape[-1])
+        norms = torch.cat([_norms(block, torch.float32) for block in blocks(flat)])
+        return norms.reshape(rows.shape[:-1]).to(torch.float64).square()
+    norms = _norms(rows, torch.float32 if rows.dtype in HALF else None)
+    return norms.to(wide(rows.device)).square()
+
+
+def _segment_energies(rows: Tensor) -> Tensor:
+    whole = rows.shape[-1] // SEGMENT * SEGMENT
+    segments = rows[..., :whole].view(*rows.shape[:-1], -1, SEGMENT)
+    energies = _norms(segments, None).to(torch.float64).square().sum(-1)
+    if whole < rows.shape[-1]:
+        energies += _norms(rows[..., whole:], None).to(torch.float64).square()
+    return energies
+
+
+def _norms(rows: Tensor, dtype: torch.dtype | None) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=dtype)
+    return norms
+
+
+def blocks(rows: Tensor) -> Iterator[Tensor]:
+    """Consecutive rows of a matrix, as many as stay in a CPU's cache (or make one large launch elsewhere)."""
+    elements = 1 << 18 if rows.device.type == "cpu" and rows.dtype in HALF else 1 << 20
+    if rows.device.type != "cpu":
+        elements = 1 << 24
+    yield from torch.split(rows, max(1, elements // rows.shape[-1]))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a float32 copy of a half-precision one."""
+    return tensor.float() if tensor.dtype in HALF else tensor
+
+
+def column_sum(rows: Tensor) -> Tensor:
+    """Sum of the rows of a matrix [rows, columns], in the wide dtype; [columns]."""
+    parts = [at_least_float32(block).sum(0) for block in blocks(rows)]
+    return torch.stack(parts).to(wide(rows.device)).sum(0)
+
+
+def product(rows: Tensor, vector: Tensor) -> Tensor:
+    """`rows @ vector` for rows [R, C] and a vector [C] in the wide dtype; multiplied in at least float32; [R]."""
+    parts = []
+    for block in blocks(rows):
+        block = at_least_float32(block)
+        parts.append(block @ vector.to(block.dtype))
+    return torch.cat(parts).to(wide(rows.device))
+
+
+def gram(rows: Tensor) -> Tensor:
+    """`A^T A [n, n]` of A [rows, n], in the wide dtype."""
+    total = torch.zeros(rows.shape[-1], rows.shape[-1], dtype=wide(rows.device), device=rows.device)
+    for block in blocks(rows):
+        block = block.to(total.dtype)
+        total.addmm_(block.T, block)
+    return total
+
+
+def output_energy(weight: Tensor, inputs: Tensor) -> Tensor:
+    """`||X W^T||^2` for W [m, n], X [T, n], without its [T, m] matrix: by the Gram identity, or block by block.
+
+    Multiplied in at least float32, summed in the wide dtype.
+    """
+    (m, n), tokens = weight.shape, inputs.shape[0]
+    total = torch.zeros((), dtype=wide(weight.device), device=weight.device)
+    inputs = at_least_float32(inputs)
+    if (tokens + m) * n < tokens * m:
+        input_gram = inputs.T @ inputs
+        for block in blocks(weight):
+            block = at_least_float32(block).to(inputs.dtype)
+            total += ((block @ input_gram) * block).sum(-1).to(total.dtype).sum()
+        return total
+    for block in torch.split(weight, max(1, (1 << 22) // tokens)):
+        outputs = inputs @ at_least_float32(block).to(inputs.dtype).T
+        total += row_energies(outputs).sum()
+    return total

@@ -1,0 +1,258 @@
+"""Sites: which layers of a model are measured, and how each was found."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from logalign.errors import InputError, SiteError
+from logalign.readings import UNEMBEDDING
+
+WELL_KNOWN_ANYWHERE = ("lm_head", "embed_out", "unembed", "unembedding", "output_projection", "output_layer")
+WELL_KNOWN_AT_TOP = ("head", "classifier", "fc", "fc_out", "score", "output", "out")
+WRAPPERS = ("module", "_orig_mod", "model", "net", "network")
+"""Names under which wrappers (DDP, torch.compile, one's own) hold the model itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One linear layer that is measured.
+
+    Attributes:
+        label: Its name in readings: "unembedding", or the module's name.
+        name: The module's name in the model.
+        module: The layer.
+        how: How it was found, in words.
+        softmax: Whether its outputs are logits, so that vocabulary-centering has a meaning.
+        tied_to: Names of other parameters that are the same tensor as its weight.
+    """
+
+    label: str
+    name: str
+    module: nn.Module
+    how: str
+    softmax: bool
+    tied_to: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the weight."""
+        m, n = self.weight.shape
+        return m, n
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight [m, n], as its forward uses it."""
+        return weight_of(self.module)
+
+    def description(self) -> dict[str, Any]:
+        """What run.json says of it."""
+        m, n = self.shape
+        return {
+            "module": self.name,
+            "kind": type(self.module).__name__,
+            "how": self.how,
+            "softmax": self.softmax,
+            "tied_to": list(self.tied_to),
+            "m": m,
+            "n": n,
+            "bias": getattr(self.module, "bias", None) is not None,
+            "dtype": str(self.weight.dtype).removeprefix("torch."),
+        }
+
+    def sentence(self) -> str:
+        """One line for people."""
+        m, n = self.shape
+        bias = "with bias" if getattr(self.module, "bias", None) is not None else "no bias"
+        tied = f", tied to {', '.join(self.tied_to)}" if self.tied_to else ""
+        place = f"'{self.name}'" if self.name else "the model itself"
+        return f"{self.label} = {place}, {type(self.module).__name__} {m} x {n}, {bias}{tied}: {self.how}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The sites of a model; and, where the unembedding is yet to be found, the layers one of which it is.
+
+    Attributes:
+        sites: Those that are known.
+        candidates: Linear layers, the last of which to run in the first forward is the unembedding.
+        main: The label of the site that `Readings.main` gives.
+    """
+
+    sites: tuple[Site, ...]
+    candidates: tuple[Site, ...]
+    main: str
+
+
+def find_sites(model: nn.Module, layers: str | Sequence[str]) -> Found:
+    """Find the layers asked for.
+
+    Args:
+        model: The network, wrapped or not.
+        layers: "unembedding"; the name of the module that is the unembedding; or a list of module names, shell-style
+            patterns of them, and "unembedding".
+
+    Raises:
+        InputError: `layers` is empty or not text.
+        SiteError: no such module, a module that is no linear layer, no linear layer at all, or fan-in 1.
+    """
+    asked = [layers] if isinstance(layers, str) else list(layers)
+    if not asked or not all(isinstance(name, str) for name in asked):
+        raise InputError(f"layers: expected a module name, a pattern or a list of them, found {layers!r}")
+    sites: list[Site] = []
+    candidates: tuple[Site, ...] = ()
+    for pattern in asked:
+        if pattern == UNEMBEDDING:
+            site = _find_unembedding(model)
+            if site is None:
+                candidates = tuple(_candidates(model))
+            else:
+                sites.insert(0, site)
+        elif isinstance(layers, str):
+            sites.append(_site(model, _only(model, pattern), label=UNEMBEDDING, how="named by the user", softmax=True))
+        else:
+            sites.extend(_matching(model, pattern))
+    unembedding = [site.module for site in sites if site.label == UNEMBEDDING]
+    unique: dict[str, Site] = {}
+    for site in sites:
+        if site.label == UNEMBEDDING or site.module not in unembedding:
+            unique.setdefault(site.label, site)
+    main = UNEMBEDDING if UNEMBEDDING in asked or isinstance(layers, str) else next(iter(unique))
+    return Found(sites=tuple(unique.values()), candidates=candidates, main=main)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The layer's weight as its forward used it.
+
+    A parametrized weight is computed anew on every access, and spectral normalization would take one more step of its
+    power iteration if it were asked in training mode: that would change the training.
+    """
+    if not parametrize.is_parametrized(module, "weight"):
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    steps = [step for step in parametrizations["weight"].modules() if step.training]
+    for step in steps:
+        step.training = False
+    try:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+    finally:
+        for step in steps:
+            step.training = True
+
+
+def _find_unembedding(model: nn.Module) -> Site | None:
+    for owner in model.modules():
+        getter = getattr(owner, "get_output_embeddings", None)
+        if callable(getter):
+            head = getter()
+            name = next((name for name, module in model.named_modules() if module is head), None)
+            if name is not None and _is_linear(head):
+                how = f"{type(owner).__name__}.get_output_embeddings()"
+                return _site(model, name, label=UNEMBEDDING, how=how, softmax=True)
+    linears = {name: module for name, module in model.named_modules() if name and _is_linear(module)}
+    for known in (*WELL_KNOWN_ANYWHERE, *WELL_KNOWN_AT_TOP):
+        named = [
+            name
+            for name in linears
+            if (_bare(name) == known or (known in WELL_KNOWN_ANYWHERE and name.endswith(f".{known}")))
+        ]
+        if len(named) == 1:
+            return _site(model, named[0], label=UNEMBEDDING, how=f"the well-known name '{known}'", softmax=True)
+    return None
+
+
+def _candidates(model: nn.Module) -> Iterator[Site]:
+    found = False
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and _is_linear(module) and module.weight.shape[1] > 1:
+            found = True
+            how = "the last linear layer to run in the first forward"
+            yield _site(model, name, label=UNEMBEDDING, how=how, softmax=True)
+    if not found:
+        kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
+        raise SiteError(
+            f"{type(model).__name__}: expected a model with a linear layer, found none among {', '.join(kinds)}; name "
+            "the module whose weight is the unembedding with layers='...', or call monitor.observe(weight, inputs)"
+        )
+
+
+def _only(model: nn.Module, name: str) -> str:
+    names = [each for each, _ in model.named_modules() if fnmatchcase(each, name)]
+    if len(names) > 1:
+        raise SiteError(
+            f"layers={name!r}: expected one module, found {len(names)} ({', '.join(names[:3])}, ...); "
+            "pass a list to watch several layers"
+        )
+    return _existing(model, name, names)[0]
+
+
+def _matching(model: nn.Module, pattern: str) -> Iterator[Site]:
+    names = [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
+    names = _existing(model, pattern, names)
+    if any(symbol in pattern for symbol in "*?["):
+        names = [name for name in names if _is_linear(model.get_submodule(name))]
+        if not names:
+            raise SiteError(f"layers={pattern!r}: expected linear layers, found that none of the matches is one")
+    for name in names:
+        yield _site(model, name, label=name, how=f"matches {pattern!r}", softmax=False)
+
+
+def _existing(model: nn.Module, pattern: str, names: list[str]) -> list[str]:
+    if names:
+        return names
+    linear = [name for name, module in model.named_modules() if _is_linear(module)]
+    near = difflib.get_close_matches(pattern, linear, n=3, cutoff=0.4) or linear[-3:]
+    raise SiteError(
+        f"layers={pattern!r}: expected a module of {type(model).__name__}, found none of that name; "
+        f"near matches: {', '.join(near) or 'none, the model has no linear layer'}"
+    )
+
+
+def _site(model: nn.Module, name: str, *, label: str, how: str, softmax: bool) -> Site:
+    module = model.get_submodule(name)
+    weight = getattr(module, "weight", None)
+    if not _is_linear(module):
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else "no weight"
+        raise SiteError(
+            f"layer {name!r}: expected a linear layer with a floating-point weight [m, n], found "
+            f"{type(module).__name__} ({shape}); name a torch.nn.Linear"
+        )
+    assert isinstance(weight, Tensor)
+    if weight.shape[1] < 2:
+        raise SiteError(
+            f"layer {name!r}: expected fan-in n of at least 2, found weight {tuple(weight.shape)}; log_n is undefined"
+        )
+    tied = tuple(
+        other
+        for other, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter is weight and other != f"{name}.weight".removeprefix(".")
+    )
+    return Site(label=label, name=name, module=module, how=how, softmax=softmax, tied_to=tied)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """A module that maps [..., n] to [..., m] by a weight [m, n], as far as can be told before it runs."""
+    other = nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.modules.lazy.LazyModuleMixin
+    if isinstance(module, other) or type(module).__name__ == "Conv1D":  # Conv1D of GPT-2 keeps [in, out]
+        return False
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
+
+
+def _bare(name: str) -> str:
+    parts: Iterable[str] = name.split(".")
+    rest = list(parts)
+    while len(rest) > 1 and rest[0] in WRAPPERS:
+        rest = rest[1:]
+    return ".".join(rest)
