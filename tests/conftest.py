@@ -33,18 +33,19 @@ def write_run(tmp_path: Path) -> WriteRun:
             "sites": {
                 site: {
                     "module": "lm_head" if site == "unembedding" else site,
-                    "how": "get_output_embeddings",
-                    "reason": "the model names its own",
-                    "tied": False,
+                    "kind": "Linear",
+                    "how": "GPT.get_output_embeddings()",
+                    "tied_to": ["embedding.weight"] if site == "unembedding" else [],
                     "m": 512,
                     "n": 64,
                     "bias": False,
                     "softmax": site == "unembedding",
-                    "mask": "labels",
+                    "mask": "forward argument 'labels'",
                 }
                 for site in sites
             },
-            "settings": {"layers": "unembedding"},
+            "main": "unembedding",
+            "settings": {"lr": 0.001},
             "every": 10,
             "spectra_every": 0,
             **(meta or {}),

@@ -55,7 +55,7 @@ def requests_of(session) -> list[str]:
 
 
 def test_report_opens_whole_and_hostile_text_is_inert(browser, write_run, tmp_path):
-    site = {"module": HOSTILE, "how": HOSTILE, "reason": HOSTILE, "tied": False, "mask": HOSTILE}
+    site = {"module": HOSTILE, "kind": HOSTILE, "how": HOSTILE, "tied_to": [HOSTILE], "mask": HOSTILE}
     run = write_run("run", meta={"sites": {"unembedding": site}, "settings": {HOSTILE: HOSTILE}}, val_loss=3.0)
     page = write_run_report([run], tmp_path / "report.html")
 

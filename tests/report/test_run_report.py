@@ -1,4 +1,5 @@
 import html
+import json
 import re
 from pathlib import Path
 
@@ -19,15 +20,17 @@ def test_report_of_one_run_names_the_layer_and_the_numbers(write_run, tmp_path):
     text = text_of(write_run_report([run.path], tmp_path / "report.html"))
     assert "Log-alignment ratio: first" in text
     assert "LAR was 0.500 at step 0 and 0.690 at step 190." in text
-    assert "Layer lm_head, 512 × 64 (outputs × inputs)" in text
-    assert "How it was found get_output_embeddings: the model names its own" in text
-    assert "Weight tied to the input embedding no" in text
-    assert "Loss mask labels" in text
+    assert "Layer lm_head (Linear, 512 × 64 outputs × inputs)" in text
+    assert "How it was found GPT.get_output_embeddings()" in text
+    assert "Weight tied to embedding.weight" in text
+    assert "Loss mask forward argument 'labels'" in text
     assert "Readings 20, steps 0 to 190, one every 10 steps" in text
     assert "Undefined readings none" in text
     assert "Non-finite rows 0" in text
     assert "Share of tokens kept by the mask 90.0% in the median, 90.0% at the lowest" in text
     assert "Resumed never" in text
+    assert "Warnings none" in text
+    assert "Settings lr = 0.001" in text
     assert "Started 2023-11-14 22:13 UTC" in text
     assert "gives no verdict" in text
     assert "slingshots" in text
@@ -38,6 +41,22 @@ def test_undefined_readings_are_counted_with_their_reasons(write_run, tmp_path):
     text = text_of(write_run_report([run], tmp_path / "report.html"))
     assert "Undefined readings 2: the outputs hold NaN" in text
     assert "Non-finite rows 4" in text
+
+
+def test_resumes_and_warnings_are_told(write_run, tmp_path):
+    run = write_run()
+    size = (run.path / "readings.jsonl").stat().st_size
+    with (run.path / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "resume", "time": 1.0, "step": 200, "readings_offset": size}) + "\n")
+        file.write(json.dumps({"event": "warning", "time": 1.0, "step": 30, "message": "no mask <seen>"}) + "\n")
+    text = text_of(write_run_report([run.path], tmp_path / "report.html"))
+    assert "Resumed at step 200" in text
+    assert "Warnings no mask <seen>" in text
+
+
+def test_a_run_without_an_unembedding_is_about_its_main_site(write_run, tmp_path):
+    run = write_run(sites=("blocks.0", "blocks.1"), meta={"main": "blocks.1"})
+    assert "Site blocks.1" in text_of(write_run_report([run], tmp_path / "report.html"))
 
 
 def test_a_run_with_no_defined_reading_is_reported_so(write_run, tmp_path):

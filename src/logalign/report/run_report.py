@@ -84,7 +84,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
 def _site_names(run: Run) -> list[str]:
     """The sites of a run, the one that the report is about first."""
     sites = list(dict.fromkeys(reading.site for reading in run.readings))
-    return sorted(sites, key=lambda site: site != UNEMBEDDING)
+    main = run.meta.get("main", UNEMBEDDING)
+    return sorted(sites, key=lambda site: site != main)
 
 
 def _main(run: Run) -> list[Reading]:
@@ -196,14 +197,16 @@ def _facts(run: Run) -> dict[str, str]:
     found = _meta_of(run, last.site)
     facts = {"Run": str(run.path), "Site": last.site}
     if found.get("module") is not None:
-        facts["Layer"] = f"{found['module'] or 'the model itself'}, {_shape(last)} (outputs × inputs)"
+        kind = f"{found['kind']}, " if found.get("kind") else ""
+        facts["Layer"] = f"{found['module'] or 'the model itself'} ({kind}{_shape(last)} outputs × inputs)"
     elif _shape(last):
-        facts["Shape"] = f"{_shape(last)} (outputs × inputs)"
-    how = ": ".join(str(found[key]) for key in ("how", "reason") if found.get(key))
-    if how:
-        facts["How it was found"] = how
-    if isinstance(found.get("tied"), bool):
-        facts["Weight tied to the input embedding"] = "yes" if found["tied"] else "no"
+        facts["Shape"] = f"{_shape(last)} outputs × inputs"
+    if found.get("how"):
+        facts["How it was found"] = str(found["how"])
+    if "tied_to" in found:
+        facts["Weight tied to"] = ", ".join(map(str, found["tied_to"])) or "nothing"
+    if found.get("bias"):
+        facts["Bias"] = "there is one; it is taken out before measuring"
     if found.get("mask") is not None:
         facts["Loss mask"] = str(found["mask"])
     every = run.meta.get("every")
@@ -220,7 +223,9 @@ def _facts(run: Run) -> dict[str, str]:
     if last.tokens_seen is not None:
         facts["Tokens seen"] = f"{last.tokens_seen:,}"
     resumes = [event.get("step") for event in run.events if event.get("event") == "resume"]
-    facts["Resumed"] = f"{len(resumes)} times, at steps {', '.join(map(str, resumes))}" if resumes else "never"
+    facts["Resumed"] = f"at step {', '.join(map(str, resumes))}" if resumes else "never"
+    warned = [str(event.get("message")) for event in run.events if event.get("event") == "warning"]
+    facts["Warnings"] = "; ".join(warned) or "none"
     settings = run.meta.get("settings")
     if isinstance(settings, dict) and settings:
         facts["Settings"] = ", ".join(f"{name} = {value}" for name, value in settings.items())
