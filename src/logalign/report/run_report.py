@@ -154,7 +154,7 @@ def _sites(runs: Sequence[Run]) -> list[Section]:
             {
                 "site": site,
                 "module": found.get("module") or None,
-                "outputs × inputs": shape,
+                "m × n": shape,
                 "last step": last.step,
                 "LAR": last.lar,
                 "k": last.effective_dim,
@@ -171,7 +171,8 @@ def _meta_of(run: Run, site: str) -> dict[str, Any]:
 
 
 def _shape(reading: Reading) -> str | None:
-    return None if reading.m is None or reading.n is None else f"{reading.m:,} × {reading.n:,}"
+    # No-break spaces: a shape stays on one line.
+    return None if reading.m is None or reading.n is None else f"{reading.m:,}\u00a0×\u00a0{reading.n:,}"
 
 
 def _row(run: Run, name: str) -> dict[str, object]:
@@ -180,7 +181,7 @@ def _row(run: Run, name: str) -> dict[str, object]:
     return {
         "run": name,
         "layer": _meta_of(run, last.site).get("module") or last.site,
-        "outputs × inputs": _shape(last),
+        "m × n": _shape(last),
         "readings": len(readings),
         "undefined": sum(reading.lar is None for reading in readings),
         "last step": last.step,
