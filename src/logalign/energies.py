@@ -47,7 +47,9 @@ class Energies:
         output: E_Z.
         row_sum: Sum of the rows of W, shape [n].
         input_sum: Sum of the inputs over tokens, shape [n].
-        output_sum: Sum of Z over tokens, `W input_sum`, shape [m].
+        output_sum_energy: Squared norm of the sum of Z over tokens, `|W input_sum|^2`.
+        output_sum: That sum itself, shape [m]; None where only its energy was kept, and then tokens cannot be merged
+            any more.
         logit_sum_energy: Squared norm of the sums of Z over the vocabulary, `|X row_sum|^2`.
         logit_sums: Those sums themselves, shape [T]; None where only their energy was kept, and then parts of the
             vocabulary cannot be merged any more.
@@ -70,13 +72,15 @@ class Energies:
     output: float
     row_sum: Vector = field(repr=False)
     input_sum: Vector = field(repr=False)
-    output_sum: Vector = field(repr=False)
     logit_sum_energy: float
+    output_sum_energy: float
     logit_sums: Vector | None = field(default=None, repr=False)
+    output_sum: Vector | None = field(default=None, repr=False)
     nonfinite: int = 0
     rounding: float = 0.0
 
     @classmethod
+    @np.errstate(invalid="ignore", over="ignore")  # what is not finite is counted and named in `reason`
     def of(
         cls,
         weight: Array,
@@ -150,9 +154,10 @@ class Energies:
             output=(by_weight * by_input) ** 2 * output_energy,
             row_sum=by_weight * row_sum_host,
             input_sum=by_input * input_sum_host,
-            output_sum=by_weight * by_input * tokens * output_mean,
             logit_sum_energy=(by_weight * by_input) ** 2 * float(logit_sums @ logit_sums),
+            output_sum_energy=(by_weight * by_input * tokens) ** 2 * float(output_mean @ output_mean),
             logit_sums=by_weight * by_input * logit_sums,
+            output_sum=by_weight * by_input * tokens * output_mean,
             nonfinite=_nonfinite_rows(layer),
             rounding=max(16 * float(np.finfo(np.float64).eps), 4 * layer.epsilon**2),
         )
@@ -170,9 +175,10 @@ class Energies:
             output=0.0,
             row_sum=layer.weight_scale * to_numpy(_sum_rows(layer, layer.weight)),
             input_sum=np.zeros(n),
-            output_sum=np.zeros(m),
             logit_sum_energy=0.0,
+            output_sum_energy=0.0,
             logit_sums=np.zeros(0),
+            output_sum=np.zeros(m),
             nonfinite=_nonfinite_rows(layer),
             rounding=16 * float(np.finfo(np.float64).eps),
         )
@@ -232,10 +238,16 @@ class Energies:
         """The energies over the tokens of both: E_X and E_Z add, E_W stays.
 
         Raises:
-            InputError: the two were not measured with the same weight.
+            InputError: the two were not measured with the same weight, or one keeps no `output_sum`.
         """
         self._check_equal(other, "merge_tokens", m=(self.m, other.m), n=(self.n, other.n))
         self._check_close(other, "merge_tokens", "weight", self.weight, other.weight)
+        if self.output_sum is None or other.output_sum is None:
+            raise InputError(
+                "merge_tokens: expected output_sum in both, found None; the mean over tokens has to be formed output "
+                "by output, so merge the tokens before the sums over outputs are closed"
+            )
+        output_sum = self.output_sum + other.output_sum
         kept = self.logit_sums is not None and other.logit_sums is not None
         return replace(
             self,
@@ -243,9 +255,10 @@ class Energies:
             input=self.input + other.input,
             output=self.output + other.output,
             input_sum=self.input_sum + other.input_sum,
-            output_sum=self.output_sum + other.output_sum,
             logit_sum_energy=self.logit_sum_energy + other.logit_sum_energy,
+            output_sum_energy=float(output_sum @ output_sum),
             logit_sums=np.concatenate([self.logit_sums, other.logit_sums]) if kept else None,
+            output_sum=output_sum,
             nonfinite=self.nonfinite + other.nonfinite,
             rounding=max(self.rounding, other.rounding),
         )
@@ -264,15 +277,17 @@ class Energies:
                 "token by token, so merge the rows before the sums over tokens are closed"
             )
         logit_sums = self.logit_sums + other.logit_sums
+        kept = self.output_sum is not None and other.output_sum is not None
         return replace(
             self,
             m=self.m + other.m,
             weight=self.weight + other.weight,
             output=self.output + other.output,
             row_sum=self.row_sum + other.row_sum,
-            output_sum=np.concatenate([self.output_sum, other.output_sum]),
             logit_sum_energy=float(logit_sums @ logit_sums),
+            output_sum_energy=self.output_sum_energy + other.output_sum_energy,
             logit_sums=logit_sums,
+            output_sum=np.concatenate([self.output_sum, other.output_sum]) if kept else None,
             nonfinite=self.nonfinite + other.nonfinite,
             rounding=max(self.rounding, other.rounding),
         )
@@ -293,7 +308,7 @@ class Energies:
     @property
     def _column_mean_energy(self) -> float:
         """`T |v|^2`: the energy of Z's means over tokens."""
-        return float(self.output_sum @ self.output_sum) / self.tokens if self.tokens else math.nan
+        return self.output_sum_energy / self.tokens if self.tokens else math.nan
 
     def _centered_lar(self, weight: float, input_: float, output: float) -> float:
         plain = (self.weight, self.input, self.output)
@@ -413,7 +428,8 @@ def _output_energy(layer: Layer, inputs: Array, row_offset: Array) -> float:
 
 
 def _centered(vector: Vector) -> Vector:
-    return vector - vector.mean()
+    centered: Vector = vector - vector.mean()
+    return centered
 
 
 def _nonfinite_rows(layer: Layer) -> int:

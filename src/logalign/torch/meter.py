@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from logalign.energies import Energies
+from logalign.errors import InputError
 from logalign.torch import reduce
 
 ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 5e-4, torch.float16: 5e-4}
@@ -25,6 +26,7 @@ SCALARS = (
     "input",
     "biased_output",
     "logit_sum_energy",
+    "output_sum_energy",
     "bias_dot_output_sum",
     "bias_energy",
     "tokens",
@@ -60,9 +62,9 @@ class Meter:
         self._sums = {name: torch.zeros((), dtype=dtype, device=device) for name in SCALARS}
         self._row_sum: Tensor | None = None
         self._input_sum = torch.zeros(n, dtype=dtype, device=device)
-        self._output_sum = torch.zeros(m, dtype=dtype, device=device)
         self._rounding = 0.0
         self._masked = False
+        self._biased = False
         self._spectral = spectral
         self.grams: tuple[Tensor, Tensor] | None = None
 
@@ -80,10 +82,19 @@ class Meter:
 
         Shapes: weight [m, n], inputs [..., n], outputs [..., m] with the bias in it, mask [...] of bool. Without
         outputs E_Z is taken from weight and inputs.
+
+        Raises:
+            InputError: some calls of the step have a bias in their outputs and others have not.
         """
         weight, inputs = weight.detach(), inputs.detach()
         if outputs is None:
             bias = None  # what is computed here has none in it
+        if self._row_sum is not None and self._biased != (bias is not None):
+            raise InputError(
+                "expected all calls of a layer within one step to be with a bias in their outputs, or all without, "
+                "found both; pass outputs and bias to every call, or to none"
+            )
+        self._biased = bias is not None
         with torch.autocast(inputs.device.type, enabled=False):
             flat_mask = None if mask is None else mask.to(inputs.device).reshape(-1)
             tokens = inputs.numel() // self.n
@@ -94,44 +105,52 @@ class Meter:
                 rows = torch.where(flat_mask[:, None], inputs.reshape(-1, self.n), inputs.new_zeros(()))
                 self._masked = True
             input_rows = reduce.row_energies(rows)
-            input_sum = reduce.column_sum(rows)
-            first = self._row_sum is None
-            if first:
-                self._row_sum = self._add_weight(weight, bias)
-            assert self._row_sum is not None
-            output_sum = reduce.product(weight, input_sum)
+            self._input_sum += reduce.column_sum(rows)
+            self._row_sum = self._add_weight(weight, bias)
             sums = self._sums
             sums["input"] += input_rows.sum()
             sums["logit_sum_energy"] += reduce.product(rows, self._row_sum).square().sum()
             sums["nonfinite"] += (~input_rows.isfinite()).sum()
             sums["tokens"] += tokens if flat_mask is None else flat_mask.sum()
             sums["tokens_offered"] += tokens
-            self._input_sum += input_sum
-            self._output_sum += output_sum
-            self._add_outputs(weight, rows, outputs, bias, output_sum, flat_mask)
+            self._add_outputs(weight, rows, outputs, flat_mask)
             if self._spectral:
                 self._add_grams(weight, rows)
 
     def _add_weight(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        parts, row_energies = [], []
+        """One pass over W, block by block while a block is in the cache; the sum of its rows.
+
+        What needs the inputs of the whole step, `|W s|^2` with s their sum, is formed anew at every forward from the
+        sum so far, so that the last one has it all, and no vector of the vocabulary's length is kept.
+        """
+        sums, row_sum = self._sums, self._row_sum
+        first = row_sum is None
+        if row_sum is None:
+            row_sum = torch.zeros_like(self._input_sum)
+        for name in ("output_sum_energy", "bias_dot_output_sum", "bias_energy"):
+            sums[name].zero_()
+        start = 0
         for block in reduce.blocks(weight):
             block = reduce.at_least_float32(block)
-            row_energies.append(reduce.row_energies(block))
-            parts.append(block.sum(0))
-        energies = torch.cat(row_energies)
-        self._sums["weight"] += energies.sum()
-        self._sums["nonfinite"] += (~energies.isfinite()).sum()
-        if bias is not None:
-            self._sums["bias_energy"] += bias.detach().to(energies.dtype).square().sum()
-        return torch.stack(parts).to(energies.dtype).sum(0)
+            if first:
+                energies = reduce.row_energies(block)
+                sums["weight"] += energies.sum()
+                sums["nonfinite"] += (~energies.isfinite()).sum()
+                row_sum += block.sum(0)
+            output_sum = (block @ self._input_sum.to(block.dtype)).to(row_sum.dtype)
+            sums["output_sum_energy"] += output_sum.square().sum()
+            if bias is not None:
+                part = bias.detach()[start : start + block.shape[0]].to(row_sum.dtype)
+                sums["bias_dot_output_sum"] += part @ output_sum
+                sums["bias_energy"] += part.square().sum()
+            start += block.shape[0]
+        return row_sum
 
     def _add_outputs(
         self,
         weight: Tensor,
         rows: Tensor,
         outputs: Tensor | None,
-        bias: Tensor | None,
-        output_sum: Tensor,
         mask: Tensor | None,
     ) -> None:
         if outputs is None:
@@ -144,8 +163,6 @@ class Meter:
         self._sums["biased_output"] += energies.sum()
         self._sums["nonfinite"] += (~energies.isfinite()).sum()
         self._rounding = max(self._rounding, ROUNDING.get(outputs.dtype, ROUNDING[torch.float32]))
-        if bias is not None:
-            self._sums["bias_dot_output_sum"] += bias.detach().to(output_sum.dtype) @ output_sum
 
     def _add_grams(self, weight: Tensor, rows: Tensor) -> None:
         inputs_gram = reduce.gram(rows)
@@ -156,14 +173,14 @@ class Meter:
         """All sums as one vector."""
         assert self._row_sum is not None
         scalars = torch.stack([self._sums[name] for name in SCALARS])
-        vector = torch.cat([scalars, self._row_sum, self._input_sum, self._output_sum])
+        vector = torch.cat([scalars, self._row_sum, self._input_sum])
         return Packed(vector, self.n, self.m, self._rounding, self._masked)
 
 
 def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, bool]:
     """The energies that a packed vector holds once it is on the host; tokens before the mask; whether there was one."""
     sums = dict(zip(SCALARS, host.tolist(), strict=False))
-    row_sum, input_sum, output_sum = np.split(host[len(SCALARS) :].astype(np.float64), [packed.n, 2 * packed.n])
+    row_sum, input_sum = np.split(host[len(SCALARS) :].astype(np.float64), 2)
     tokens = int(sums["tokens"])
     correction = 2 * sums["bias_dot_output_sum"] + tokens * sums["bias_energy"]
     if sums["bias_dot_output_sum"] == 0 and sums["bias_energy"] == 0:
@@ -179,8 +196,8 @@ def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, b
         output=output,
         row_sum=row_sum,
         input_sum=input_sum,
-        output_sum=output_sum,
         logit_sum_energy=sums["logit_sum_energy"],
+        output_sum_energy=sums["output_sum_energy"],
         nonfinite=int(sums["nonfinite"]),
         rounding=packed.rounding * max(1.0, magnified),
     )

@@ -35,9 +35,9 @@ def row_energies(rows: Tensor) -> Tensor:
     4096 x 50304: see docs/performance.md; at worst, with all entries equal, 2**-8.
     """
     if rows.dtype in HALF and rows.device.type == "cpu":
-        if rows.dtype == torch.bfloat16 and rows.numel() > SMALL and rows.shape[-1] >= SEGMENT:
-            return _segment_energies(rows)
         flat = rows.reshape(-1, rows.shape[-1])
+        if rows.dtype == torch.bfloat16 and rows.numel() > SMALL and rows.shape[-1] >= SEGMENT:
+            return _segment_energies(flat).reshape(rows.shape[:-1])
         norms = torch.cat([_norms(block, torch.float32) for block in blocks(flat)])
         return norms.reshape(rows.shape[:-1]).to(torch.float64).square()
     norms = _norms(rows, torch.float32 if rows.dtype in HALF else None)
@@ -45,12 +45,16 @@ def row_energies(rows: Tensor) -> Tensor:
 
 
 def _segment_energies(rows: Tensor) -> Tensor:
+    """Squared norms of the rows of a matrix, so many rows at a time that both cores of a small machine have work."""
     whole = rows.shape[-1] // SEGMENT * SEGMENT
-    segments = rows[..., :whole].view(*rows.shape[:-1], -1, SEGMENT)
-    energies = _norms(segments, None).to(torch.float64).square().sum(-1)
-    if whole < rows.shape[-1]:
-        energies += _norms(rows[..., whole:], None).to(torch.float64).square()
-    return energies
+    parts = []
+    for block in torch.split(rows, max(1, SMALL // rows.shape[-1])):
+        segments = block[:, :whole].view(block.shape[0], -1, SEGMENT)
+        energies = _norms(segments, None).to(torch.float64).square().sum(-1)
+        if whole < rows.shape[-1]:
+            energies += _norms(block[:, whole:], None).to(torch.float64).square()
+        parts.append(energies)
+    return torch.cat(parts)
 
 
 def _norms(rows: Tensor, dtype: torch.dtype | None) -> Tensor:
