@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections import deque
@@ -66,7 +67,8 @@ def watch(
         history: How many steps' readings to keep in memory.
 
     Returns:
-        A Monitor; call its `step()` once per optimizer step. Weights are bit-identical with and without it.
+        A Monitor; call its `step()` once per optimizer step. Weights are bit-identical with and without it. Which layer
+        was taken, and why, is told to the logger "logalign", or on standard error where no logging is set up.
 
     Raises:
         InputError: an argument of the wrong type or value.
@@ -412,7 +414,7 @@ class Monitor:
             return
         self._described = self.sites
         for site in self._recorder.sites.values():
-            log.info("%s; mask: %s", site.sentence(), self._recorder.mask.source)
+            _say(f"{site.sentence()}; mask: {self._recorder.mask.source}")
         if self._writer is not None:
             self._writer.describe(sites=self.sites)
             self._writer.event("sites", step=self._step, sites=self.sites)
@@ -424,6 +426,14 @@ class Monitor:
         warnings.warn(f"logalign: {message}", LogAlignWarning, stacklevel=4)
         if self._writer is not None and key != "write":
             self._writer.event("warning", step=self._step, message=message)
+
+
+def _say(message: str) -> None:
+    """Tell it to the logger "logalign", or, in a program that has set up no logging, on standard error."""
+    if log.hasHandlers():
+        log.info(message)
+    else:
+        print(f"logalign: {message}", file=sys.stderr)
 
 
 def _to_host(vectors: Mapping[str, Tensor], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
