@@ -414,7 +414,8 @@ class Monitor:
             return
         self._described = self.sites
         for site in self._recorder.sites.values():
-            _say(f"{site.sentence()}; mask: {self._recorder.mask.source}")
+            mask = self._recorder.mask
+            _say(f"{site.sentence()}; mask: {mask.source}" if mask.was_seen else site.sentence())
         if self._writer is not None:
             self._writer.describe(sites=self.sites)
             self._writer.event("sites", step=self._step, sites=self.sites)

@@ -18,6 +18,7 @@ from logalign.errors import InputError
 
 LABELS = ("shift_labels", "labels", "targets")
 SHIFTING_CLASSES = re.compile(r"(ForCausalLM|LMHeadModel|DoubleHeadsModel)$")
+NO_MASK = "none seen: every token counts"
 WRAPPER_ATTRIBUTES = ("module", "_orig_mod")
 
 
@@ -31,13 +32,18 @@ class TokenMask:
     """
 
     def __init__(self, model: nn.Module, *, ignore_index: int, shift_labels: bool | None) -> None:
-        self.source = "none seen: every token counts"
+        self.source = NO_MASK
         self._ignore_index = ignore_index
         self._shifts = shifts_labels(model) if shift_labels is None else shift_labels
         self._signature = inspect.signature(_unwrapped(model).forward)
         self._mask: Tensor | None = None
         self._given = False
         self._cursor = 0
+
+    @property
+    def was_seen(self) -> bool:
+        """Whether any mask has been seen so far."""
+        return self.source != NO_MASK
 
     @property
     def current(self) -> Tensor | None:
