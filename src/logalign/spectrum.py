@@ -16,7 +16,7 @@ from typing import Any
 
 import array_api_compat as compat
 
-from logalign.arrays import Array, checked_layer
+from logalign.arrays import Array, Layer, checked_layer
 
 DEGENERATE = 1e-10
 """Eigenvalues of G closer than this share of the largest belong to one eigenspace (in float64)."""
@@ -102,14 +102,19 @@ def spectra(weight: Array, inputs: Array, *, mask: Array | None = None) -> Spect
         ([0.667, 0.167, 0.167], [0.333, 0.333, 0.333])
     """
     layer = checked_layer(weight, inputs, mask=mask)
-    return spectra_of_grams(gram(layer.weight), gram(layer.inputs), xp=layer.xp)
+    return spectra_of_grams(_gram(layer, layer.weight), _gram(layer, layer.inputs), xp=layer.xp)
 
 
 def gram(rows: Array) -> Array:
     """`A^T A [n, n]` of A [rows, n], widened block by block to the widest float of its library and device."""
     layer = checked_layer(rows, rows)
-    total = layer.xp.zeros((rows.shape[1], rows.shape[1]), dtype=layer.dtype, device=compat.device(rows))
-    for _, block in layer.blocks(layer.weight, rows.shape[1]):
+    return _gram(layer, layer.weight) * layer.weight_scale**2
+
+
+def _gram(layer: Layer, rows: Array) -> Array:
+    n = rows.shape[1]
+    total = layer.xp.zeros((n, n), dtype=layer.dtype, device=compat.device(rows))
+    for _, block in layer.blocks(rows, n):
         total = total + block.T @ block
     return total
 
