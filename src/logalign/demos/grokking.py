@@ -322,8 +322,8 @@ def _last(columns: figures.Columns) -> Section:
         f"At step {int(columns['step'][-1])}",
         "Three counts of the directions that the function uses stand beside k; none of them uses LAR. By removal: "
         "twice the number of frequencies that lower the mean held-out margin by at least 2 % when taken out alone. "
-        "Additive: twice the number that contribute at least 2 % of the lead over the mean of the other classes. By energy: "
-        "twice the number that carry at least 1 % of the energy of the logits.",
+        "Additive: twice the number that contribute at least 2 % of the lead over the mean of the other classes. By "
+        "energy: twice the number that carry at least 1 % of the energy of the logits.",
         table=rows,
     )
 
