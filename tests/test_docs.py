@@ -1,0 +1,50 @@
+"""The code that README and docs show is run as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import logalign
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def in_empty_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("in_empty_folder")
+def test_the_example_of_the_readme_runs_and_leaves_a_run():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 5))
+    names = {
+        "model": model,
+        "optimizer": torch.optim.AdamW(model.parameters()),
+        "loss_function": torch.nn.CrossEntropyLoss(),
+        "batches": [(torch.randn(16, 8), torch.randint(5, (16,))) for _ in range(21)],
+    }
+    (example,) = blocks("README.md")
+    exec(example, names)
+    assert [reading.step for reading in logalign.open_run("runs/first").readings] == [0, 10, 20]
+
+
+@pytest.mark.usefixtures("in_empty_folder")
+def test_a_run_written_by_hand_as_the_format_shows_is_read():
+    (writer,) = blocks("docs/run-format.md")
+    exec(writer, {})
+    readings = logalign.open_run("by-hand").readings
+    assert len(readings) == 100
+    assert readings[0].lar == 0.5
+
+
+def test_the_run_format_names_every_field_of_a_reading():
+    from logalign.readings import FIELDS
+
+    page = (ROOT / "docs/run-format.md").read_text()
+    assert [name for name in FIELDS if f"`{name}`" not in page] == []
