@@ -102,8 +102,8 @@ def find_sites(model: nn.Module, layers: str | Sequence[str]) -> Found:
         InputError: `layers` is empty or not text.
         SiteError: no such module, a module that is no linear layer, no linear layer at all, or fan-in 1.
     """
-    asked = [layers] if isinstance(layers, str) else list(layers)
-    if not asked or not all(isinstance(name, str) for name in asked):
+    asked: Any = [layers] if isinstance(layers, str) else layers
+    if not isinstance(asked, Sequence) or not asked or not all(isinstance(name, str) for name in asked):
         raise InputError(f"layers: expected a module name, a pattern or a list of them, found {layers!r}")
     sites: list[Site] = []
     candidates: tuple[Site, ...] = ()
@@ -128,24 +128,27 @@ def find_sites(model: nn.Module, layers: str | Sequence[str]) -> Found:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The layer's weight as its forward used it.
+    """The layer's weight as its forward used it."""
+    weight = _weight_if_any(module)
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _weight_if_any(module: nn.Module) -> Any:
+    """What the module calls its weight.
 
     A parametrized weight is computed anew on every access, and spectral normalization would take one more step of its
     power iteration if it were asked in training mode: that would change the training.
     """
     if not parametrize.is_parametrized(module, "weight"):
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return getattr(module, "weight", None)
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
     steps = [step for step in parametrizations["weight"].modules() if step.training]
     for step in steps:
         step.training = False
     try:
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return module.weight
     finally:
         for step in steps:
             step.training = True
@@ -175,7 +178,7 @@ def _find_unembedding(model: nn.Module) -> Site | None:
 def _candidates(model: nn.Module) -> Iterator[Site]:
     found = False
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and _is_linear(module) and module.weight.shape[1] > 1:
+        if isinstance(module, nn.Linear) and _is_linear(module) and weight_of(module).shape[1] > 1:
             found = True
             how = "the last linear layer to run in the first forward"
             yield _site(model, name, label=UNEMBEDDING, how=how, softmax=True)
@@ -221,7 +224,7 @@ def _existing(model: nn.Module, pattern: str, names: list[str]) -> list[str]:
 
 def _site(model: nn.Module, name: str, *, label: str, how: str, softmax: bool) -> Site:
     module = model.get_submodule(name)
-    weight = getattr(module, "weight", None)
+    weight = _weight_if_any(module)
     if not _is_linear(module):
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else "no weight"
         raise SiteError(
@@ -246,7 +249,7 @@ def _is_linear(module: nn.Module) -> bool:
     other = nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.modules.lazy.LazyModuleMixin
     if isinstance(module, other) or type(module).__name__ == "Conv1D":  # Conv1D of GPT-2 keeps [in, out]
         return False
-    weight = getattr(module, "weight", None)
+    weight = _weight_if_any(module)
     return isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
 
 
