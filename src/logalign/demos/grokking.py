@@ -203,7 +203,7 @@ def run(
     summary = _summary(columns)
     report = write_page(
         out / REPORT,
-        title=f"Grokking (a + b) mod {p}: k falls to the dimension of the learned function",
+        title=f"Learning (a + b) mod {p}: k, accuracy, and the directions in use",
         lead=summary,
         sections=[_course(columns), _last(columns), _how_to_read()],
         facts={
@@ -296,11 +296,11 @@ def _course(columns: figures.Columns) -> Section:
         "counted directions; LAR plain and centered."
     )
     return Section(
-        "From memorizing to generalizing",
-        "While the network memorizes, k stays near the width. When it turns to the general solution, k falls to the "
-        "number of directions that the learned function uses. k needs the training batch alone; the held-out accuracy "
-        "and the counted directions are there to check it. Where no count is drawn, the mean held-out margin is not "
-        "positive: nothing generalizes, and there is no function to count.",
+        "Memorizing or generalizing",
+        "A network that memorizes uses most of its width; one that has found the general solution uses few directions, "
+        "and k falls to about their number. k needs the training batch alone; the held-out accuracy and the counted "
+        "directions are there to check it. Where no count is drawn, the mean held-out margin is not positive: nothing "
+        "generalizes, and there is no function to count.",
         figure=figure,
     )
 
