@@ -39,7 +39,7 @@ class Recorder:
         meters: The sums of this step, by site.
         sites: The sites that are settled, by label.
         unstepped: How often a weight was seen to change without a call of `take()` between.
-        skipped: Forwards that reached a site and were no training, by why.
+        skipped: Forwards of this step that reached a site and were no training, by why.
 
     Raises:
         SiteError: the model is watched already.
@@ -55,10 +55,12 @@ class Recorder:
         self.mask = mask
         self._main = found.main
         self._observed: set[str] = set()
-        self._recorded_outside_backward: dict[str, int] = {}
+        self._recorded_outside_backward: dict[int, int] = {}
         self._versions: dict[str, int] = {}
         self._trial: dict[nn.Module, Meter] = {}
         self._candidates: dict[nn.Module, Site] = {site.module: site for site in found.candidates}
+        self._guessed: Site | None = None
+        self._unfit: dict[nn.Module, torch.Size] = {}
         modules = [model, *(site.module for site in (*found.sites, *found.candidates))]
         for module in modules:
             if module in _watched:
@@ -67,12 +69,14 @@ class Recorder:
                     "close the first monitor, or pass all layers to one watch()"
                 )
         self._model = model
-        self._handles = [model.register_forward_pre_hook(_Before(self), with_kwargs=True)]
-        for site in (*found.sites, *found.candidates):
-            hook = _AtSite(self, site)
-            self._handles.append(site.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-        self._handles.append(model.register_forward_hook(_After(self)))
-        self._watched = modules
+        self._handles = [
+            model.register_forward_pre_hook(_Before(self), with_kwargs=True),
+            model.register_forward_hook(_After(self)),
+        ]
+        self._site_handles = [
+            (site, site.module.register_forward_hook(_AtSite(self, site), prepend=True, with_kwargs=True))
+            for site in (*found.sites, *found.candidates)
+        ]
         _watched.update(modules)
 
     def record(self, site: Site, inputs: Tensor, outputs: Tensor) -> None:
@@ -84,36 +88,46 @@ class Recorder:
                 f"layer {site.name!r}: expected inputs [..., {n}] and outputs [..., {m}] for its weight {(m, n)}, "
                 f"found {tuple(inputs.shape)} and {tuple(outputs.shape)}; it is no plain linear map, leave it out"
             )
-        trial = site.module in self._candidates
+        trial = self._candidates.get(site.module) is site
         meters: dict[Any, Meter] = self._trial if trial else self.meters
         key: Any = site.module if trial else site.label
         if not trial and site.label in self._observed:
+            if site is self._guessed:
+                self._drop_guess()
+                return
             raise InputError(
                 f"site {site.label!r}: measured by observe() and by its own forward in one step; "
                 "name another site in observe()"
             )
+        mask = self._mask_for(site, inputs.shape[:-1], trial=trial)
         meter = meters.pop(key, None) or Meter(n, m, inputs.device, spectral=self.spectral)
         meters[key] = meter  # popped and put back: the last to run stands last
         version = weight._version
         if self._versions.setdefault(site.name, version) != version:
             self._versions[site.name] = version
             self.unstepped += 1
-        mask = self.mask.of(inputs.shape[:-1]) if site.softmax or trial else self._fitting_mask(inputs)
         bias = getattr(site.module, "bias", None)
         meter.add(weight, inputs, outputs=outputs, bias=bias, mask=mask)
 
     def observe(self, label: str, weight: Tensor, inputs: Tensor, **rest: Tensor | None) -> None:
         """Add what the user hands over instead of a forward; checked by the caller."""
         if label in self.meters and label not in self._observed:
+            if self._guessed is None or self._guessed.label != label:
+                raise InputError(
+                    f"site {label!r}: measured by its own forward and by observe() in one step; "
+                    "name another site in observe()"
+                )
+            self._drop_guess()
+        m, n = weight.shape
+        meter = self.meters.get(label) or Meter(n, m, inputs.device, spectral=self.spectral)
+        if (meter.m, meter.n) != (m, n):
             raise InputError(
-                f"site {label!r}: measured by its own forward and by observe() in one step; "
-                "name another site in observe()"
+                f"site {label!r}: expected a weight of shape {(meter.m, meter.n)} as before in this step, "
+                f"found {(m, n)}; name another site in observe()"
             )
         self._observed.add(label)
-        if label not in self.meters:
-            m, n = weight.shape
-            self.meters[label] = Meter(n, m, inputs.device, spectral=self.spectral)
-        self.meters[label].add(weight, inputs, **rest)
+        self.meters[label] = meter
+        meter.add(weight, inputs, **rest)
 
     def settle(self) -> bool:
         """Choose the unembedding among the candidates: the last that ran. Whether one was chosen now."""
@@ -121,19 +135,15 @@ class Recorder:
             return False
         module, meter = list(self._trial.items())[-1]
         site = self._candidates[module]
-        self.sites = {site.label: site, **self.sites}
-        self.meters = {site.label: meter, **self.meters}
+        # A layer that was asked for by its name, too, has one reading: that of the unembedding.
+        twice = [label for label, other in self.sites.items() if other.module is module]
+        self.sites = {site.label: site} | {k: v for k, v in self.sites.items() if k not in twice}
+        self.meters = {site.label: meter} | {k: v for k, v in self.meters.items() if k not in twice}
+        self._guessed = site
         self._trial, self._candidates = {}, {}
-        kept = {other.module for other in self.sites.values()}
-        remaining = []
-        for handle, hooked in zip(self._handles[1:-1], self._watched[1:], strict=True):
-            if hooked in kept:
-                remaining.append((handle, hooked))
-            else:
-                handle.remove()
-                _watched.discard(hooked)
-        self._handles = [self._handles[0], *(handle for handle, _ in remaining), self._handles[-1]]
-        self._watched = [self._model, *(hooked for _, hooked in remaining)]
+        self._keep_hooks_of_sites()
+        if module in self._unfit:
+            self.mask.mismatch(self._unfit.pop(module))
         return True
 
     def take(self) -> Mapping[str, Meter]:
@@ -143,16 +153,19 @@ class Recorder:
         self._recorded_outside_backward.clear()
         self._versions.clear()
         self.unstepped = 0
+        self.skipped = {}
         self.mask.done()
         return meters
 
     def detach(self) -> None:
         """Take every hook off; safe to call twice."""
-        while self._handles:
-            self._handles.pop().remove()
-        for module in self._watched:
+        if not self._handles:
+            return
+        for module in self._modules():
             _watched.discard(module)
-        self._watched = []
+        for handle in (*self._handles, *(handle for _, handle in self._site_handles)):
+            handle.remove()
+        self._handles, self._site_handles = [], []
 
     def is_training(self, site: Site) -> bool:
         """Whether the forward under way is training, and not one already recorded that backward recomputes."""
@@ -162,20 +175,51 @@ class Recorder:
         if not torch.is_grad_enabled():
             return self._skip("without gradients")
         recorded = self._recorded_outside_backward
-        if inside_backward and recorded.get(site.name, 0):
-            recorded[site.name] -= 1
+        if inside_backward and recorded.get(id(site), 0):
+            recorded[id(site)] -= 1
             return False
         if not inside_backward:
-            recorded[site.name] = recorded.get(site.name, 0) + 1
+            recorded[id(site)] = recorded.get(id(site), 0) + 1
         return True
 
     def _skip(self, why: str) -> bool:
         self.skipped[why] = self.skipped.get(why, 0) + 1
         return False
 
-    def _fitting_mask(self, inputs: Tensor) -> Tensor | None:
-        mask = self.mask.current
-        return mask if mask is not None and mask.shape == inputs.shape[:-1] else None
+    def _mask_for(self, site: Site, tokens: torch.Size, *, trial: bool) -> Tensor | None:
+        if not site.softmax:
+            mask = self.mask.current
+            return mask if mask is not None and mask.shape == tokens else None
+        if not trial:
+            return self.mask.of(tokens)
+        # Whether it is the unembedding is not known yet, and other layers may have other tokens.
+        part = self.mask.part(tokens, caller=site.name)
+        if part is None and self.mask.current is not None:
+            self._unfit[site.module] = tokens
+        return part
+
+    def _drop_guess(self) -> None:
+        """The unembedding was only guessed, and the user hands it to `observe()`."""
+        assert self._guessed is not None
+        label = self._guessed.label
+        self.sites = {name: site for name, site in self.sites.items() if name != label}
+        if label not in self._observed:
+            self.meters.pop(label, None)
+        self._guessed = None
+        self._keep_hooks_of_sites()
+
+    def _keep_hooks_of_sites(self) -> None:
+        before = self._modules()
+        kept = [(site, handle) for site, handle in self._site_handles if self.sites.get(site.label) is site]
+        for site, handle in self._site_handles:
+            if self.sites.get(site.label) is not site:
+                handle.remove()
+        self._site_handles = kept
+        for module in before - self._modules():
+            _watched.discard(module)
+
+    def _modules(self) -> set[nn.Module]:
+        return {self._model, *(site.module for site, _ in self._site_handles)}
 
 
 class _Hook:

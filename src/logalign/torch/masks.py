@@ -38,7 +38,7 @@ class TokenMask:
         self._signature = inspect.signature(_unwrapped(model).forward)
         self._mask: Tensor | None = None
         self._given = False
-        self._cursor = 0
+        self._cursors: dict[str, int] = {}
 
     @property
     def was_seen(self) -> bool:
@@ -59,12 +59,12 @@ class TokenMask:
         dtype = getattr(mask, "dtype", type(mask).__name__)
         if dtype != torch.bool:
             raise InputError(f"mask: expected a tensor of bool, found {dtype}; compare it first, as in mask != 0")
-        self._mask, self._given, self._cursor = mask.detach(), True, 0
+        self._mask, self._given, self._cursors = mask.detach(), True, {}
         self.source = "monitor.mask()"
 
     def see(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Look for labels in a forward's arguments, unless the user has given a mask for it."""
-        self._cursor = 0
+        self._cursors = {}
         if self._given:
             return
         self._mask = None
@@ -93,33 +93,44 @@ class TokenMask:
         Raises:
             InputError: the user's mask has another number of tokens.
         """
+        part = self.part(tokens)
+        if part is None and self._mask is not None:
+            self.mismatch(tokens)
+        return part
+
+    def part(self, tokens: torch.Size, *, caller: str = "") -> Tensor | None:
+        """As `of`, for one of several layers, each with its own place in the sequence; None where it does not fit."""
         mask = self._mask
         if mask is None or mask.shape == tokens:
             return mask
         if mask.numel() == tokens.numel():
             return mask.reshape(tokens)
         flat = mask.reshape(-1) if len(tokens) == 1 else mask
-        end = self._cursor + (tokens[-1] if tokens else 1)
+        start = self._cursors.get(caller, 0)
+        end = start + (tokens[-1] if tokens else 1)
         if flat.shape[:-1] != tokens[:-1] or end > flat.shape[-1]:
-            self._mismatch(mask, tokens)
             return None
-        part = flat[..., self._cursor : end]
-        self._cursor = end
-        return part
+        self._cursors[caller] = end
+        return flat[..., start:end]
 
     def done(self) -> None:
         """The forward is over."""
-        self._mask, self._given, self._cursor = None, False, 0
+        self._mask, self._given, self._cursors = None, False, {}
 
-    def _mismatch(self, mask: Tensor, tokens: torch.Size) -> None:
+    def mismatch(self, tokens: torch.Size) -> None:
+        """Say that the mask does not fit the layer's tokens.
+
+        Raises:
+            InputError: it is the user's own.
+        """
+        assert self._mask is not None
+        shape = tuple(self._mask.shape)
         if self._given:
             raise InputError(
                 f"mask: expected one value for each of the tokens {tuple(tokens)} that reach the layer, "
-                f"found shape {tuple(mask.shape)}"
+                f"found shape {shape}"
             )
-        self.source = (
-            f"none: labels of shape {tuple(mask.shape)} do not match the tokens {tuple(tokens)}, every token counts"
-        )
+        self.source = f"none: labels of shape {shape} do not match the tokens {tuple(tokens)}, every token counts"
 
     def _arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
