@@ -153,6 +153,7 @@ class Monitor:
         self._described: dict[str, Any] = {}
         self._silent: dict[str, int] = {}
         self._warned: set[str] = set()
+        self._told_later: list[tuple[str, str]] = []
         self._closed = False
         self._resume_at: int | None = None
         if writer is not None and writer.resumed:
@@ -197,14 +198,17 @@ class Monitor:
             InputError: a value that is no number, or a name that readings use themselves.
         """
         step = self._step
-        self._step = step + 1
         if step % self._every:
+            self._step = step + 1
             if self._step % self._every == 0:
                 self._arm()
             return None
         if self._closed:
             raise LogAlignError("step() on a monitor that is closed; watch the model again to go on")
-        return self._read(step, {"loss": loss, "lr": lr, "epoch": epoch}, extra)
+        given = {"loss": loss, "lr": lr, "epoch": epoch}
+        _check_values(given, extra)
+        self._step = step + 1
+        return self._read(step, given, extra)
 
     def mask(self, mask: Tensor) -> None:
         """Say which tokens of the next forward count; labels among the forward's arguments are then not looked at.
@@ -272,7 +276,7 @@ class Monitor:
             raise InputError(f"state: expected what Monitor.state_dict() gives (version 1), found {dict(state)!r}")
         self._step = state["step"]
         self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in state["tokens_seen"].items()}
-        if self._writer is not None and self._writer.resumed:
+        if self._writer is not None and self._writer.last is not None:
             self._resume_at = self._step
         self._recorder.take()
         self._arm()
@@ -282,15 +286,16 @@ class Monitor:
         if self._closed:
             return
         self._closed = True
-        if self._step == 0 and self._recorder.meters:
-            self._warn(
-                "no step", "forwards were measured, but step() was never called: call it once per optimizer step"
-            )
+        unstepped = self._step == 0 and bool(self._recorder.meters) and sys.exc_info()[0] is None
         self._recorder.armed = False
         self._recorder.detach()
-        if self._writer is not None:
-            self._writer.event("close", step=self._step)
-            self._writer.close()
+        try:
+            if unstepped:
+                self._warn(
+                    "no step", "forwards were measured, but step() was never called: call it once per optimizer step"
+                )
+        finally:
+            self._close_run()
 
     def __enter__(self) -> Monitor:
         return self
@@ -311,22 +316,23 @@ class Monitor:
         last = writer.last
         self._step = last.step + 1 if last is not None else 0
         self._resume_at = self._step
-        if last is not None and last.tokens_seen is not None:
-            self._tokens_seen = {last.site: (last.tokens_seen, last.step)}
+        for site, reading in writer.latest.items():
+            if reading.tokens_seen is not None:
+                self._tokens_seen[site] = (reading.tokens_seen, reading.step)
 
     def _read(self, step: int, given: Mapping[str, Any], extra: Mapping[str, Any]) -> Readings:
         from logalign.torch.meter import unpack
 
         recorder = self._recorder
         recorder.settle()
-        unstepped = recorder.unstepped
+        unstepped, skipped = recorder.unstepped, dict(recorder.skipped)
         meters = recorder.take()
         spectral = recorder.spectral
         packed = {site: meter.pack() for site, meter in meters.items()}
         hosts, numbers = _to_host({site: each.vector for site, each in packed.items()}, {**given, **extra})
         self._arm()
         if unstepped >= UNSTEPPED_UPDATES:
-            self._warn(
+            self._warn_later(
                 "unstepped",
                 f"the weights changed {unstepped} times between two calls of step(): call it once per optimizer step; "
                 "this reading pools forwards of several updates",
@@ -347,15 +353,18 @@ class Monitor:
             softmax = known.softmax if known is not None else site == UNEMBEDDING
             readings[site] = Reading.from_energies(energies, softmax=softmax, **fields)
             if readings[site].reason is not None:
-                self._warn(f"undefined {site}", f"step {step}, {site}: no LAR, for {readings[site].reason}")
+                self._warn_later(f"undefined {site}", f"step {step}, {site}: no LAR, for {readings[site].reason}")
         for site, known in recorder.sites.items():
             if site not in readings:
-                readings[site] = self._silent_reading(site, known.shape, common)
+                readings[site] = self._silent_reading(site, known.shape, skipped, common)
         if self._main not in readings:
-            readings[self._main] = self._silent_reading(self._main, None, common)
+            readings[self._main] = self._silent_reading(self._main, None, skipped, common)
         taken = Readings(readings, main=self._main)
         self._write(taken)
         self.readings.append(taken)
+        told, self._told_later = self._told_later, []
+        for key, message in told:
+            self._warn(key, message)
         return taken
 
     def _count(self, site: str, step: int, offered: int) -> int:
@@ -366,14 +375,16 @@ class Monitor:
         self._silent[site] = 0
         return seen
 
-    def _silent_reading(self, site: str, shape: tuple[int, int] | None, common: Mapping[str, Any]) -> Reading:
+    def _silent_reading(
+        self, site: str, shape: tuple[int, int] | None, skipped_forwards: Mapping[str, int], common: Mapping[str, Any]
+    ) -> Reading:
         self._silent[site] = self._silent.get(site, 0) + 1
-        skipped = ", ".join(f"{count} {why}" for why, count in self._recorder.skipped.items())
+        skipped = ", ".join(f"{count} {why}" for why, count in skipped_forwards.items())
         if self._silent[site] == SILENT_STEPS:
-            self._warn(
+            self._warn_later(
                 f"silent {site}",
                 f"{site}: no training forward reached this layer in {SILENT_STEPS} monitored steps"
-                + (f" (forwards that did: {skipped}; call model.train())" if skipped else "")
+                + (f" (forwards that did: {skipped}; train in model.train() and with gradients)" if skipped else "")
                 + "; watch the model before it is compiled, and pass the very object that is trained; "
                 "where a fused loss takes the layer's place, call monitor.observe(weight, inputs)",
             )
@@ -388,7 +399,10 @@ class Monitor:
             return {}
         found = spectra_of_grams(*meter.grams)
         if self._writer is not None:
-            _save_spectra(self._writer.path / SPECTRA, step, site, found)
+            try:
+                _save_spectra(self._writer.path / SPECTRA, step, site, found)
+            except OSError as error:
+                self._warn_of_writing(error)
         return {
             "weight_participation": finite(found.weight_participation),
             "input_participation": finite(found.input_participation),
@@ -396,17 +410,17 @@ class Monitor:
         }
 
     def _write(self, readings: Readings) -> None:
-        self._describe()
-        if self._writer is None:
-            return
         try:
+            self._describe()
+            if self._writer is None:
+                return
             if self._resume_at is not None:
                 self._writer.resume_at(self._resume_at)
                 self._resume_at = None
             for reading in readings.values():
                 self._writer.append(reading)
         except OSError as error:
-            self._warn("write", f"{self._writer.path}: readings cannot be written ({error}); training goes on without")
+            self._warn_of_writing(error)
 
     def _describe(self) -> None:
         """Tell which layers are measured, once they are known, and where the mask comes from, when that changes."""
@@ -420,13 +434,34 @@ class Monitor:
             self._writer.describe(sites=self.sites)
             self._writer.event("sites", step=self._step, sites=self.sites)
 
+    def _warn_later(self, key: str, message: str) -> None:
+        """Warn once the reading is written: a program that turns warnings into errors loses none."""
+        self._told_later.append((key, message))
+
     def _warn(self, key: str, message: str) -> None:
         if key in self._warned:
             return
         self._warned.add(key)
-        warnings.warn(f"logalign: {message}", LogAlignWarning, stacklevel=4)
         if self._writer is not None and key != "write":
-            self._writer.event("warning", step=self._step, message=message)
+            try:
+                self._writer.event("warning", step=self._step, message=message)
+            except OSError as error:
+                self._warn_of_writing(error)
+        warnings.warn(f"logalign: {message}", LogAlignWarning, stacklevel=4)
+
+    def _close_run(self) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.event("close", step=self._step)
+        except OSError as error:
+            self._warn_of_writing(error)
+        finally:
+            self._writer.close()
+
+    def _warn_of_writing(self, error: OSError) -> None:
+        assert self._writer is not None
+        self._warn("write", f"{self._writer.path}: readings cannot be written ({error}); training goes on without")
 
 
 def _say(message: str) -> None:
@@ -437,6 +472,23 @@ def _say(message: str) -> None:
         print(f"logalign: {message}", file=sys.stderr)
 
 
+def _check_values(given: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    import torch
+
+    for name in extra:
+        if name in FIELDS:
+            raise InputError(f"step({name}=...): expected a name of your own, found one that readings use themselves")
+    for name, value in {**given, **extra}.items():
+        if isinstance(value, torch.Tensor):
+            if value.numel() != 1:
+                raise InputError(f"step({name}=...): expected one number, found a tensor of shape {tuple(value.shape)}")
+        elif value is not None:
+            try:
+                float(value)
+            except (TypeError, ValueError):
+                raise InputError(f"step({name}=...): expected a number, found {value!r}") from None
+
+
 def _to_host(vectors: Mapping[str, Tensor], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sums and numbers on the host, by one transfer for each device that holds any."""
     import torch
@@ -445,16 +497,9 @@ def _to_host(vectors: Mapping[str, Tensor], values: Mapping[str, Any]) -> tuple[
     numbers: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, torch.Tensor):
-            if value.numel() != 1:
-                raise InputError(f"step({name}=...): expected one number, found a tensor of shape {tuple(value.shape)}")
             tensors[f"value {name}"] = value.detach().reshape(1)
         elif value is not None:
-            try:
-                numbers[name] = finite(float(value))
-            except (TypeError, ValueError):
-                raise InputError(f"step({name}=...): expected a number, found {value!r}") from None
-        if name in FIELDS and name not in ("loss", "lr", "epoch"):
-            raise InputError(f"step({name}=...): expected a name of your own, found one that readings use themselves")
+            numbers[name] = finite(float(value))
     by_device: dict[torch.device, list[str]] = {}
     for name, tensor in tensors.items():
         by_device.setdefault(tensor.device, []).append(name)

@@ -29,6 +29,7 @@ from logalign.readings import (
 )
 
 SCHEMA_VERSION = 1
+AFTER_TORN_LINE = "after_torn_line"
 META, READINGS, EVENTS, SPECTRA = "run.json", "readings.jsonl", "events.jsonl", "spectra"
 
 
@@ -136,7 +137,9 @@ class RunWriter:
 
     def __init__(self, path: str | os.PathLike[str], meta: Mapping[str, Any], *, resume: bool = False) -> None:
         self.path = Path(path)
+        self.latest: dict[str, Reading] = {}
         self.last: Reading | None = None
+        self._torn: set[str] = set()
         self._files: dict[str, int] = {}
         found = [name for name in (META, READINGS, EVENTS) if (self.path / name).exists()]
         if found and not resume:
@@ -149,6 +152,7 @@ class RunWriter:
             raise RunError(f"{self.path}: expected {META} to resume from, found only {', '.join(found)}")
         if self.resumed:
             readings = open_run(self.path).readings
+            self.latest = {reading.site: reading for reading in readings}
             self.last = readings[-1] if readings else None
             self.meta = _read_meta(self.path)
         else:
@@ -158,7 +162,8 @@ class RunWriter:
             self._write_meta()
             for name in (READINGS, EVENTS):
                 self._files[name] = os.open(self.path / name, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o666)
-                _end_torn_line(self._files[name])
+                if _ends_in_torn_line(self._files[name]):
+                    self._torn.add(name)
         except OSError as error:
             self.close()
             raise RunError(f"{self.path}: expected a folder that can be written, found: {error}") from error
@@ -167,6 +172,10 @@ class RunWriter:
 
     def resume_at(self, step: int) -> None:
         """Say that training goes on at `step`: readings from that step on, written before, are superseded."""
+        if READINGS in self._torn:
+            if _ends_in_torn_line(self._files[READINGS]):
+                self._append(READINGS, "\n")
+            self._torn.discard(READINGS)
         self.event("resume", step=step, readings_offset=os.fstat(self._files[READINGS]).st_size)
 
     def describe(self, **entries: Any) -> None:
@@ -176,13 +185,21 @@ class RunWriter:
 
     def append(self, reading: Reading) -> None:
         """Write one reading: one line, one write."""
+        if READINGS in self._torn:
+            # A resume marks the place: the last line before it may be torn, any other line may not.
+            self.resume_at(reading.step)
         self._append(READINGS, reading.line())
-        self.last = reading
+        self.last = self.latest[reading.site] = reading
 
     def event(self, event: str, **entries: Any) -> None:
         """Write one event with its time."""
         record = {"event": event, "time": time.time(), **entries}
-        self._append(EVENTS, json.dumps(record, allow_nan=False) + "\n")
+        end_of_torn_line = ""
+        if EVENTS in self._torn:
+            record[AFTER_TORN_LINE] = True
+            end_of_torn_line = "\n" if _ends_in_torn_line(self._files[EVENTS]) else ""
+        self._append(EVENTS, end_of_torn_line + json.dumps(record, allow_nan=False) + "\n")
+        self._torn.discard(EVENTS)
 
     def close(self) -> None:
         """Close the files; safe to call twice."""
@@ -191,8 +208,12 @@ class RunWriter:
 
     def _append(self, name: str, line: str) -> None:
         data = line.encode()
-        while data:
-            data = data[os.write(self._files[name], data) :]
+        try:
+            while data:
+                data = data[os.write(self._files[name], data) :]
+        except OSError:  # half a line may be there, as after a kill
+            self._torn.add(name)
+            raise
 
     def _write_meta(self) -> None:
         draft = self.path / f".{META}.{os.getpid()}"
@@ -222,32 +243,36 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return dict(meta)
 
 
-def _end_torn_line(file: int) -> None:
-    """A process that was killed may have left half a line: end it, so that the next one starts on its own."""
+def _ends_in_torn_line(file: int) -> bool:
+    """Whether a process that was killed, or a full disk, has left half a line."""
     size = os.fstat(file).st_size
-    if size and os.pread(file, 1, size - 1) != b"\n":
-        os.write(file, b"\n")
+    return size > 0 and os.pread(file, 1, size - 1) != b"\n"
 
 
 def _objects(path: Path, start: int = 0, end: int | None = None) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a part of a JSONL file whose last line may be torn."""
+    """(line number, object) of a part of a JSONL file whose last line may be torn, and such as are marked so."""
     data = path.read_bytes()
     first_line = data.count(b"\n", 0, start) + 1
-    lines = data[start:end].splitlines()
     found = []
-    for index, line in enumerate(lines):
+    damage: RunError | None = None
+    damaged_lines = 0
+    for number, line in enumerate(data[start:end].splitlines(), first_line):
         try:
             value = json.loads(line)
             if not isinstance(value, dict):
                 raise ValueError(f"not an object but {type(value).__name__}")
         except ValueError as error:
-            if index == len(lines) - 1:
-                break
-            raise RunError(
-                f"{path}, line {first_line + index}: expected a JSON object, found damage ({error}); "
-                "repair or remove that line"
-            ) from error
-        found.append((first_line + index, value))
+            damaged_lines += 1
+            damage = damage or RunError(
+                f"{path}, line {number}: expected a JSON object, found damage ({error}); repair or remove that line"
+            )
+            continue
+        if damage is not None and not value.get(AFTER_TORN_LINE):
+            raise damage
+        damage, damaged_lines = None, 0
+        found.append((number, value))
+    if damage is not None and damaged_lines > 1:
+        raise damage
     return found
 
 
