@@ -76,9 +76,15 @@ def test_batches_repeat_every_token_once_an_epoch_and_start_anywhere():
     ("train", "held_out", "unique", "message"),
     [
         (2048 * 5 + 1, 5000, 3000, None),
-        (2048 * 5, 5000, 3000, "5 steps on fresh text need 10,241 training tokens, found 10,240; .* at most 4 steps"),
-        (1000, 5000, 3000, "need 10,241 training tokens, found 1,000; .* too short for any training"),
+        (
+            2048 * 5,
+            5000,
+            3000,
+            "5 steps on fresh text need 10,241 training tokens, found 10,240 .*; .* at most 4 steps",
+        ),
+        (1000, 5000, 3000, "need 10,241 training tokens, found 1,000 .*; .* too short for any training"),
         (2048 * 5 + 1, 5000, 20_000, "--unique-tokens: expected at most the 10,241 training tokens .* found 20,000"),
+        (0, 5000, 3000, "need 10,241 training tokens, found 0 .*; .* too short for any training"),
         (2048 * 5 + 1, 4000, 3000, "4,128 tokens have to be held out, a tenth of the text, found 4,000"),
     ],
 )

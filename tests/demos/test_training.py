@@ -113,9 +113,16 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path):
         train(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["toaster", "cuda:99", "meta"])
-def test_refuses_a_device_that_cannot_compute(name):
-    with pytest.raises(InputError, match=f"--device {name}: expected a device that PyTorch can use here"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("toaster", "expected a device of PyTorch such as cpu"),
+        ("cuda:99", "expected a device that PyTorch can use here, found: "),
+        ("meta", "expected a device that PyTorch can use here, found: "),
+    ],
+)
+def test_refuses_a_device_that_cannot_compute(name, message):
+    with pytest.raises(InputError, match=f"--device {name}: {message}"):
         check_device(name)
     assert check_device("cpu") == torch.device("cpu")
 

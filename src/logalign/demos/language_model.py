@@ -149,12 +149,12 @@ def check_length(corpus: Corpus, *, steps: int, unique_tokens: int) -> None:
     Raises:
         InputError: says how many tokens are needed and how many were found.
     """
-    most = (len(corpus.train) - 1) // (BATCH * CONTEXT)
+    most = max(0, len(corpus.train) - 1) // (BATCH * CONTEXT)
     if most < steps:
         instead = f"or ask for at most {most} steps" if most else "since it is too short for any training"
         raise InputError(
             f"text too short: {steps} steps on fresh text need {steps * BATCH * CONTEXT + 1:,} training tokens, found "
-            f"{len(corpus.train):,}; name more text with --text, {instead}"
+            f"{len(corpus.train):,} (a tenth of the text is held out); name more text with --text, {instead}"
         )
     if unique_tokens > len(corpus.train):
         raise InputError(

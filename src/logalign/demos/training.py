@@ -57,6 +57,9 @@ def check_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: expected a device of PyTorch such as cpu, cuda or mps") from error
+    try:
         torch.zeros(1, device=device).add(1).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -232,8 +235,8 @@ class Training:
             monitor = dict(state["monitor"])
             self.done = int(state["step"])
         except Exception as error:  # what a damaged file raises depends on where it is damaged
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
             raise RunError(
-                f"{path}: expected a checkpoint of this demo, found damage ({reason[:120]}); begin anew with --fresh"
+                f"{path}: expected a checkpoint of this demo, found damage ({reason}); begin anew with --fresh"
             ) from error
         return monitor
