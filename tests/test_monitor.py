@@ -16,6 +16,7 @@ from logalign import Energies, open_run, spectra, watch
 from logalign.errors import InputError, LogAlignError, LogAlignWarning, RunError, SiteError
 
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
+torch.set_num_threads(1)  # small tensors, many steps
 EXACT = 2e-6  # float32 sums of a few hundred terms
 
 

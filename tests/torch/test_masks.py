@@ -125,7 +125,12 @@ def test_a_given_mask_comes_first_and_serves_one_forward():
     mask.see((), {"targets": LABELS})
     assert torch.equal(mask.of(TOKENS), given)
     assert mask.source == "monitor.mask()"
-    mask.done()
+    mask.forward_over()
+    assert torch.equal(mask.of(TOKENS), given)  # for what backward recomputes
+    mask.see((), {})
+    assert mask.of(TOKENS) is None
+    mask.give(given)
+    mask.step_over()
     mask.see((), {})
     assert mask.of(TOKENS) is None
 

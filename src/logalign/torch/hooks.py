@@ -154,7 +154,7 @@ class Recorder:
         self._versions.clear()
         self.unstepped = 0
         self.skipped = {}
-        self.mask.done()
+        self.mask.step_over()
         return meters
 
     def detach(self) -> None:
@@ -266,4 +266,4 @@ class _After(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._recorder.armed and torch.is_grad_enabled():
             self._recorder.settle()
-            self._recorder.mask.done()
+            self._recorder.mask.forward_over()

@@ -37,7 +37,8 @@ class TokenMask:
         self._shifts = shifts_labels(model) if shift_labels is None else shift_labels
         self._signature = inspect.signature(_unwrapped(model).forward)
         self._mask: Tensor | None = None
-        self._given = False
+        self._given = False  # by the user
+        self._waiting = False  # for the forward that it was given for
         self._cursors: dict[str, int] = {}
 
     @property
@@ -59,15 +60,16 @@ class TokenMask:
         dtype = getattr(mask, "dtype", type(mask).__name__)
         if dtype != torch.bool:
             raise InputError(f"mask: expected a tensor of bool, found {dtype}; compare it first, as in mask != 0")
-        self._mask, self._given, self._cursors = mask.detach(), True, {}
+        self._mask, self._cursors = mask.detach(), {}
+        self._given = self._waiting = True
         self.source = "monitor.mask()"
 
     def see(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Look for labels in a forward's arguments, unless the user has given a mask for it."""
         self._cursors = {}
-        if self._given:
+        if self._waiting:
             return
-        self._mask = None
+        self._mask, self._given = None, False
         arguments = self._arguments(args, kwargs)
         name = next((name for name in LABELS if isinstance(arguments.get(name), Tensor)), None)
         if name is None:
@@ -113,9 +115,14 @@ class TokenMask:
         self._cursors[caller] = end
         return flat[..., start:end]
 
-    def done(self) -> None:
-        """The forward is over."""
-        self._mask, self._given, self._cursors = None, False, {}
+    def forward_over(self) -> None:
+        """The forward is over; what backward recomputes of it and a head that is called after it take its mask still."""
+        self._waiting, self._cursors = False, {}
+
+    def step_over(self) -> None:
+        """The step is over."""
+        self._mask, self._cursors = None, {}
+        self._given = self._waiting = False
 
     def mismatch(self, tokens: torch.Size) -> None:
         """Say that the mask does not fit the layer's tokens.
