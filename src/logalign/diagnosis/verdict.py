@@ -1,0 +1,180 @@
+"""Verdict: what the readings of a run say, since when, why, what to do about it, and what that rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from logalign.errors import InputError
+
+Outcome = Literal["healthy", "approaching", "overfitting", "memorizing", "generalizing", "undecidable"]
+Regime = Literal["grokking", "decline", "both", "unknown"]
+Number = float | int | None
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+REGIMES: tuple[Regime, ...] = get_args(Regime)
+
+EXIT_STATUS: Mapping[Outcome, int] = {
+    "healthy": 0,
+    "approaching": 0,
+    "generalizing": 0,
+    "overfitting": 3,
+    "memorizing": 3,
+    "undecidable": 4,
+}
+"""What `logalign diagnose` exits with; 1 is an error."""
+
+PRECEDENCE: tuple[Outcome, ...] = (
+    "overfitting",
+    "memorizing",
+    "generalizing",
+    "approaching",
+    "healthy",
+    "undecidable",
+)
+"""Which of two outcomes stands where both regimes were asked: alarms first, then what has the stronger evidence."""
+
+KNOWN_LIMITS = (
+    "published evidence is grokking and the pre-training of 3B-parameter language models (arXiv 2605.28975); for "
+    "fine-tuning, LoRA, mixtures of experts and vision no threshold is proven",
+    "optimizer slingshots and learning-rate cooldowns move LAR without any change in generalization",
+)
+"""What holds of every verdict."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a run's readings say at one step.
+
+    Attributes:
+        outcome: "healthy", "approaching", "overfitting", "memorizing", "generalizing" or "undecidable".
+        regime: Which logic judged: "grokking" (the network interpolates its data), "decline" (LAR's fall), "both" where
+            both were asked and agree, "unknown" before there was anything to judge.
+        step: The step of the last reading judged; None before the first.
+        since_step: The step from which this outcome has stood without a break; None before the first reading.
+        evidence: Numbers by name. None where a number could not be had.
+        reason: Why this outcome, in one sentence.
+        suggestion: What to do, in one sentence.
+        basis: What it rests on, with the source of each threshold.
+        limits: What may make it wrong.
+
+    Raises:
+        InputError: an outcome or regime of another name, or evidence that strict JSON cannot hold.
+
+    Example:
+        >>> verdict = Verdict(
+        ...     outcome="healthy",
+        ...     regime="decline",
+        ...     step=120,
+        ...     since_step=0,
+        ...     evidence={"epoch": 0.4},
+        ...     reason="no data has repeated so far.",
+        ...     suggestion="Train on.",
+        ... )
+        >>> print(verdict)
+        healthy (decline regime) at step 120, since step 0
+        why: no data has repeated so far.
+        do: Train on.
+        evidence: epoch = 0.4
+        >>> verdict.is_alarm, verdict.exit_status
+        (False, 0)
+    """
+
+    outcome: Outcome
+    regime: Regime
+    step: int | None
+    since_step: int | None
+    reason: str
+    suggestion: str
+    evidence: Mapping[str, Number] = field(default_factory=dict)
+    basis: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES:
+            raise InputError(f"outcome: expected one of {', '.join(OUTCOMES)}, found {self.outcome!r}")
+        if self.regime not in REGIMES:
+            raise InputError(f"regime: expected one of {', '.join(REGIMES)}, found {self.regime!r}")
+        for name, value in self.evidence.items():
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"evidence {name!r}: expected a finite number or None, found {value!r}")
+
+    @property
+    def is_alarm(self) -> bool:
+        """Whether it is overfitting or memorizing."""
+        return self.outcome in ("overfitting", "memorizing")
+
+    @property
+    def exit_status(self) -> int:
+        """What `logalign diagnose` exits with: 0, 3 for an alarm, 4 for undecidable."""
+        return EXIT_STATUS[self.outcome]
+
+    def record(self) -> dict[str, Any]:
+        """The verdict as an object that strict JSON can hold."""
+        return {
+            "outcome": self.outcome,
+            "regime": self.regime,
+            "step": self.step,
+            "since_step": self.since_step,
+            "is_alarm": self.is_alarm,
+            "reason": self.reason,
+            "suggestion": self.suggestion,
+            "evidence": dict(self.evidence),
+            "basis": list(self.basis),
+            "limits": list(self.limits),
+        }
+
+    def __str__(self) -> str:
+        lines = [self.headline(), f"why: {self.reason}", f"do: {self.suggestion}"]
+        numbers = [f"{name} = {shown(value)}" for name, value in self.evidence.items() if value is not None]
+        if numbers:
+            lines.append(f"evidence: {', '.join(numbers)}")
+        return "\n".join(lines)
+
+    def headline(self) -> str:
+        """Outcome, regime and steps in one line."""
+        words: str = self.outcome
+        if self.regime != "unknown":
+            words += f" ({self.regime} regime)" if self.regime != "both" else " (both regimes)"
+        if self.step is not None:
+            words += f" at step {self.step:,}"
+        if self.since_step is not None:
+            words += f", since step {self.since_step:,}"
+        return words
+
+
+def shown(value: Number) -> str:
+    """A number for people: four significant digits, whole numbers as they are, a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def combined(grokking: Verdict, decline: Verdict) -> Verdict:
+    """The verdict where both regimes were asked: the outcome that comes first in `PRECEDENCE`, both with their numbers.
+
+    The other regime's outcome stands in the reason. Where both say the same, the regime is "both" and the outcome
+    stands since the earlier of the two steps.
+    """
+    first, second = sorted((grokking, decline), key=lambda verdict: PRECEDENCE.index(verdict.outcome))
+    evidence = {**second.evidence, **first.evidence}
+    basis, limits = _joined(first.basis, second.basis), _joined(first.limits, second.limits)
+    if first.outcome == second.outcome:
+        steps = [verdict.since_step for verdict in (first, second) if verdict.since_step is not None]
+        return replace(
+            first,
+            regime="both",
+            since_step=min(steps) if steps else None,
+            reason=first.reason if first.reason == second.reason else f"{first.reason} And: {second.reason}",
+            evidence=evidence,
+            basis=basis,
+            limits=limits,
+        )
+    other = f"The {second.regime} regime says {second.outcome}: {second.reason}"
+    return replace(first, reason=f"{first.reason} {other}", evidence=evidence, basis=basis, limits=limits)
+
+
+def _joined(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*first, *second)))
