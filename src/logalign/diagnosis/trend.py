@@ -1,0 +1,323 @@
+"""Trend: the slope of a noisy series and how it changes, from a history that never grows.
+
+Method: robust statistics of medians. The scatter of one reading comes from second differences (a trend cancels, a few
+outliers do not count), slopes are Theil-Sen's, and a history of fixed size halves its resolution whenever it is full.
+The alternative, exponential smoothing, needs less memory and forgets: it can neither compare the last part of a run
+with an earlier one nor say how sure a slope is.
+
+Shapes: x and y are one-dimensional, of one length, x strictly increasing (steps, tokens or epochs).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from logalign.errors import InputError
+
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+
+MAD_TO_SIGMA = 1.4826
+"""Median absolute deviation to standard deviation, of a normal distribution."""
+MIN_SLOPE_READINGS = 5
+"""Fewer points have no slope worth the name: a Theil-Sen interval of 95 % does not exist below five."""
+SMOOTHING = 5
+"""Readings of the running median in which warm-up is looked for."""
+MIN_WARM_UP_READINGS = 10
+MAX_WARM_UP_READINGS = 100
+LR_CHANGE = 0.8
+LR_WINDOW = 10
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A slope with its 95 % interval.
+
+    Attributes:
+        value: In units of y per unit of x.
+        low: Lower end of the interval.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def error(self) -> float:
+        """Its standard error, from the width of the interval."""
+        return (self.high - self.low) / (2 * 1.96)
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """How a slope has changed between the earlier and the later half of a series.
+
+    Attributes:
+        early: Slope of the first half of the points.
+        late: Slope of the second half.
+    """
+
+    early: Slope
+    late: Slope
+
+    @property
+    def value(self) -> float:
+        """`late - early`: negative where a decline speeds up or a rise slows down."""
+        return self.late.value - self.early.value
+
+    @property
+    def error(self) -> float:
+        """Its standard error."""
+        return math.hypot(self.early.error, self.late.error)
+
+
+def noise(y: ArrayLike) -> float:
+    """The scatter of a single reading about its trend: a robust standard deviation.
+
+    `1.4826 * median |y[i-1] - 2 y[i] + y[i+1]| / sqrt(6)`: a straight trend cancels in second differences, whose
+    variance is six times that of a reading. NaN for fewer than three values.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> round(noise(0.01 * np.arange(2000) + 0.5 * rng.standard_normal(2000)), 2)
+        0.49
+    """
+    values = np.asarray(y, dtype=np.float64)
+    if values.size < 3:
+        return math.nan
+    return float(MAD_TO_SIGMA * np.median(np.abs(np.diff(values, 2))) / math.sqrt(6))
+
+
+def slope(x: ArrayLike, y: ArrayLike) -> Slope | None:
+    """The slope of a series by Theil and Sen: the median of the slopes of all pairs; None for fewer than five points.
+
+    Cost grows with the square of the length: give it a history, not a run. Source: Sen, Estimates of the regression
+    coefficient based on Kendall's tau, JASA 63 (1968); computed by `scipy.stats.theilslopes`.
+
+    Example:
+        >>> slope([0, 1, 2, 3, 4, 5], [0, 2, 4, 6, 800, 10]).value
+        2.0
+    """
+    from scipy.stats import theilslopes
+
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if xs.size < MIN_SLOPE_READINGS:
+        return None
+    found = theilslopes(ys, xs)
+    return Slope(float(found.slope), float(found.low_slope), float(found.high_slope))
+
+
+def curvature(x: ArrayLike, y: ArrayLike) -> Curvature | None:
+    """The change of slope between the first and the second half of the points; None for fewer than ten points.
+
+    Give `log(x)` to judge a decline that slows down of itself: healthy language models fall about linearly in it.
+    """
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    half = xs.size // 2
+    early, late = slope(xs[:half], ys[:half]), slope(xs[half:], ys[half:])
+    return Curvature(early, late) if early is not None and late is not None else None
+
+
+def running_median(y: ArrayLike, width: int) -> Vector:
+    """The medians of every `width` values in a row: `len(y) - width + 1` of them, none where there are fewer."""
+    values = np.asarray(y, dtype=np.float64)
+    if values.size < width:
+        return np.empty(0)
+    medians: Vector = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
+    return medians
+
+
+def warm_up_end(x: ArrayLike, lar: ArrayLike, lr: ArrayLike | None = None) -> float | None:
+    """The x of the last reading of the warm-up; None while it lasts.
+
+    While the recorded learning rate still rises, training warms up. Where it is not recorded, until the first maximum
+    of LAR's running median over 5 readings, known 5 readings later: LAR peaks early, as one common direction comes and
+    goes. At least the first 10 readings in either case, and at most 100 where no learning rate is recorded.
+
+    Args:
+        x: Steps, tokens or epochs.
+        lar: LAR at x.
+        lr: Learning rate at x, NaN where it is not known.
+    """
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(lar, dtype=np.float64)
+    if xs.size < MIN_WARM_UP_READINGS:
+        return None
+    rates = np.full(xs.shape, np.nan) if lr is None else np.asarray(lr, dtype=np.float64)
+    known = np.flatnonzero(np.isfinite(rates))
+    if known.size:
+        falls = np.flatnonzero(np.diff(rates[known]) <= 0)
+        end = known[falls[0]] if falls.size else None
+    else:
+        end = _first_maximum(ys)
+        if end is None and xs.size >= MAX_WARM_UP_READINGS:
+            end = MAX_WARM_UP_READINGS - 1
+    return None if end is None else float(xs[max(int(end), MIN_WARM_UP_READINGS - 1)])
+
+
+def lr_changes(x: ArrayLike, lr: ArrayLike, *, factor: float = LR_CHANGE, window: int = LR_WINDOW) -> Vector:
+    """The x of the readings that follow a material change of the learning rate by less than a window.
+
+    Material: below `factor` times the highest, or above 1 / `factor` times the lowest of the `window` readings before.
+    A step schedule marks the readings after each step; a cosine only its steep end; unknown rates mark nothing.
+
+    Example:
+        >>> lr_changes([0, 10, 20, 30, 40], [1.0, 1.0, 0.1, 0.1, 0.1], window=2)
+        array([20., 30.])
+    """
+    xs, rates = np.asarray(x, dtype=np.float64), np.asarray(lr, dtype=np.float64)
+    known = np.isfinite(rates)
+    xs, rates = xs[known], rates[known]
+    if xs.size < 2:
+        return np.empty(0)
+    padded = np.concatenate([np.full(window, np.nan), rates[:-1]])
+    before = np.lib.stride_tricks.sliding_window_view(padded, window)[1:]
+    high, low = np.nanmax(before, axis=1), np.nanmin(before, axis=1)
+    changed = (rates[1:] < factor * high) | (factor * rates[1:] > low)
+    found: Vector = xs[1:][changed]
+    return found
+
+
+def _first_maximum(y: Vector) -> int | None:
+    """The index in y of the first maximum of its running median that stands for as many readings as it is wide."""
+    smooth = running_median(y, SMOOTHING)
+    highest = np.maximum.accumulate(smooth)
+    for i in range(smooth.size - SMOOTHING):
+        if smooth[i] == highest[i] and smooth[i + 1 : i + 1 + SMOOTHING].max() < smooth[i]:
+            return i + SMOOTHING // 2
+    return None
+
+
+class History:
+    """A series of any length in constant memory: when it is full, neighbors are merged to half the resolution.
+
+    Below `capacity` readings it holds them as they are. Then each two neighbors become one bin, the mean of both, and
+    bins of twice as many readings follow; and so on. So at any time it holds between half of `capacity` and `capacity`
+    bins of one size, evenly over the whole past. What it holds depends on the readings alone, not on when it was asked
+    or saved.
+
+    Args:
+        names: What is kept at each x; NaN where it is not known, and left out of means.
+        capacity: How many bins; even.
+
+    Raises:
+        InputError: a capacity that cannot be halved.
+
+    Example:
+        >>> history = History(capacity=4)
+        >>> for step in range(6):
+        ...     _ = history.append(step, 10.0 * step)
+        >>> history.x, history.y, history.stride
+        (array([0.5, 2.5, 4.5]), array([ 5., 25., 45.]), 2)
+    """
+
+    def __init__(self, names: Sequence[str] = ("y",), *, capacity: int = 128) -> None:
+        if capacity < 2 or capacity % 2:
+            raise InputError(f"capacity: expected an even number from 2 on, found {capacity}")
+        self.names = tuple(names)
+        self.capacity = capacity
+        self.stride = 1
+        self.size = 0
+        self._bins = np.full((capacity, 2 + len(self.names)), np.nan)  # mean x, last x, means of the values
+        self._begin()
+
+    @property
+    def last_x(self) -> float | None:
+        """The x of the last reading, that of a bin still being filled included."""
+        if self._filled:
+            return self._last_x
+        return float(self._bins[self.size - 1, 1]) if self.size else None
+
+    @property
+    def x(self) -> Vector:
+        """The mean x of each full bin."""
+        return self._bins[: self.size, 0]
+
+    @property
+    def y(self) -> Vector:
+        """The first of its columns."""
+        return self.column(self.names[0])
+
+    def column(self, name: str) -> Vector:
+        """The mean of one value in each full bin, NaN where it is nowhere known."""
+        return self._bins[: self.size, 2 + self.names.index(name)]
+
+    def append(self, x: float, *values: float) -> bool:
+        """Take one reading in; True where a bin became full by it, so that `x` and `y` are new.
+
+        Raises:
+            InputError: x is not above the last one; `truncate()` first where a run was resumed.
+        """
+        last = self.last_x
+        if last is not None and x <= last:
+            raise InputError(f"x: expected more than the last one, {last:g}, found {x:g}")
+        self._last_x = float(x)
+        self._filled += 1
+        for i, value in enumerate((x, *values)):
+            if not math.isnan(value):
+                self._counts[i] += 1
+                self._means[i] += (float(value) - self._means[i]) / self._counts[i]
+        if self._filled < self.stride:
+            return False
+        means = [mean if count else math.nan for mean, count in zip(self._means, self._counts, strict=True)]
+        self._bins[self.size] = [means[0], self._last_x, *means[1:]]
+        self.size += 1
+        self._begin()
+        if self.size == self.capacity:
+            self._halve()
+        return True
+
+    def truncate(self, x: float) -> None:
+        """Forget all that is at x or beyond; where readings were merged, what shares a bin with such goes with it."""
+        if self._filled and self._last_x >= x:
+            self._begin()
+        self.size = int(np.searchsorted(self._bins[: self.size, 1], x, side="left"))
+
+    def state(self) -> dict[str, Any]:
+        """What it holds, as lists and numbers that strict JSON can hold."""
+        return {
+            "names": list(self.names),
+            "capacity": self.capacity,
+            "stride": self.stride,
+            "bins": [_nulls(row) for row in self._bins[: self.size].tolist()],
+            "open": [self._filled, self._last_x, list(self._means), list(self._counts)],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> History:
+        """The history that `state()` described."""
+        history = cls(state["names"], capacity=state["capacity"])
+        history.stride = state["stride"]
+        history.size = len(state["bins"])
+        for i, row in enumerate(state["bins"]):
+            history._bins[i] = _nans(row)
+        history._filled, history._last_x, means, counts = state["open"]
+        history._means, history._counts = list(means), list(counts)
+        return history
+
+    def _begin(self) -> None:
+        self._filled = 0
+        self._last_x = 0.0
+        self._means = [0.0] * (1 + len(self.names))
+        self._counts = [0] * (1 + len(self.names))
+
+    def _halve(self) -> None:
+        earlier, later = self._bins[0::2], self._bins[1::2]
+        merged = np.where(np.isnan(earlier), later, np.where(np.isnan(later), earlier, earlier / 2 + later / 2))
+        merged[:, 1] = later[:, 1]
+        self.size = self.capacity // 2
+        self._bins[: self.size] = merged
+        self.stride *= 2
+
+
+def _nulls(row: Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in row]
+
+
+def _nans(row: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in row]
