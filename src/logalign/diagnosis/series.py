@@ -1,0 +1,176 @@
+"""Series: readings as they come, turned into clean columns by rule and kept in constant memory.
+
+The rules, so that whatever a log holds has a defined meaning:
+
+- A reading without a defined LAR is passed over and counted; so is one whose LAR cannot be (above 1, or below what a
+  float64 overlap allows).
+- A step that was there already, or an earlier one, means that training was resumed there: what stood at that step and
+  beyond is forgotten. A duplicate is thereby replaced by its last version.
+- Gaps stay gaps, and a field that is missing is unknown at that reading; so is a number beyond 1e100.
+- A reading of another layer or of another shape is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from logalign.diagnosis.trend import History, Vector
+from logalign.errors import InputError
+from logalign.readings import Reading
+
+FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
+COLUMNS = (*FORMS, "loss", "lr", "epoch", "tokens_seen", "head_norm")
+"""What is kept of a reading; `head_norm` is the Frobenius norm of the layer's weight."""
+STATE_VERSION = 1
+POSSIBLE_LAR = (-2000.0, 1.01)
+"""LAR is at most 1 but for rounding; an overlap above the smallest float64 keeps it above 1 - 1075 / log2(n)."""
+LARGEST = 1e100
+
+
+class Series:
+    """The last readings as they are, and the whole past at a coarser resolution.
+
+    Args:
+        recent: How many of the last readings to keep.
+        capacity: Bins of the history of the whole past.
+
+    Attributes:
+        site: The layer that the readings are of; None before the first.
+        m: Its fan-out, where recorded.
+        n: Its fan-in, where recorded.
+        taken: Readings taken in.
+        skipped: Readings passed over, for their LAR is undefined or cannot be.
+        resumes: How often a step was not above the one before.
+        history: The whole past: `COLUMNS` by step.
+    """
+
+    def __init__(self, *, recent: int = 64, capacity: int = 128) -> None:
+        self.site: str | None = None
+        self.m: int | None = None
+        self.n: int | None = None
+        self.taken = self.skipped = self.resumes = 0
+        self.history = History(COLUMNS, capacity=capacity)
+        self._rows = np.full((recent, 1 + len(COLUMNS)), np.nan)  # step and COLUMNS, the latest last
+        self._size = 0
+
+    @property
+    def last_step(self) -> int | None:
+        """The step of the last reading that was taken in."""
+        return int(self._rows[-1, 0]) if self._size else None
+
+    @property
+    def steps(self) -> Vector:
+        """The steps of the last readings."""
+        return self._rows[len(self._rows) - self._size :, 0]
+
+    def recent(self, name: str, count: int | None = None) -> Vector:
+        """One column of the last readings, at most `count` of them; NaN where it is not known."""
+        first = len(self._rows) - min(self._size, self._size if count is None else count)
+        return self._rows[first:, 1 + COLUMNS.index(name)]
+
+    def last(self, name: str) -> float | None:
+        """One number of the last reading; None where it is not known."""
+        value = float(self._rows[-1, 1 + COLUMNS.index(name)]) if self._size else math.nan
+        return None if math.isnan(value) else value
+
+    def check(self, reading: Reading) -> None:
+        """Refuse a reading that is not of this series.
+
+        Raises:
+            InputError: it is of another layer, or of a layer of another shape.
+        """
+        if self.site is not None and reading.site != self.site:
+            raise InputError(
+                f"step {reading.step}: expected a reading of {self.site!r}, found one of {reading.site!r}; "
+                "give each layer a detector of its own"
+            )
+        for name, known, found in (("m", self.m, reading.m), ("n", self.n, reading.n)):
+            if known is not None and found is not None and known != found:
+                raise InputError(
+                    f"step {reading.step}: expected readings of one layer, with {name} = {known}, "
+                    f"found {name} = {found}; diagnose runs of different models one by one"
+                )
+
+    def goes_back(self, reading: Reading) -> bool:
+        """Whether training was resumed: the step is that of the last reading or an earlier one."""
+        return self._size > 0 and reading.step <= self._rows[-1, 0]
+
+    def rewind(self, step: int) -> None:
+        """Forget what is at this step and beyond."""
+        self.resumes += 1
+        keep = int(np.searchsorted(self.steps, step, side="left"))
+        self._rows[len(self._rows) - keep :] = self._rows[len(self._rows) - self._size :][:keep].copy()
+        self._size = keep
+        self.history.truncate(step)
+
+    def add(self, reading: Reading) -> bool:
+        """Take a checked reading in, whose step is above the last; False where it was passed over."""
+        self.site = reading.site
+        self.m, self.n = reading.m or self.m, reading.n or self.n
+        if reading.lar is None or not _possible(reading.lar):
+            self.skipped += 1
+            return False
+        row = row_of(reading)
+        self._rows[:-1] = self._rows[1:]
+        self._rows[-1] = row
+        self._size = min(self._size + 1, len(self._rows))
+        self.history.append(*row)
+        self.taken += 1
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as lists and numbers that strict JSON can hold."""
+        rows = self._rows[len(self._rows) - self._size :].tolist()
+        return {
+            "site": self.site,
+            "m": self.m,
+            "n": self.n,
+            "taken": self.taken,
+            "skipped": self.skipped,
+            "resumes": self.resumes,
+            "recent": len(self._rows),
+            "rows": [[None if math.isnan(value) else value for value in row] for row in rows],
+            "history": self.history.state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Series:
+        """The series that `state()` described."""
+        series = cls(recent=state["recent"])
+        for name in ("site", "m", "n", "taken", "skipped", "resumes"):
+            setattr(series, name, state[name])
+        series._size = len(state["rows"])
+        for i, row in enumerate(reversed(state["rows"]), 1):
+            series._rows[-i] = [math.nan if value is None else value for value in row]
+        series.history = History.from_state(state["history"])
+        return series
+
+
+def row_of(reading: Reading) -> list[float]:
+    """Step and `COLUMNS` of a reading; NaN where a number is missing or beyond 1e100."""
+    norm = reading.energies.get("weight") if reading.energies is not None else None
+    values = {
+        "lar": reading.lar,
+        "lar_vocab_centered": reading.lar_vocab_centered,
+        "lar_token_centered": reading.lar_token_centered,
+        "lar_centered": reading.lar_centered,
+        "loss": reading.loss,
+        "lr": reading.lr,
+        "epoch": reading.epoch,
+        "tokens_seen": reading.tokens_seen,
+        "head_norm": math.sqrt(norm) if norm is not None and norm > 0 else None,
+    }
+    row = [float(reading.step)]
+    for name in COLUMNS:
+        value = values[name]
+        known = value is not None and abs(value) <= LARGEST and (name not in FORMS or _possible(value))
+        row.append(float(value) if known and value is not None else math.nan)
+    return row
+
+
+def _possible(lar: float) -> bool:
+    return POSSIBLE_LAR[0] <= lar <= POSSIBLE_LAR[1]

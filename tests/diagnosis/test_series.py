@@ -1,0 +1,116 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logalign import Reading
+from logalign.diagnosis.series import COLUMNS, Series, row_of
+from logalign.errors import InputError
+
+
+def fed(*readings, recent=8, capacity=16):
+    """The series of these readings, or of (step, lar) pairs."""
+    series = Series(recent=recent, capacity=capacity)
+    for each in readings:
+        reading = each if isinstance(each, Reading) else Reading(step=each[0], lar=each[1])
+        series.check(reading)
+        if series.goes_back(reading):
+            series.rewind(reading.step)
+        series.add(reading)
+    return series
+
+
+def test_columns_of_a_reading():
+    reading = Reading(
+        step=3,
+        lar=0.5,
+        lar_centered=0.4,
+        loss=2.0,
+        epoch=1.5,
+        lr=1e-3,
+        tokens_seen=4096,
+        energies={"weight": 16.0, "input": 1.0, "output": 1.0},
+        extra={"val_loss": 9.0},
+    )
+    row = dict(zip(("step", *COLUMNS), row_of(reading), strict=True))
+    assert row.pop("head_norm") == 4
+    assert math.isnan(row.pop("lar_vocab_centered"))
+    assert math.isnan(row.pop("lar_token_centered"))
+    assert row == {
+        "step": 3, "lar": 0.5, "lar_centered": 0.4, "loss": 2.0, "epoch": 1.5, "lr": 1e-3, "tokens_seen": 4096,
+    }  # fmt: skip
+
+
+def test_a_number_that_measures_nothing_is_unknown():
+    row = row_of(Reading(step=0, lar=0.5, lar_centered=7.0, loss=1e200, energies={"weight": None}))
+    assert [name for name, value in zip(("step", *COLUMNS), row, strict=True) if not math.isnan(value)] == [
+        "step",
+        "lar",
+    ]
+    assert math.isnan(row_of(Reading(step=0, lar=0.5, energies={"weight": 0.0}))[-1])
+
+
+def test_what_has_no_possible_lar_is_passed_over_and_counted():
+    series = fed((0, 0.5), (10, None), (20, 1.5), (30, -1e9), (40, 0.6))
+    assert (series.taken, series.skipped, series.resumes) == (2, 3, 0)
+    assert series.steps.tolist() == [0, 40]
+    assert series.recent("lar").tolist() == [0.5, 0.6]
+    assert series.last_step == 40
+
+
+def test_a_step_that_was_there_is_replaced_and_a_step_back_forgets_what_came_after():
+    assert fed((0, 0.5), (10, 0.6), (10, 0.7)).recent("lar").tolist() == [0.5, 0.7]
+    series = fed((0, 0.5), (10, 0.6), (20, 0.7), (30, 0.8), (15, 0.9))
+    assert series.steps.tolist() == [0, 10, 15]
+    assert series.recent("lar").tolist() == [0.5, 0.6, 0.9]
+    assert series.history.x.tolist() == [0, 10, 15]
+    assert series.resumes == 1
+    undefined = fed((0, 0.5), (10, 0.6), (0, None))
+    assert undefined.last_step is None
+    assert undefined.history.size == 0
+
+
+def test_only_the_last_readings_are_kept_as_they_are():
+    series = fed(*((step, step / 100) for step in range(50)))
+    assert series.steps.tolist() == list(range(42, 50))
+    assert series.recent("lar", 3).tolist() == [0.47, 0.48, 0.49]
+    assert series.recent("lar", 99).size == 8
+    assert series.history.size * series.history.stride == 48
+    assert series.last("lar") == 0.49
+    assert series.last("loss") is None
+    assert Series().last("lar") is None
+
+
+def test_readings_of_another_layer_or_shape_are_refused():
+    with pytest.raises(InputError) as caught:
+        fed((0, 0.5), Reading(step=10, lar=0.5, site="body"))
+    assert str(caught.value) == (
+        "step 10: expected a reading of 'unembedding', found one of 'body'; give each layer a detector of its own"
+    )
+    with pytest.raises(InputError) as caught:
+        fed(Reading(step=0, lar=0.5, n=64, m=512), Reading(step=5, lar=0.5), Reading(step=10, lar=0.5, n=64, m=500))
+    assert str(caught.value) == (
+        "step 10: expected readings of one layer, with m = 512, found m = 500; diagnose runs of different models "
+        "one by one"
+    )
+
+
+@given(
+    steps=st.lists(st.integers(0, 30), max_size=40),
+    lars=st.lists(st.none() | st.floats(allow_nan=False), min_size=40, max_size=40),
+)
+def test_steps_always_rise_and_state_is_complete(steps, lars):
+    series = Series(recent=8, capacity=16)
+    for step, lar in zip(steps, lars, strict=False):
+        reading = Reading(step=step, lar=lar, loss=lar)
+        series.check(reading)
+        if series.goes_back(reading):
+            series.rewind(step)
+        series.add(reading)
+        assert np.all(np.diff(series.steps) > 0)
+        assert np.all(np.diff(series.history.x) > 0)
+        series = Series.from_state(json.loads(json.dumps(series.state(), allow_nan=False)))
+    assert series.state() == Series.from_state(series.state()).state()
