@@ -88,25 +88,40 @@ def read_documents(paths: Sequence[Path] | None = None) -> Documents:
 
 def tokenize(documents: Documents) -> Corpus:
     """Train a byte-level BPE on the training documents and encode both parts with it."""
-    held_out = documents.texts[::HELD_OUT_EVERY]
-    train = tuple(text for i, text in enumerate(documents.texts) if i % HELD_OUT_EVERY)
+    return encode(train_tokenizer(documents), documents)
+
+
+def train_tokenizer(documents: Documents, *, vocabulary: int = VOCABULARY) -> Tokenizer:
+    """Train a byte-level BPE on those documents that are not held out."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(train, trainer)
+    tokenizer.train_from_iterator(_split(documents)[0], trainer)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, documents: Documents) -> Corpus:
+    """Encode the training and the held-out documents."""
     end = tokenizer.token_to_id(END)
 
-    def encode(texts: tuple[str, ...]) -> Tokens:
+    def tokens_of(texts: tuple[str, ...]) -> Tokens:
         pieces = [np.array([*encoding.ids, end], dtype=np.int64) for encoding in tokenizer.encode_batch(list(texts))]
         return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
 
-    return Corpus(encode(train), encode(held_out), tokenizer.get_vocab_size())
+    train, held_out = _split(documents)
+    return Corpus(tokens_of(train), tokens_of(held_out), tokenizer.get_vocab_size())
+
+
+def _split(documents: Documents) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The documents for training, and those that are held out."""
+    train = tuple(text for i, text in enumerate(documents.texts) if i % HELD_OUT_EVERY)
+    return train, documents.texts[::HELD_OUT_EVERY]
 
 
 def _read_text(path: Path) -> str:

@@ -25,9 +25,10 @@ INIT_SCALE = 0.02
 class Block(nn.Module):
     """Causal self-attention, then an MLP four times as wide, each on a normalized copy of the residual stream."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
+        self.dropout = nn.Dropout(dropout)
         self.attention_norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
@@ -42,8 +43,8 @@ class Block(nn.Module):
             for part in self.query_key_value(self.attention_norm(x)).split(width, dim=-1)
         )
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
-        return x + cast(Tensor, self.mlp(self.mlp_norm(x)))
+        x = x + self.dropout(self.attention_out(attended.transpose(1, 2).reshape(batch, length, width)))
+        return x + cast(Tensor, self.dropout(self.mlp(self.mlp_norm(x))))
 
 
 class GPT(nn.Module):
@@ -54,6 +55,7 @@ class GPT(nn.Module):
         width: n, a multiple of `heads`.
         context: longest sequence.
         tied: whether `lm_head` shares the weight of the token embedding.
+        dropout: share of what attention and MLP add to the residual stream that is dropped in training.
     """
 
     def __init__(
@@ -65,13 +67,14 @@ class GPT(nn.Module):
         heads: int = 4,
         context: int = 128,
         tied: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if width % heads:
             raise InputError(f"width must be a multiple of heads, found width {width} and {heads} heads")
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
         if tied:

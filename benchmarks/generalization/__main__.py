@@ -1,0 +1,88 @@
+"""The benchmark's command.
+
+    python -m benchmarks.generalization train --pilot          thirty runs, on which the detectors were designed
+    python -m benchmarks.generalization train [--only TEXT]    all runs that are not there yet
+    python -m benchmarks.generalization collect                put them into one Parquet file
+    python -m benchmarks.generalization status                 how many runs there are
+
+Each run is a process of one thread; several run side by side (--jobs). A run that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.generalization import configs
+from benchmarks.generalization.store import is_made
+
+WORK = Path(__file__).parent / "work"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="make runs")
+    train.add_argument("--pilot", action="store_true", help="the pilot's runs only")
+    train.add_argument("--only", default="", help="runs whose name holds this text")
+    train.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    one = commands.add_parser("one", help="make one run, in this process")
+    one.add_argument("name")
+    commands.add_parser("collect", help="put all runs into the Parquet file")
+    commands.add_parser("status", help="count the runs")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of runs under way")
+    options = parser.parse_args(arguments)
+    if options.command == "train":
+        chosen = configs.pilot() if options.pilot else configs.all_configs()
+        train_all([config for config in chosen if options.only in config.name], options.work, options.jobs)
+    elif options.command == "one":
+        from benchmarks.generalization.train import train_one
+
+        train_one(next(config for config in configs.all_configs() if config.name == options.name), options.work)
+    elif options.command == "collect":
+        from benchmarks.generalization.store import collect
+
+        collect(options.work)
+    else:
+        every = configs.all_configs()
+        made = [config for config in every if is_made(config, options.work)]
+        for family in configs.FAMILIES:
+            print(f"{family}: {sum(c.family == family for c in made)} of {sum(c.family == family for c in every)} runs")
+
+
+def train_all(chosen: Sequence[configs.Config], work: Path, jobs: int) -> None:
+    """Make those runs that are not there, each in a process of its own."""
+    missing = [config for config in chosen if not is_made(config, work)]
+    print(f"{len(chosen) - len(missing)} of {len(chosen)} runs are there; making {len(missing)}", flush=True)
+    started = time.monotonic()
+
+    def make(numbered: tuple[int, configs.Config]) -> bool:
+        number, config = numbered
+        begun = time.monotonic()
+        command = [sys.executable, "-m", "benchmarks.generalization", "--work", str(work), "one", config.name]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        took = time.monotonic() - begun
+        print(
+            f"{number}/{len(missing)} {took:.0f} s {'' if done.returncode == 0 else 'FAILED '}{config.name}", flush=True
+        )
+        if done.returncode != 0:
+            print(done.stderr[-3000:], file=sys.stderr, flush=True)
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(jobs) as pool:
+        succeeded = list(pool.map(make, enumerate(missing, 1)))
+    print(f"{sum(succeeded)} made in {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    if not all(succeeded):
+        raise SystemExit(f"{len(succeeded) - sum(succeeded)} runs failed: see above")
+
+
+if __name__ == "__main__":
+    main()

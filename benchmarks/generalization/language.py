@@ -1,0 +1,183 @@
+"""Small GPTs on fresh and on repeated text, and the fine-tuning of one text's model on another text.
+
+Shapes: B = 16 sequences of S = 64 tokens, m = 1,024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.generalization.configs import FINETUNING_STEPS, LANGUAGE_STEPS, Config
+from benchmarks.generalization.data import VOCABULARY, Tokens, blocks, rare_types, tokens_of
+from benchmarks.generalization.recorder import Recorder
+from logalign.demos.gpt import GPT
+
+BATCH, CONTEXT, LAYERS, HEADS = 16, 64, 2, 4
+HELD_OUT = 128
+WARM_UP = 50
+PRETRAINING_STEPS, PRETRAINING_WIDTH = 1000, 96
+
+
+def train_language(config: Config, work: Path) -> tuple[Recorder, dict[str, Any]]:
+    """Train one GPT from scratch."""
+    settings = config.settings
+    train, held_out = tokens_of(settings["text"], work)
+    unique = settings["unique"] or LANGUAGE_STEPS * BATCH * CONTEXT + 1
+    torch.manual_seed(config.seed)
+    model = GPT(
+        vocabulary=VOCABULARY,
+        width=settings["width"],
+        layers=LAYERS,
+        heads=HEADS,
+        context=CONTEXT,
+        tied=settings["tied"],
+        dropout=settings["dropout"],
+    )
+    return _train(
+        model,
+        "lm_head",
+        ["blocks.0.query_key_value", f"blocks.{LAYERS - 1}.mlp.2"],
+        train[:unique],
+        held_out,
+        steps=LANGUAGE_STEPS,
+        lr=settings["lr"],
+        schedule=settings["schedule"],
+        decay=settings["decay"],
+        seed=config.seed,
+    )
+
+
+def train_finetuning(config: Config, work: Path) -> tuple[Recorder, dict[str, Any]]:
+    """Fine-tune, in full or by LoRA, the model of one text on a part of the other text."""
+    settings = config.settings
+    source, target = settings["direction"].split("-to-")
+    train, held_out = tokens_of(target, work, tokenizer_of=source)
+    unique = settings["unique"] or FINETUNING_STEPS * BATCH * CONTEXT + 1
+    model: nn.Module = pretrained(source, work)
+    torch.manual_seed(config.seed)
+    prefix = ""
+    if settings["method"] == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        targets = ["query_key_value", "attention_out", "mlp.0", "mlp.2"]
+        lora = LoraConfig(r=8, lora_alpha=16, target_modules=targets, lora_dropout=0.0)
+        model = get_peft_model(model, lora)  # type: ignore[arg-type]
+        prefix = "base_model.model."
+    return _train(
+        model,
+        f"{prefix}lm_head",
+        [],
+        train[:unique],
+        held_out,
+        steps=FINETUNING_STEPS,
+        lr=settings["lr"],
+        schedule="constant",
+        decay=0.1,
+        seed=config.seed,
+    )
+
+
+def pretrained(text: str, work: Path) -> GPT:
+    """The model that fine-tuning starts from, trained once and kept in the work folder."""
+    path = work / f"pretrained-{text}.pt"
+    model = GPT(vocabulary=VOCABULARY, width=PRETRAINING_WIDTH, layers=LAYERS, heads=HEADS, context=CONTEXT)
+    if not path.exists():
+        train, _ = tokens_of(text, work)
+        torch.manual_seed(1000)
+        model = GPT(vocabulary=VOCABULARY, width=PRETRAINING_WIDTH, layers=LAYERS, heads=HEADS, context=CONTEXT)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
+        source = batches(train, seed=1000)
+        for step in range(PRETRAINING_STEPS):
+            inputs, targets, _ = next(source)
+            _set_lr(optimizer, learning_rate(step, PRETRAINING_STEPS, 1e-3, "cosine"))
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+            optimizer.step()
+        draft = path.with_suffix(".draft")
+        torch.save(model.state_dict(), draft)
+        draft.replace(path)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model
+
+
+def _train(
+    model: nn.Module,
+    head: str,
+    others: list[str],
+    tokens: Tokens,
+    held_out: Tokens,
+    *,
+    steps: int,
+    lr: float,
+    schedule: str,
+    decay: float,
+    seed: int,
+) -> tuple[Recorder, dict[str, Any]]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, betas=(0.9, 0.95))
+    windows = torch.from_numpy(blocks(held_out, CONTEXT, count=HELD_OUT))
+    rare = torch.from_numpy(rare_types(tokens))
+    recorder = Recorder(model, head, steps=steps, every=10, evaluate_every=20, others=others)
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, Any]:
+        model.eval()
+        losses = [
+            F.cross_entropy(model(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten(), reduction="none")
+            .view(len(part), -1)
+            .mean(1)
+            for part in torch.split(windows, 32)
+        ]
+        model.train()
+        return {"losses": torch.cat(losses).numpy()}
+
+    source = batches(tokens, seed=seed)
+    for step in range(steps):
+        inputs, targets, epoch = next(source)
+        rate = learning_rate(step, steps, lr, schedule)
+        _set_lr(optimizer, rate)
+        recorder.rare(targets, rare)
+        logits = model(inputs)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        optimizer.zero_grad()
+        losses.mean().backward()
+        recorder.step(step, logits, targets, losses, lr=rate, epoch=epoch, evaluate=evaluate)
+        optimizer.step()
+    return recorder, {"epochs": epoch, "per_epoch": (len(tokens) - 1) // CONTEXT // BATCH}
+
+
+def learning_rate(step: int, steps: int, peak: float, schedule: str) -> float:
+    """Linear warm-up, then constant, or a cosine down to a tenth of the peak."""
+    if step < WARM_UP:
+        return peak * (step + 1) / WARM_UP
+    if schedule == "constant":
+        return peak
+    share = (step - WARM_UP) / max(1, steps - WARM_UP)
+    return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2)
+
+
+def batches(tokens: Tokens, *, seed: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Yield inputs [B, S], targets [B, S] and the epoch of every step; a new order every epoch."""
+    data = torch.from_numpy(tokens)
+    count = (len(tokens) - 1) // CONTEXT
+    per_epoch = count // BATCH
+    step = 0
+    while True:
+        order = torch.from_numpy(np.random.default_rng([seed, step // per_epoch]).permutation(count))
+        for first in torch.split(order[: per_epoch * BATCH], BATCH):
+            window = data[first[:, None] * CONTEXT + torch.arange(CONTEXT + 1)]
+            yield window[:, :-1], window[:, 1:], step / per_epoch
+            step += 1
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
