@@ -63,15 +63,28 @@ class Run:
         path = self.path / READINGS
         if not path.exists():
             return []
-        resumes = [event for event in self.events if event.get("event") == "resume"]
+        resumes = self._resumes()
         kept: list[Reading] = []
-        for resume, part in zip(
-            [None, *resumes], _parts(path, [event["readings_offset"] for event in resumes]), strict=True
-        ):
-            if resume is not None:
-                kept = [reading for reading in kept if reading.step < resume["step"]]
+        for step, part in zip([None, *(step for step, _ in resumes)], _parts(path, resumes), strict=True):
+            if step is not None:
+                kept = [reading for reading in kept if reading.step < step]
             kept.extend(_reading(path, number, record) for number, record in part)
         return kept
+
+    def _resumes(self) -> list[tuple[int, int]]:
+        """Step and offset into the log of each resume."""
+        found = []
+        for event in self.events:
+            if event.get("event") != "resume":
+                continue
+            step, offset = event.get("step"), event.get("readings_offset")
+            if type(step) is not int or type(offset) is not int:
+                raise RunError(
+                    f"{self.path / EVENTS}: expected a resume event with whole numbers step and readings_offset, "
+                    f"found {json.dumps(event)}; repair or remove that line"
+                )
+            found.append((step, offset))
+        return found
 
     def columns(self, site: str | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """The readings as NumPy columns of one length, which pandas.DataFrame and polars.DataFrame take as they are.
@@ -276,8 +289,9 @@ def _objects(path: Path, start: int = 0, end: int | None = None) -> list[tuple[i
     return found
 
 
-def _parts(path: Path, offsets: list[int]) -> list[list[tuple[int, dict[str, Any]]]]:
-    """The lines of the log between resumes."""
+def _parts(path: Path, resumes: Iterable[tuple[int, int]]) -> list[list[tuple[int, dict[str, Any]]]]:
+    """The lines of the log between resumes, which are given by step and offset."""
+    offsets = [offset for _, offset in resumes]
     return [_objects(path, start, end) for start, end in zip([0, *offsets], [*offsets, None], strict=True)]
 
 

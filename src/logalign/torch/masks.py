@@ -116,7 +116,7 @@ class TokenMask:
         return flat[..., start:end]
 
     def forward_over(self) -> None:
-        """The forward is over; what backward recomputes of it and a head that is called after it take its mask still."""
+        """The forward is over; what backward recomputes of it, or a head called after it, still takes its mask."""
         self._waiting, self._cursors = False, {}
 
     def step_over(self) -> None:
