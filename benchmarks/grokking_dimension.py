@@ -2,6 +2,8 @@
 
     python benchmarks/grokking_dimension.py            train what is not in the results yet, then write the tables
     python benchmarks/grokking_dimension.py --table    write the tables into docs/grokking-dimension.md only
+    python benchmarks/grokking_dimension.py --explain P WIDTH SEED
+                                                       train one run again and print what each frequency does in it
 
 Seeds 0 to 4, p in {53, 59, 67}, widths 64 and 96; every run is that of `logalign demo grokking` with its defaults, on
 one thread. Two run at a time. A finished run adds one line to benchmarks/results/grokking_dimension.jsonl, from the
@@ -60,6 +62,36 @@ def measure(p: int, width: int, seed: int) -> Row:
         "solved_at": int(columns["step"][solved[0]]) if len(solved) else None,
         **{name: value if np.isfinite(value) else None for name, value in last.items()},
     }
+
+
+def explain(p: int, width: int, seed: int) -> None:
+    """Train one network again and print its frequencies, the strongest first."""
+    import torch
+    from rich.console import Console
+
+    from logalign.demos import grokking
+    from logalign.demos.dimension import function_dimension
+    from logalign.demos.training import CHECKPOINT
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        grokking.run(out=out, p=p, width=width, seed=seed, console=Console(file=io.StringIO()))
+        state = torch.load(out / grokking.RUN / CHECKPOINT, weights_only=True)
+    model = grokking.Adder(p, width)
+    model.load_state_dict(state["model"])
+    pairs = grokking.all_pairs(p, seed=seed, device=torch.device("cpu"))
+    with torch.no_grad():
+        features = model.body(model.embedding(pairs.train).flatten(1)).double()
+        logits = model(pairs.held_out).double().numpy()
+    found = function_dimension(logits, pairs.held_out_labels.numpy())
+    common = float(features.mean(dim=0).square().sum() / features.square().sum(dim=1).mean())
+    print(f"p = {p}, width {width}, seed {seed}: removal {found.dimension}, additive {found.additive_dimension}, ")
+    print(f"energy {found.energy_dimension}; common direction holds {common:.1%} of the energy of the training inputs")
+    print(f"directions at the evenness of the logits' energy: {2 / np.square(found.energy_share).sum():.1f}")
+    print("frequency  margin lost  share of lead  share of energy")
+    for f in np.argsort(-found.energy_share)[:14]:
+        shares = f"{found.margin_drop[f]:11.1%}  {found.additive_share[f]:13.1%}  {found.energy_share[f]:15.1%}"
+        print(f"{f + 1:9}  {shares}")
 
 
 def collect(processes: int) -> None:
@@ -193,9 +225,13 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the tables from the results there are")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time [2]")
     parser.add_argument("--one", type=int, nargs=3, metavar=("P", "WIDTH", "SEED"), help="train one run, print it")
+    parser.add_argument("--explain", type=int, nargs=3, metavar=("P", "WIDTH", "SEED"), help="look into one run")
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(*arguments.one)))
+        return
+    if arguments.explain:
+        explain(*arguments.explain)
         return
     if not arguments.table:
         collect(arguments.processes)
