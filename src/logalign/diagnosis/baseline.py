@@ -1,89 +1,393 @@
-"""Baseline: the LAR of a run that does not overfit, against which another run is compared.
+"""Baseline: the LAR of training that does not overfit, against which a run is compared.
 
 Healthy training lowers LAR, too, as more directions come into use; what tells overfitting is the deviation from a run
-that does not overfit, at the same step.
+that does not overfit, at the same step or after the same tokens. Best is one or several runs of another seed on data
+that does not repeat. Where there is none, the part of the very run in which no token has repeated stands for it: a
+straight line in log(step), fitted robustly and extrapolated. The trade-off: it needs no second training, and it knows
+less the farther it reaches.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from logalign.diagnosis.curves import DRIFT, Band, Curve, LogTrend
+from logalign.diagnosis.series import FORMS, Series
+from logalign.diagnosis.trend import SMOOTHING, Vector, running_median, warm_up_end
 from logalign.errors import InputError
-from logalign.readings import UNEMBEDDING
+from logalign.readings import UNEMBEDDING, Reading
 from logalign.runlog import Run, open_run
 
-FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
+Axis = Literal["step", "tokens"]
+RunLike = str | os.PathLike[str] | Run
 
-Vector = np.ndarray[Any, np.dtype[np.float64]]
+CURVES = (*FORMS, "loss")
+"""What a baseline has a curve of: the four forms of LAR, and the training loss, whose deviation is a rival signal."""
+SCHEDULE_TOLERANCE = 0.05
+MIN_FIRST_EPOCH_READINGS = 20
+MIN_FIRST_EPOCH_SPAN = 2.0
+"""From the end of the warm-up to the end of the first epoch: at least this factor in steps."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Baseline:
-    """The LAR curves of a baseline run, all forms, by step.
+    """The curves of training that does not overfit: LAR in four forms, and the training loss.
 
     Attributes:
-        run: The run that it is taken from.
+        source: "runs" or "first epoch".
+        runs: The runs that it is taken from; none where a detector took it from its own readings.
         site: The layer.
+        shape: (m, n), None where not recorded.
+        axis: "step" or "tokens": along what it compares; "auto": along tokens where both sides recorded them.
+        epoch: The highest epoch in it; None where not recorded.
+        tokens_per_step: None where not recorded.
     """
 
-    run: Run = field(repr=False)
+    source: Literal["runs", "first epoch"]
+    runs: tuple[Run, ...] = field(default=(), repr=False)
     site: str = UNEMBEDDING
+    shape: tuple[int | None, int | None] = (None, None)
+    axis: Literal["step", "tokens", "auto"] = "auto"
+    epoch: float | None = None
+    tokens_per_step: float | None = None
+    curves: Mapping[Axis, Mapping[str, Curve | LogTrend]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_run(cls, run: str | os.PathLike[str] | Run, *, site: str = UNEMBEDDING) -> Baseline:
-        """Take a recorded run as the baseline.
+    def from_run(
+        cls,
+        run: RunLike | Sequence[RunLike],
+        *more: RunLike,
+        site: str | None = None,
+        axis: Literal["step", "tokens", "auto"] = "auto",
+    ) -> Baseline:
+        """Take a recorded run, or several, as the baseline: best of other seeds than the run to be judged.
+
+        A baseline that shares its seed with the run compares closer than two trainings do. That cannot be seen in the
+        readings.
+
+        Args:
+            run: A path or a Run, or several of them; `more` adds further ones. With several, the band knows how far
+                runs lie apart. Where they have no step in common, there is no baseline.
+            site: The layer; by default the first run's main one.
+            axis: "step", "tokens", or "auto" for tokens where both baseline and judged run recorded them.
 
         Raises:
             RunError: there is no readable run.
-            InputError: it has no defined LAR at this site.
-        """
-        baseline = cls(run=run if isinstance(run, Run) else open_run(run), site=site)
-        steps, _ = baseline._curve(baseline.run, "lar")
-        if not steps.size:
-            raise InputError(f"{baseline.run.path}: expected readings of {site!r} with a defined LAR, found none")
-        return baseline
+            InputError: a run has no defined LAR at this site, the shapes differ, `axis="tokens"` without tokens_seen,
+                or the runs have no step in common.
 
-    def deviation(self, run: str | os.PathLike[str] | Run, *, form: str = "lar") -> tuple[Vector, Vector]:
+        Example:
+            >>> baseline = Baseline.from_run("runs/seed-1", "runs/seed-2")  # doctest: +SKIP
+        """
+        given = [run, *more] if isinstance(run, str | os.PathLike | Run) else [*run, *more]
+        runs = tuple(each if isinstance(each, Run) else open_run(each) for each in given)
+        if not runs:
+            raise InputError("baseline: expected at least one run, found none")
+        site = main_site(runs[0]) if site is None else site
+        for each in runs:
+            if not any(reading.lar is not None for reading in each.readings if reading.site == site):
+                raise InputError(f"{each.path}: expected readings of {site!r} with a defined LAR, found none")
+        return cls._of([each.readings for each in runs], [str(each.path) for each in runs], runs, site, axis)
+
+    @classmethod
+    def from_readings(
+        cls, readings: Sequence[Reading], *, axis: Literal["step", "tokens", "auto"] = "auto"
+    ) -> Baseline:
+        """Take readings of one layer as the baseline, for instance those of a `Monitor`.
+
+        Raises:
+            InputError: none has a defined LAR.
+
+        Example:
+            >>> readings = [Reading(step=step, lar=0.8 - step / 1000) for step in range(0, 100, 10)]
+            >>> Baseline.from_readings(readings).band([25, 200]).center
+            array([0.775,   nan])
+        """
+        sites = {reading.site for reading in readings if reading.lar is not None}
+        if len(sites) != 1:
+            raise InputError(f"baseline: expected readings of one layer with a defined LAR, found {len(sites)} layers")
+        return cls._of([list(readings)], ["the baseline's readings"], (), sites.pop(), axis)
+
+    @classmethod
+    def from_first_epoch(cls, run: RunLike, *, site: str | None = None) -> Baseline:
+        """Take the part of this very run in which no token has repeated (epoch below 1), extrapolated.
+
+        A straight line in log(step) is fitted to LAR, by Theil and Sen, from the end of the warm-up (or LAR's early
+        peak, if later) to the end of the first epoch. Its band widens beyond: see `LogTrend`.
+
+        Args:
+            run: A path or a Run.
+            site: The layer; by default the run's main one.
+
+        Raises:
+            RunError: there is no readable run.
+            InputError: no epochs were recorded, the first one lies within the warm-up, or it holds too few readings.
+        """
+        run = run if isinstance(run, Run) else open_run(run)
+        site = main_site(run) if site is None else site
+        series = Series()
+        for reading in run.readings:
+            if reading.site != site:
+                continue
+            if series.goes_back(reading):
+                series.rewind(reading.step)
+            if reading.epoch is not None and reading.epoch >= 1:
+                break
+            series.add(reading)
+        try:
+            return first_epoch(series, runs=(run,))
+        except InputError as error:
+            raise InputError(f"{run.path}: {error}") from None
+
+    @property
+    def run(self) -> Run:
+        """The first of its runs."""
+        return self.runs[0]
+
+    def band(self, x: ArrayLike, *, form: str = "lar", axis: Axis = "step") -> Band:
+        """Where the baseline is at these steps or tokens, and how sure; NaN where it has no value.
+
+        Raises:
+            InputError: a form or axis that it has no curve of.
+        """
+        if form not in CURVES:
+            raise InputError(f"form: expected one of {', '.join(CURVES)}, found {form!r}")
+        curve = self.curve(form, axis)
+        if curve is None:
+            raise InputError(f"baseline: expected a curve of {form!r} by {axis}, found none recorded")
+        return curve.at(np.asarray(x, dtype=np.float64))
+
+    def curve(self, form: str, axis: Axis) -> Curve | LogTrend | None:
+        """The curve of one form, None where it was not recorded."""
+        return self.curves.get(axis, {}).get(form)
+
+    def axis_for(self, *, tokens: bool) -> Axis:
+        """Along what to compare a run that recorded tokens, or did not.
+
+        Raises:
+            InputError: `axis="tokens"`, and the run did not.
+        """
+        if self.axis == "tokens" and not tokens:
+            raise InputError(
+                "baseline: expected readings with tokens_seen, for it compares along tokens, found none; "
+                'record them or take axis="step"'
+            )
+        if self.axis == "auto":
+            return "tokens" if tokens and self.curve("lar", "tokens") is not None else "step"
+        return self.axis
+
+    def check_shape(self, m: int | None, n: int | None, *, name: str = "the run") -> None:
+        """Refuse a layer of another shape: LARs compare only at equal (m, n).
+
+        Raises:
+            InputError: the shapes are known and differ.
+        """
+        mine, theirs = self.shape, (m, n)
+        if None not in (*mine, *theirs) and mine != theirs:
+            raise InputError(
+                f"{name}: expected a layer of the baseline's shape (m, n) = {mine}, found {theirs}; "
+                "LARs compare only at equal shape"
+            )
+
+    def schedule_difference(self, x: Vector, lr: Vector, *, axis: Axis, tokens_per_step: float | None) -> str | None:
+        """How the schedule at these x differs from the baseline's by more than 5 %, in words; None where it does not.
+
+        What was not recorded on both sides is not compared.
+        """
+        curve = self.curve("lr", axis)
+        if curve is not None:
+            center = curve.at(x).center
+            known = np.isfinite(center) & np.isfinite(lr) & (center > 0)
+            if known.any():
+                ratio = float(np.median(lr[known] / center[known]))
+                if abs(ratio - 1) > SCHEDULE_TOLERANCE:
+                    return f"the learning rate is {ratio:.3g} times the baseline's"
+        if tokens_per_step is not None and self.tokens_per_step is not None and self.tokens_per_step > 0:
+            ratio = tokens_per_step / self.tokens_per_step
+            if abs(ratio - 1) > SCHEDULE_TOLERANCE:
+                return f"a step has {ratio:.3g} times the baseline's tokens"
+        return None
+
+    def deviation(self, run: RunLike, *, form: str = "lar") -> tuple[Vector, Vector]:
         """How far a run's LAR has fallen below the baseline's.
 
         Args:
             run: The run to compare.
-            form: "lar", "lar_vocab_centered", "lar_token_centered" or "lar_centered".
+            form: "lar", "lar_vocab_centered", "lar_token_centered", "lar_centered", or "loss".
 
         Returns:
-            (steps, deviation): `baseline LAR - run's LAR` at the run's readings, the baseline interpolated between its
-            own; only where both are defined, and nothing beyond the baseline's last step.
+            (steps, deviation): `baseline - run` at the run's readings, the baseline interpolated between its own; only
+            where both are defined, and nothing beyond the baseline's last step.
 
         Raises:
             InputError: an unknown form, layers of different shape, or no step in common.
         """
-        if form not in FORMS:
-            raise InputError(f"form: expected one of {', '.join(FORMS)}, found {form!r}")
+        if form not in CURVES:
+            raise InputError(f"form: expected one of {', '.join(CURVES)}, found {form!r}")
         run = run if isinstance(run, Run) else open_run(run)
-        mine, theirs = self._shape(self.run), self._shape(run)
-        if None not in (*mine, *theirs) and mine != theirs:
-            raise InputError(
-                f"{run.path}: expected a layer of the baseline's shape (m, n) = {mine}, found {theirs}; "
-                "LARs compare only at equal shape"
-            )
-        known, baseline = self._curve(self.run, form)
-        steps, values = self._curve(run, form)
-        shared = (steps >= known.min()) & (steps <= known.max()) if known.size else np.zeros(steps.shape, bool)
+        readings = [reading for reading in run.readings if reading.site == self.site]
+        if readings:
+            self.check_shape(readings[0].m, readings[0].n, name=str(run.path))
+        steps, values = _points(readings, form, "step")
+        curve = self.curve(form, "step")
+        center = curve.at(steps).center if curve is not None else np.full(steps.shape, np.nan)
+        shared = np.isfinite(center)
         if not shared.any():
-            raise InputError(f"{run.path}: expected steps that the baseline {self.run.path} has, too, found none")
-        steps = steps[shared]
-        return steps, np.interp(steps, known, baseline) - values[shared]
+            mine = self.runs[0].path if self.runs else "of given readings"
+            raise InputError(f"{run.path}: expected steps that the baseline {mine} has, too, found none")
+        return steps[shared], center[shared] - values[shared]
 
-    def _curve(self, run: Run, form: str) -> tuple[Vector, Vector]:
-        columns = run.columns(self.site)
-        steps, values = columns["step"].astype(np.float64), columns[form]
-        defined = np.isfinite(values)
-        return steps[defined], values[defined]
+    def describe(self) -> str:
+        """What it is, in words for a verdict's basis."""
+        if self.source == "first epoch":
+            return "a straight line in log(step) through this run's own first epoch, extrapolated"
+        if not self.runs:
+            return "the baseline's readings"
+        names = ", ".join(str(run.path) for run in self.runs)
+        return f"the baseline run {names}" if len(self.runs) == 1 else f"{len(self.runs)} baseline runs ({names})"
 
-    def _shape(self, run: Run) -> tuple[int | None, int | None]:
-        first = next((reading for reading in run.readings if reading.site == self.site), None)
-        return (first.m, first.n) if first is not None else (None, None)
+    @classmethod
+    def _of(
+        cls,
+        readings: Sequence[Sequence[Reading]],
+        names: Sequence[str],
+        runs: tuple[Run, ...],
+        site: str,
+        axis: Literal["step", "tokens", "auto"],
+    ) -> Baseline:
+        if axis not in ("step", "tokens", "auto"):
+            raise InputError(f'axis: expected "step", "tokens" or "auto", found {axis!r}')
+        parts = [[reading for reading in each if reading.site == site] for each in readings]
+        shapes = [(part[0].m, part[0].n) for part in parts]
+        for name, shape in zip(names, shapes, strict=True):
+            if None not in (*shape, *shapes[0]) and shape != shapes[0]:
+                raise InputError(
+                    f"{name}: expected a layer of the first run's shape (m, n) = {shapes[0]}, found {shape}; "
+                    "LARs compare only at equal shape"
+                )
+        curves: dict[Axis, dict[str, Curve | LogTrend]] = {}
+        for along in ("step", "tokens"):
+            found = {form: Curve.of([_points(part, form, along) for part in parts]) for form in (*CURVES, "lr")}
+            curves[along] = {form: curve for form, curve in found.items() if curve is not None}
+        if axis == "tokens" and "lar" not in curves["tokens"]:
+            raise InputError(
+                f"{', '.join(names)}: expected readings with tokens_seen to compare along tokens, found none in "
+                'common; take axis="step"'
+            )
+        if "lar" not in curves["step"]:
+            raise InputError(f"{', '.join(names)}: expected runs with steps in common, found none")
+        epochs = [reading.epoch for part in parts for reading in part if reading.epoch is not None]
+        rates = [rate for part in parts if (rate := _tokens_per_step(part)) is not None]
+        return cls(
+            source="runs",
+            runs=runs,
+            site=site,
+            shape=shapes[0],
+            axis=axis,
+            epoch=max(epochs) if epochs else None,
+            tokens_per_step=float(np.median(rates)) if rates else None,
+            curves=curves,
+        )
+
+
+def first_epoch(series: Series, *, runs: tuple[Run, ...] = ()) -> Baseline:
+    """The baseline that a series' own first epoch gives: `Baseline.from_first_epoch` describes it.
+
+    Raises:
+        InputError: no epochs were recorded, the first one lies within the warm-up, or it holds too few readings.
+    """
+    history = series.history
+    epoch = history.column("epoch")
+    if not np.isfinite(epoch).any():
+        raise InputError("expected readings with an epoch, to know where data begins to repeat, found none before it")
+    first = epoch < 1
+    steps, lar, lr = history.x[first], history.column("lar")[first], history.column("lr")[first]
+    start = warm_up_end(steps, lar, lr)
+    if start is None:
+        raise InputError(
+            f"expected a first epoch that outlasts the warm-up, found it within: {steps.size * history.stride} "
+            f"readings, {MIN_FIRST_EPOCH_READINGS} needed after the warm-up"
+        )
+    # A learning rate may be constant from the start, and LAR's peak come later.
+    smooth = running_median(lar, SMOOTHING)
+    if smooth.size:
+        start = max(start, float(steps[int(np.argmax(smooth)) + SMOOTHING // 2]))
+    after = steps > start
+    found = int(after.sum()) * history.stride
+    if found < MIN_FIRST_EPOCH_READINGS or steps[-1] < MIN_FIRST_EPOCH_SPAN * start:
+        raise InputError(
+            f"expected a first epoch of at least {MIN_FIRST_EPOCH_READINGS} readings after the warm-up, and as long "
+            f"again as it, found {found} from step {start:g} to {steps[-1]:g}"
+        )
+    curves: dict[str, Curve | LogTrend] = {}
+    for form in CURVES:
+        values = history.column(form)[first][after]
+        known = np.isfinite(values)
+        trend = LogTrend.of(steps[after][known], values[known], drift=DRIFT[form])
+        if trend is not None:
+            curves[form] = trend
+    return Baseline(
+        source="first epoch",
+        runs=runs,
+        site=series.site or UNEMBEDDING,
+        shape=(series.m, series.n),
+        axis="step",
+        epoch=float(epoch[first][-1]),
+        curves={"step": curves},
+    )
+
+
+def main_site(run: Run) -> str:
+    """The layer that stands for a run: what run.json names, else the unembedding, else the only one.
+
+    Raises:
+        InputError: several layers, and none of them is the main one.
+    """
+    sites = sorted({reading.site for reading in run.readings})
+    main = run.meta.get("main")
+    if isinstance(main, str) and main in sites:
+        return main
+    return only_site(sites, name=str(run.path))
+
+
+def only_site(sites: Sequence[str], *, name: str) -> str:
+    """The unembedding among these layers, else the only one; the unembedding's name where there is none.
+
+    Raises:
+        InputError: several, and the unembedding is not among them.
+    """
+    if UNEMBEDDING in sites or not sites:
+        return UNEMBEDDING
+    if len(sites) > 1:
+        raise InputError(f"{name}: expected readings of one layer or of {UNEMBEDDING!r}, found {', '.join(sites)}")
+    return sites[0]
+
+
+def _points(readings: Sequence[Reading], form: str, axis: Axis) -> tuple[Vector, Vector]:
+    """The (x, value) of the readings where both are known, x strictly increasing: a later reading replaces."""
+    points: dict[float, float] = {}
+    last = -math.inf
+    for reading in readings:
+        x = reading.step if axis == "step" else reading.tokens_seen
+        value = getattr(reading, form)
+        if x is None or value is None or not math.isfinite(value):
+            continue
+        if x <= last:
+            points = {known: points[known] for known in points if known < x}
+        points[float(x)] = float(value)
+        last = x
+    return np.array(list(points), dtype=np.float64), np.array(list(points.values()), dtype=np.float64)
+
+
+def _tokens_per_step(readings: Sequence[Reading]) -> float | None:
+    known = [(reading.step, reading.tokens_seen) for reading in readings if reading.tokens_seen is not None]
+    if len(known) < 2 or known[-1][0] <= known[0][0]:
+        return None
+    return (known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0])

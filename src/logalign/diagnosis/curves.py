@@ -1,0 +1,141 @@
+"""Curves: what a baseline knows at each step, and how sure it is.
+
+A band has two uncertainties, which smoothing treats differently. `scatter` is that of one reading about its run's
+curve: it averages out over readings. `between` is that of one run's curve about the baseline's: it does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from logalign.diagnosis.trend import MAD_TO_SIGMA, Vector, noise, slope
+
+BETWEEN_WINDOW = 15
+"""Readings over which the variance between runs is averaged."""
+DRIFT: Mapping[str, float] = {
+    "lar": 0.02,
+    "lar_vocab_centered": 0.04,
+    "lar_token_centered": 0.1,
+    "lar_centered": 0.1,
+    "loss": 0.5,
+}
+"""How far a curve may leave a straight line in log(step), per unit of log(step): what a small GPT on fresh text did
+when lines through its first 300 to 1,000 steps were extrapolated (tests/data/lm_fresh.jsonl), doubled for plain LAR."""
+MEDIAN_EFFICIENCY = math.pi / 2
+"""Variance of a median over that of a mean, of normal values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Where the baseline is at some x, and how far a run that is like it may lie from there.
+
+    Attributes:
+        center: The baseline's value at each x; NaN where it has none.
+        between: Standard deviation of one run's curve about it, scatter of readings apart; NaN where unknown, as with a
+            single run.
+        scatter: Standard deviation of a single reading of the center's curve about its trend; 0 of a fitted line.
+        spacing: Distance in x between readings of the center's curve; 0 of a fitted line.
+    """
+
+    center: Vector
+    between: Vector
+    scatter: float
+    spacing: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curve:
+    """The mean of one or several recorded series, interpolated between readings, over the x that all of them have."""
+
+    x: Vector
+    mean: Vector
+    between: Vector
+    scatter: float
+
+    @classmethod
+    def of(cls, series: Sequence[tuple[Vector, Vector]]) -> Curve | None:
+        """The curve of these (x, y); None where one is empty or they have no x in common."""
+        if not all(x.size for x, _ in series):
+            return None
+        first, last = max(x[0] for x, _ in series), min(x[-1] for x, _ in series)
+        grid = np.unique(np.concatenate([x for x, _ in series]))
+        grid = grid[(grid >= first) & (grid <= last)]
+        if not grid.size:
+            return None
+        values = np.stack([np.interp(grid, x, y) for x, y in series])
+        runs = len(series)
+        scatters = np.array([noise(y) for _, y in series])
+        scatter = float(np.sqrt(np.mean(scatters**2)))
+        between = np.full(grid.shape, np.nan)
+        if runs > 1 and math.isfinite(scatter):
+            variance = _moving_mean(values.var(axis=0, ddof=1), BETWEEN_WINDOW)
+            # What is left beside the scatter of readings; a run to come differs from the mean of the runs, too.
+            between = np.sqrt(np.where(variance > scatter**2, variance - scatter**2, 0.0) * (1 + 1 / runs))
+        return cls(x=grid, mean=values.mean(axis=0), between=between, scatter=scatter / math.sqrt(runs))
+
+    def at(self, x: Vector) -> Band:
+        """The band at these x; NaN beyond the curve's own."""
+        spacing = float(np.median(np.diff(self.x))) if self.x.size > 1 else 0.0
+        center = np.interp(x, self.x, self.mean, left=np.nan, right=np.nan)
+        return Band(center, np.interp(x, self.x, self.between), self.scatter, spacing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogTrend:
+    """A straight line in log(x), fitted from `x_start` to `x_end`, with the uncertainty of reaching beyond.
+
+    `y = level + rate * (log x - log_x_mid)`, and at u = log x, with u_end where the readings end,
+
+        between^2 = level_error^2 + (rate_error * (u - log_x_mid))^2 + (drift * max(u - u_end, 0))^2
+
+    The first two are errors of the fit, the third is what a curve that is only about straight may do. Before x_start, in
+    the warm-up, there is no value.
+    """
+
+    level: float
+    rate: float
+    log_x_mid: float
+    x_start: float
+    x_end: float
+    level_error: float
+    rate_error: float
+    drift: float
+
+    @classmethod
+    def of(cls, x: Vector, y: Vector, *, drift: float) -> LogTrend | None:
+        """Theil and Sen's line through (log x, y), x > 0; None for fewer than five points."""
+        u = np.log(x)
+        found = slope(u, y)
+        if found is None:
+            return None
+        middle = float(np.median(u))
+        at_middle = y - found.value * (u - middle)
+        level = float(np.median(at_middle))
+        spread = float(MAD_TO_SIGMA * np.median(np.abs(at_middle - level)))
+        return cls(
+            level=level,
+            rate=found.value,
+            log_x_mid=middle,
+            x_start=float(x[0]),
+            x_end=float(x[-1]),
+            level_error=spread * math.sqrt(MEDIAN_EFFICIENCY / x.size),
+            rate_error=found.error,
+            drift=drift,
+        )
+
+    def at(self, x: Vector) -> Band:
+        """The band at these x."""
+        u = np.log(np.where(x >= self.x_start, x, np.nan))
+        beyond = np.where(x > self.x_end, u - math.log(self.x_end), 0.0)
+        variance = self.level_error**2 + (self.rate_error * (u - self.log_x_mid)) ** 2 + (self.drift * beyond) ** 2
+        return Band(self.level + self.rate * (u - self.log_x_mid), np.sqrt(variance), 0.0, 0.0)
+
+
+def _moving_mean(values: Vector, width: int) -> Vector:
+    weights = np.ones(min(width, values.size))
+    means: Vector = np.convolve(values, weights, mode="same") / np.convolve(np.ones(values.size), weights, mode="same")
+    return means
