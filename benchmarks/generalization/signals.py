@@ -1,4 +1,4 @@
-"""Signals of a run, each a causal series over its readings: what a user could have known at that step, no held-out data.
+"""Signals of a run, each a causal series over its readings: what a user could have known then, no held-out data.
 
 A signal is oriented so that more means more overfitting (or, in comparisons across runs, a larger gap). Where it is not
 defined it is NaN. The signals of the library stand beside every rival; `with baseline` ones take the mean of the
