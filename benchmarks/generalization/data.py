@@ -6,6 +6,7 @@ folder. Every tenth document is held out whole.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -38,7 +39,7 @@ def tokens_of(text: str, work: Path, *, tokenizer_of: str | None = None) -> tupl
         work.mkdir(parents=True, exist_ok=True)
         tokenizer = corpus.train_tokenizer(_documents(owner), vocabulary=VOCABULARY)
         found = corpus.encode(tokenizer, _documents(text))
-        draft = path.with_suffix(".draft.npz")
+        draft = path.with_suffix(f".{os.getpid()}.npz")  # another process may make the same
         np.savez_compressed(draft, train=found.train.astype(np.int16), held_out=found.held_out.astype(np.int16))
         draft.replace(path)
     arrays = np.load(path)

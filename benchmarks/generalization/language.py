@@ -6,6 +6,7 @@ Shapes: B = 16 sequences of S = 64 tokens, m = 1,024.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def pretrained(text: str, work: Path) -> GPT:
             optimizer.zero_grad()
             F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
             optimizer.step()
-        draft = path.with_suffix(".draft")
+        draft = path.with_suffix(f".{os.getpid()}")
         torch.save(model.state_dict(), draft)
         draft.replace(path)
     model.load_state_dict(torch.load(path, weights_only=True))

@@ -1,7 +1,7 @@
 """Scores of signals and detectors against the truth; pure functions over runs that were made.
 
-(a) `within_runs`, (b) `across_runs`, (c) `fit_threshold` and `detection`, (d) `ranking`. Intervals are 95 %: Wilson's for
-shares, percentiles of a bootstrap over configurations for correlations.
+(a) `within_runs`, (b) `across_runs`, (c) `fit_threshold` and `detection`, (d) `ranking`. Intervals are 95 %: Wilson's
+for shares, percentiles of a bootstrap over configurations for correlations.
 """
 
 from __future__ import annotations
