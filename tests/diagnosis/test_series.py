@@ -73,6 +73,14 @@ def test_a_step_that_was_there_is_replaced_and_a_step_back_forgets_what_came_aft
     assert undefined.history.size == 0
 
 
+def test_after_a_resume_far_back_older_readings_come_back_from_the_history():
+    assert fed(*((step, step / 100) for step in range(12)), (4, 0.9)).steps.tolist() == [0, 1, 2, 3, 4]
+    series = fed(*((step, step / 100) for step in range(50)), (30, 0.9))
+    # By then four readings share a bin of the history.
+    assert series.steps.tolist() == [3, 7, 11, 15, 19, 23, 27, 30]
+    assert series.recent("lar", 2) == pytest.approx([0.255, 0.9])
+
+
 def test_only_the_last_readings_are_kept_as_they_are():
     series = fed(*((step, step / 100) for step in range(50)))
     assert series.steps.tolist() == list(range(42, 50))

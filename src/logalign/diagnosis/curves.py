@@ -92,8 +92,8 @@ class LogTrend:
 
         between^2 = level_error^2 + (rate_error * (u - log_x_mid))^2 + (drift * max(u - u_end, 0))^2
 
-    The first two are errors of the fit, the third is what a curve that is only about straight may do. Before x_start, in
-    the warm-up, there is no value.
+    The first two are errors of the fit, the third is what a curve that is only about straight may do. Before x_start,
+    in the warm-up, there is no value.
     """
 
     level: float

@@ -100,17 +100,24 @@ class Series:
         return self._size > 0 and reading.step <= self._rows[-1, 0]
 
     def rewind(self, step: int) -> None:
-        """Forget what is at this step and beyond."""
+        """Forget what is at this step and beyond; older readings come back from the history, as fine as it has them."""
         self.resumes += 1
-        keep = int(np.searchsorted(self.steps, step, side="left"))
-        self._rows[len(self._rows) - keep :] = self._rows[len(self._rows) - self._size :][:keep].copy()
-        self._size = keep
         self.history.truncate(step)
+        kept = self._rows[len(self._rows) - self._size :][self.steps < step]
+        older = self.history.rows()
+        if len(kept):
+            older = older[older[:, 0] < kept[0, 0]]
+        kept = np.concatenate([older, kept])[-len(self._rows) :]
+        self._size = len(kept)
+        self._rows[len(self._rows) - self._size :] = kept
 
     def add(self, reading: Reading) -> bool:
         """Take a checked reading in, whose step is above the last; False where it was passed over."""
         self.site = reading.site
-        self.m, self.n = reading.m or self.m, reading.n or self.n
+        if reading.m is not None and reading.m > 0:
+            self.m = reading.m
+        if reading.n is not None and reading.n > 0:
+            self.n = reading.n
         if reading.lar is None or not _possible(reading.lar):
             self.skipped += 1
             return False

@@ -247,6 +247,10 @@ class History:
         """The mean of one value in each full bin, NaN where it is nowhere known."""
         return self._bins[: self.size, 2 + self.names.index(name)]
 
+    def rows(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The full bins as rows: the last x of each, then the mean of each value."""
+        return self._bins[: self.size, 1:].copy()
+
     def append(self, x: float, *values: float) -> bool:
         """Take one reading in; True where a bin became full by it, so that `x` and `y` are new.
 

@@ -1,0 +1,337 @@
+"""Grokking: is a network that fits its training data memorizing it, or has it turned to the general solution?
+
+Method: once the training loss is under 5 % of log m the network interpolates. While it memorizes, LAR sits on a plateau
+near 1/2 (k near n); as it turns to the general solution LAR climbs, and k falls to the number of directions that the
+learned function uses. What is compared is k, not LAR: its ratio to the plateau's means the same at every width.
+
+Judged by the **centered** LAR. An optimizer slingshot throws all inputs in one common direction and lifts plain LAR,
+sometimes for good, without any generalization; centering takes that direction out. Where only plain LAR was recorded, a
+climb has to last longer, and after a jump of the training loss it proves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from logalign.diagnosis.judge import FROZEN, Judge, Judgment, frozen
+from logalign.diagnosis.series import Series
+from logalign.diagnosis.trend import running_median
+from logalign.diagnosis.verdict import Number, Outcome
+
+CENTERED, PLAIN = "lar_centered", "lar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrokThresholds:
+    """When a network counts as interpolating, memorizing, generalizing.
+
+    Developed on three recorded trainings (modular addition mod 59 and 67, an MLP, AdamW with weight decay 1 and 0;
+    tests/data/modadd*.jsonl), not yet fitted on the benchmark.
+
+    Attributes:
+        interpolation: Training loss, as a share of log m, under which the network interpolates.
+        loss_readings: Readings whose median loss is compared.
+        plateau_readings: Readings, from the first that interpolates, whose median LAR is the memorization plateau.
+        min_plateau_readings: So many of them suffice for "memorizing".
+        near_random: k / n on the plateau above which weights and inputs are about as unrelated as random ones: 0.65 and
+            0.56 in the recorded trainings. Networks that fit clean labels in the first place come to rest far below,
+            and have no plateau of memorization.
+        smoothing: Readings of the running median in which a climb is looked for.
+        fall_of_k: k / plateau k below which LAR has clearly climbed: reached at test accuracies of 0.2 and 0.06.
+        hold: So many smoothed readings in a row have to be below.
+        hold_plain: The same where only plain LAR is known.
+        keep: "generalizing" stands until k / plateau k is back above this.
+        slingshot: A jump of the training loss by this factor, over the median of five readings before, while
+            interpolating: plain LAR proves nothing after it.
+    """
+
+    interpolation: float = 0.05
+    loss_readings: int = 3
+    plateau_readings: int = 10
+    min_plateau_readings: int = 5
+    near_random: float = 0.4
+    smoothing: int = 5
+    fall_of_k: float = 2 / 3
+    hold: int = 3
+    hold_plain: int = 8
+    keep: float = 0.85
+    slingshot: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrokSignals:
+    """The numbers that the rule looks at; None where a number could not be had.
+
+    Attributes:
+        form: "lar_centered" or "lar", whichever is judged.
+        loss: Median training loss of the last readings.
+        loss_limit: Below it the network interpolates.
+        epoch: Passes over the data.
+        plateau_readings: Readings on the memorization plateau so far.
+        plateau: LAR there.
+        level: LAR now, smoothed.
+        k: n^(2 (1 - level)): once the network generalizes, the number of directions that its solution uses.
+        k_share: k / n on the plateau.
+        k_ratio: k / k on the plateau.
+        k_ratio_held: The highest k_ratio of the last `hold` smoothed readings; None where there are not as many.
+        slingshot_step: Where the training loss jumped while interpolating.
+    """
+
+    form: str
+    loss: float | None
+    loss_limit: float | None
+    epoch: float | None
+    plateau_readings: int
+    plateau: float | None
+    level: float | None
+    k: float | None
+    k_share: float | None
+    k_ratio: float | None
+    k_ratio_held: float | None
+    slingshot_step: int | None
+
+    @property
+    def rise(self) -> float | None:
+        """How far LAR is above its plateau."""
+        return None if self.level is None or self.plateau is None else self.level - self.plateau
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether the training loss is known and under its limit."""
+        return self.loss is not None and self.loss_limit is not None and self.loss < self.loss_limit
+
+    @property
+    def repeats(self) -> bool:
+        """Whether data has repeated, as far as is known: without an epoch it is taken to have."""
+        return self.epoch is None or self.epoch >= 1
+
+
+def loss_limit(m: int | None, thresholds: GrokThresholds) -> float | None:
+    """The training loss under which a network of m classes interpolates; None where m is not known."""
+    return None if m is None else thresholds.interpolation * math.log(m)
+
+
+def signals_of(
+    series: Series, form: str, plateau: list[float], slingshot_step: int | None, thresholds: GrokThresholds
+) -> GrokSignals:
+    """The signals after the last reading; `plateau` are the LARs of the memorization plateau so far."""
+    hold = thresholds.hold if form == CENTERED else thresholds.hold_plain
+    values = series.recent(form)
+    levels = running_median(values[np.isfinite(values)], thresholds.smoothing)[-hold:]
+    level = float(levels[-1]) if levels.size else None
+    ground = float(np.median(plateau)) if plateau else None
+    k_share = k_ratio = k_ratio_held = None
+    if ground is not None and series.n is not None:
+        k_share = _power(series.n, 1 - 2 * ground)
+        if level is not None:
+            k_ratio = _power(series.n, -2 * (level - ground))
+            if levels.size == hold:
+                k_ratio_held = _power(series.n, -2 * (float(levels.min()) - ground))
+    return GrokSignals(
+        form=form,
+        loss=_median_loss(series, thresholds),
+        loss_limit=loss_limit(series.m, thresholds),
+        epoch=series.last("epoch"),
+        plateau_readings=len(plateau),
+        plateau=ground,
+        level=level,
+        k=None if level is None or series.n is None else _power(series.n, 2 * (1 - level)),
+        k_share=k_share,
+        k_ratio=k_ratio,
+        k_ratio_held=k_ratio_held,
+        slingshot_step=slingshot_step,
+    )
+
+
+def decide(signals: GrokSignals, thresholds: GrokThresholds, previous: Outcome | None) -> tuple[Outcome, str]:
+    """The outcome and the reason for it: the rule, free of any state but the outcome that stands so far."""
+    s = signals
+    name = "centered LAR" if s.form == CENTERED else "plain LAR"
+    if s.loss is None:
+        return "undecidable", (
+            f"the training loss is not known in all of the last {thresholds.loss_readings} readings, so neither is "
+            "whether the network interpolates."
+        )
+    if s.loss_limit is None or s.k is None:
+        return "undecidable", "the layer's shape (m, n) is not recorded, or there are too few readings."
+    if not s.interpolates:
+        return "undecidable", (
+            f"the training loss, {s.loss:.3g}, is not under {s.loss_limit:.3g} (5 % of log m): the network does not "
+            "interpolate."
+        )
+    if not s.repeats:
+        return "undecidable", "no data has repeated so far, so there is nothing to have memorized."
+    if s.k_ratio is None or s.k_share is None or s.plateau_readings < thresholds.min_plateau_readings:
+        return "undecidable", (
+            f"the network interpolates, and its plateau has {s.plateau_readings} of "
+            f"{thresholds.min_plateau_readings} readings so far."
+        )
+    climbed = (
+        s.plateau_readings >= thresholds.plateau_readings
+        and s.k_ratio_held is not None
+        and s.k_ratio_held < thresholds.fall_of_k
+    )
+    stands = previous == "generalizing" and s.k_ratio < thresholds.keep
+    if stands or climbed:
+        if s.form == PLAIN and not stands and s.slingshot_step is not None:
+            return "undecidable", (
+                f"plain LAR has climbed, but the training loss jumped at step {s.slingshot_step:,}: an optimizer "
+                "slingshot lifts plain LAR, too, and the centered form is not recorded."
+            )
+        return "generalizing", (
+            f"{name} has climbed {s.rise:.3f} above its memorization plateau of {s.plateau:.3f}, and k has fallen to "
+            f"{s.k:.3g}, {s.k_ratio:.0%} of the plateau's."
+        )
+    if s.k_share <= thresholds.near_random:
+        return "undecidable", (
+            f"the network interpolates, but {name} was {s.plateau:.3f} (k / n = {s.k_share:.2f}) when it began to: "
+            "it never sat on a memorization plateau near 1/2."
+        )
+    return "memorizing", (
+        f"the network interpolates (training loss {s.loss:.3g}), and {name} is {s.rise:+.3f} from its memorization "
+        f"plateau of {s.plateau:.3f}: k is {s.k:.3g}, {s.k_ratio:.0%} of the plateau's; {thresholds.fall_of_k:.0%} "
+        "would be generalizing."
+    )
+
+
+SUGGESTIONS: Mapping[Outcome, str] = {
+    "memorizing": "Do not trust the training loss: train on with weight decay, or use more data; it may generalize "
+    "much later or never.",
+    "generalizing": "Train on until k settles; its last value estimates how many directions the solution uses.",
+    "undecidable": "Pass loss and epoch to step(), and train on until the training loss is under 5 % of log m.",
+}
+
+
+class GrokDetector(Judge):
+    """Tells memorizing from generalizing, reading by reading, in constant memory.
+
+    Args:
+        thresholds: When to call it what.
+
+    Example:
+        >>> from logalign import Reading
+        >>> detector = GrokDetector()
+        >>> for step in range(0, 400, 10):
+        ...     verdict = detector.update(Reading(step=step, lar=0.55 + 1e-6 * step, loss=0.01, m=59, n=64, epoch=step))
+        >>> verdict.outcome, verdict.since_step
+        ('memorizing', 60)
+    """
+
+    regime = "grokking"
+
+    def __init__(self, *, thresholds: GrokThresholds | None = None) -> None:
+        super().__init__()
+        self.thresholds = GrokThresholds() if thresholds is None else thresholds
+        self._plateau: list[tuple[int, float]] = []  # step, LAR
+        self._form: str | None = None
+        self._slingshot_step: int | None = None
+
+    @property
+    def signals(self) -> GrokSignals:
+        """The numbers that the verdict after the last reading rests on."""
+        values = [lar for _, lar in self._plateau]
+        form = self._form or self._recorded_form()
+        return signals_of(self.series, form, values, self._slingshot_step, self.thresholds)
+
+    def _recorded_form(self) -> str:
+        return PLAIN if self.series.last(CENTERED) is None else CENTERED
+
+    def _follow(self) -> None:
+        series, thresholds = self.series, self.thresholds
+        loss, limit = _median_loss(series, thresholds), loss_limit(series.m, thresholds)
+        epoch = series.last("epoch")
+        if loss is None or limit is None or loss >= limit or (epoch is not None and epoch < 1):
+            return
+        if len(self._plateau) < thresholds.plateau_readings:
+            self._form = self._form or self._recorded_form()
+            value = series.last(self._form)
+            if value is not None and series.last_step is not None:
+                self._plateau.append((series.last_step, value))
+        elif self._slingshot_step is None and self.previous != "generalizing":
+            losses = series.recent("loss", 6)
+            before = losses[:-1][np.isfinite(losses[:-1])]
+            if before.size == 5 and losses[-1] / thresholds.slingshot > np.median(before):
+                self._slingshot_step = series.last_step
+
+    def _forget(self, step: int) -> None:
+        self._plateau = [point for point in self._plateau if point[0] < step]
+        if not self._plateau:
+            self._form = None
+        if self._slingshot_step is not None and self._slingshot_step >= step:
+            self._slingshot_step = None
+
+    def _judge(self) -> Judgment:
+        if frozen(self.series):
+            return FROZEN
+        s = self.signals
+        outcome, reason = decide(s, self.thresholds, self.previous)
+        t = self.thresholds
+        evidence: dict[str, Number] = {
+            "plateau": s.plateau,
+            "rise": s.rise,
+            "level": s.level,
+            "generalized_k": s.k,
+            "k_ratio": s.k_ratio,
+            "effective_dim": _effective_dim(self.series),
+            "loss": s.loss,
+            "loss_limit": s.loss_limit,
+            "epoch": s.epoch,
+        }
+        basis = [
+            f"{'centered' if s.form == CENTERED else 'plain'} LAR, median of {t.smoothing} readings, against its "
+            f"median over the first {t.plateau_readings} with a training loss under {t.interpolation:.0%} of log m",
+            f"generalizing: k under {t.fall_of_k:.0%} of the plateau's; memorizing: k above {t.near_random:.0%} of n "
+            "on the plateau; developed on three trainings of modular addition, not yet fitted on the benchmark",
+        ]
+        if s.epoch is None:
+            basis.append("no epoch is recorded: data is taken to repeat")
+        limits: tuple[str, ...] = ()
+        if s.form == PLAIN:
+            limits = (
+                "only plain LAR is recorded: an optimizer slingshot may lift it without any generalization; record "
+                "lar_centered to tell them apart",
+            )
+        return Judgment(
+            outcome=outcome,
+            reason=reason,
+            suggestion=SUGGESTIONS[outcome],
+            evidence=evidence,
+            basis=tuple(basis),
+            limits=limits,
+        )
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "plateau": [list(point) for point in self._plateau],
+            "form": self._form,
+            "slingshot_step": self._slingshot_step,
+        }
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self._plateau = [(step, lar) for step, lar in state["plateau"]]
+        self._form = state["form"]
+        self._slingshot_step = state["slingshot_step"]
+
+
+def _median_loss(series: Series, thresholds: GrokThresholds) -> float | None:
+    losses = series.recent("loss", thresholds.loss_readings)
+    known = losses[np.isfinite(losses)]
+    return float(np.median(known)) if known.size == thresholds.loss_readings else None
+
+
+def _effective_dim(series: Series) -> float | None:
+    lar = series.last("lar")
+    return None if lar is None or series.n is None else _power(series.n, 2 * (1 - lar))
+
+
+def _power(n: int, exponent: float) -> float | None:
+    """n^exponent; None beyond what a float can hold."""
+    try:
+        return math.pow(n, exponent)
+    except OverflowError:
+        return None

@@ -1,0 +1,181 @@
+"""Judge: what the online detectors have in common, a thin state around pure rules.
+
+A detector takes readings one by one, in constant memory and time. Its verdict depends on the readings alone: not on
+when it was asked, saved or loaded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from logalign.diagnosis.series import Series
+from logalign.diagnosis.verdict import KNOWN_LIMITS, Number, Outcome, Regime, Verdict
+from logalign.errors import InputError
+from logalign.readings import Reading
+
+STATE_VERSION = 1
+REMEMBERED_CHANGES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgment:
+    """What a rule says of one step: a verdict but for the steps."""
+
+    outcome: Outcome
+    reason: str
+    suggestion: str
+    evidence: Mapping[str, Number] = field(default_factory=dict)
+    basis: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+class Judge(ABC):
+    """Takes readings one by one and keeps the verdict up to date; subclasses hold the rules.
+
+    Attributes:
+        regime: Which logic this is.
+        series: The readings so far.
+    """
+
+    regime: Regime
+
+    def __init__(self) -> None:
+        self.series = Series()
+        self._changes: list[tuple[int, Outcome]] = []  # since when which outcome has stood, the current one last
+        self._verdict = Verdict(
+            outcome="undecidable",
+            regime="unknown",
+            step=None,
+            since_step=None,
+            reason="no reading has been taken yet.",
+            suggestion="Train on.",
+            limits=KNOWN_LIMITS,
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict after the last reading."""
+        return self._verdict
+
+    def update(self, reading: Reading) -> Verdict:
+        """Take one reading in.
+
+        A reading without a defined LAR is passed over and counted. One whose step is not above the last means that
+        training was resumed there: what was seen at that step and beyond is forgotten.
+
+        Raises:
+            InputError: it is of another layer than the readings before, or of a layer of another shape.
+        """
+        self.series.check(reading)
+        if self.series.goes_back(reading):
+            self._rewind(reading.step)
+        if self.series.add(reading):
+            self._follow()
+        self._conclude()
+        return self._verdict
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it knows, as lists and numbers that strict JSON and `torch.save` can hold."""
+        return {
+            "version": STATE_VERSION,
+            "regime": self.regime,
+            "series": self.series.state(),
+            "changes": [list(change) for change in self._changes],
+            "own": self._own_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict()` gave.
+
+        Raises:
+            InputError: it is not the state of such a detector.
+        """
+        if state.get("version") != STATE_VERSION or state.get("regime") != self.regime:
+            raise InputError(
+                f"state: expected what {type(self).__name__}.state_dict() gives (version {STATE_VERSION}), found "
+                f"version {state.get('version')!r}, regime {state.get('regime')!r}"
+            )
+        self.series = Series.from_state(state["series"])
+        self._changes = [(step, outcome) for step, outcome in state["changes"]]
+        self._load_own_state(state["own"])
+        self._conclude()
+
+    @property
+    def previous(self) -> Outcome | None:
+        """The outcome that stands so far."""
+        return self._changes[-1][1] if self._changes else None
+
+    @abstractmethod
+    def _follow(self) -> None:
+        """Keep up with a reading that the series has just taken in."""
+
+    @abstractmethod
+    def _forget(self, step: int) -> None:
+        """Forget what was concluded from readings at this step and beyond."""
+
+    @abstractmethod
+    def _judge(self) -> Judgment:
+        """What the rules say now. With its own outcome as the previous one, the rules must say the same again."""
+
+    @abstractmethod
+    def _own_state(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _load_own_state(self, state: Mapping[str, Any]) -> None: ...
+
+    def _rewind(self, step: int) -> None:
+        self.series.rewind(step)
+        self._changes = [change for change in self._changes if change[0] < step]
+        self._forget(step)
+
+    def _conclude(self) -> None:
+        step = self.series.last_step
+        judgment = self._judge() if step is not None else _nothing_to_judge(self.series)
+        if step is not None and self.previous != judgment.outcome:
+            self._changes = [*self._changes, (step, judgment.outcome)][-REMEMBERED_CHANGES:]
+        self._verdict = Verdict(
+            outcome=judgment.outcome,
+            regime=self.regime,
+            step=step,
+            since_step=self._changes[-1][0] if step is not None else None,
+            reason=judgment.reason,
+            suggestion=judgment.suggestion,
+            evidence=judgment.evidence,
+            basis=judgment.basis,
+            limits=(*judgment.limits, *_limits_of(self.series), *KNOWN_LIMITS),
+        )
+
+
+def frozen(series: Series) -> bool:
+    """Whether the last readings all have the very same LAR: then nothing is trained, or nothing is measured."""
+    lar = series.recent("lar")
+    return lar.size > 1 and bool(np.ptp(lar) == 0)
+
+
+FROZEN = Judgment(
+    outcome="undecidable",
+    reason="LAR has had the very same value in all of the last readings.",
+    suggestion="Check that the model is being trained and that the layer's inputs change.",
+)
+
+
+def _nothing_to_judge(series: Series) -> Judgment:
+    return Judgment(
+        outcome="undecidable",
+        reason=f"none of {series.skipped} readings has a defined LAR." if series.skipped else "there is no reading.",
+        suggestion="Look at the readings' field `reason`.",
+    )
+
+
+def _limits_of(series: Series) -> tuple[str, ...]:
+    limits = []
+    if series.skipped:
+        limits.append(f"{series.skipped} readings have no defined LAR and were passed over")
+    if series.resumes:
+        limits.append(f"{series.resumes} times a step was not above the one before: taken as a resume from that step")
+    return tuple(limits)
