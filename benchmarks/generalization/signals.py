@@ -79,6 +79,19 @@ def slope(context: Context, name: str, readings: int = 15) -> Series:
     return found
 
 
+def log_slope(context: Context, name: str, factor: float = 1.5) -> Series:
+    """Least-squares slope of a column in log(step), over the readings of the last factor in steps (five at least)."""
+    values, steps = context.column(name), context.run.columns["step"]
+    found = np.full(len(steps), np.nan)
+    for i in range(WARM_UP_READINGS, len(steps)):
+        first = min(int(np.searchsorted(steps, steps[i] / factor)), i - 4)
+        part = slice(max(first, 1), i + 1)
+        known = np.isfinite(values[part])
+        if known.sum() >= 5:
+            found[i] = np.polyfit(np.log(steps[part][known]), values[part][known], 1)[0]
+    return found
+
+
 def fall_from_peak(context: Context, name: str) -> Series:
     """How far the smoothed column lies below its highest value so far, after the first readings."""
     values = context.smooth(name)
@@ -128,6 +141,10 @@ WITHOUT_BASELINE: dict[str, Callable[[Context], Series]] = {
     **{name: (lambda c, column=column: -c.smooth(column)) for name, column in FORMS.items()},
     **{f"{name}, fall": (lambda c, column=column: fall_from_peak(c, column)) for name, column in FORMS.items()},
     **{f"{name}, slope": (lambda c, column=column: -slope(c, column)) for name, column in FORMS.items()},
+    **{
+        f"{name}, slope in log(step)": (lambda c, column=column: -log_slope(c, column))
+        for name, column in FORMS.items()
+    },
     "LAR of rare tokens, fall": lambda c: fall_from_peak(c, "rare_lar"),
     "LAR, common minus rare": lambda c: c.smooth("common_lar") - c.smooth("rare_lar"),
     "weight spread": lambda c: c.smooth("weight_participation"),
@@ -137,6 +154,7 @@ WITHOUT_BASELINE: dict[str, Callable[[Context], Series]] = {
     "LAR of the last block": lambda c: -c.smooth("site_last_lar"),
     "training loss": lambda c: -c.smooth("train_loss"),
     "training loss, slope": lambda c: -slope(c, "train_loss"),
+    "training loss, slope in log(step)": lambda c: -log_slope(c, "train_loss"),
     "training loss, drops at epochs": boundary_drops,
     "training loss, below its first epoch": below_first_epoch,
     "step": lambda c: c.run.columns["step"],

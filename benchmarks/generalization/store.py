@@ -18,7 +18,7 @@ PARQUET = Path(__file__).parent / "runs.parquet"
 Column = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Made:
     """A run that was made: its configuration, its readings as columns, and its facts, the truth among them."""
 

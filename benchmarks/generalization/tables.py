@@ -1,0 +1,275 @@
+"""The tables of docs/benchmark.md, rebuilt from the stored runs without any training.
+
+Each table stands between two markers in the page, `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.generalization import score, signals, verdicts
+from benchmarks.generalization.configs import FAMILIES, is_for_fitting
+from benchmarks.generalization.score import Context, Detected, Interval, Signal
+from benchmarks.generalization.store import Made
+from benchmarks.generalization.truth import outcome, phases
+
+PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
+SCORED = ("language", "finetuning", "vision")
+ALL_SIGNALS: dict[str, Signal] = {**signals.WITHOUT_BASELINE, **signals.WITH_BASELINE}
+
+Row = dict[str, str]
+Tables = dict[str, list[Row]]
+
+
+def build(runs: Sequence[Made]) -> Tables:
+    """Every table of the page."""
+    found = score.contexts(runs)
+    fitting = [context for context in found if is_for_fitting(context.run.config)]
+    testing = [context for context in found if not is_for_fitting(context.run.config)]
+    return {
+        "runs": runs_table(runs),
+        "within": within_table(found),
+        "across": across_table(found),
+        "detection": detection_table(fitting, testing),
+        "detection-families": families_table(found),
+        "ranking": ranking_table(found),
+        "dimension": dimension_table(runs),
+        "phases": phases_table(found),
+    }
+
+
+def runs_table(runs: Sequence[Made]) -> list[Row]:
+    """How many runs there are, and what is true of them."""
+    rows = []
+    for family in FAMILIES:
+        mine = [run for run in runs if run.config.family == family]
+        outcomes = [outcome(run) for run in mine]
+        repeats = sum(
+            truth == "healthy" and run.columns["epoch"][-1] >= 2 for run, truth in zip(mine, outcomes, strict=True)
+        )
+        row = {"family": family, "runs": str(len(mine))}
+        if family == "algorithmic":
+            solved = sum(phases(run).solved is not None for run in mine)
+            row |= {"overfit": "", "between": "", "healthy": "", "healthy, data seen twice or more": ""}
+            row |= {"generalize": str(solved), "never do": str(len(mine) - solved)}
+        else:
+            row |= {name: str(outcomes.count(name)) for name in ("overfit", "between", "healthy")}
+            row |= {"healthy, data seen twice or more": str(repeats), "generalize": "", "never do": ""}
+        rows.append(row)
+    return rows
+
+
+def within_table(found: Sequence[Context]) -> list[Row]:
+    """(a) Medians of Spearman with the gap within a run, over the runs that overfit."""
+    rows = []
+    for name, signal in ALL_SIGNALS.items():
+        row = {"signal": name}
+        for family in SCORED:
+            mine = [c for c in found if c.run.config.family == family and outcome(c.run) == "overfit"]
+            scores = score.within_runs(mine, signal)
+            row[family] = f"{np.median(scores):.2f}" if scores else "–"
+        rows.append(row)
+    return rows
+
+
+def across_table(found: Sequence[Context]) -> list[Row]:
+    """(b) Spearman with the gap across runs of one recipe at the end, and given training loss and epoch."""
+    rows = []
+    for name, signal in ALL_SIGNALS.items():
+        row = {"signal": name}
+        for family in SCORED:
+            table = score.at_share([c for c in found if c.run.config.family == family], signal, 1.0)
+            plain = score.across_runs(table, partial=False, within_recipe=True)
+            given = score.across_runs(table, partial=True, within_recipe=True)
+            row[family] = interval(plain)
+            row[f"{family}, given loss and epoch"] = interval(given)
+        rows.append(row)
+    return rows
+
+
+def detection_table(fitting: Sequence[Context], testing: Sequence[Context]) -> list[Row]:
+    """(c) Thresholds fitted on one half, scored on the other: every signal alone, and logalign's verdicts."""
+    fit = [context for context in fitting if context.run.config.family in SCORED]
+    test = [context for context in testing if context.run.config.family in SCORED]
+    rows = [
+        _detection_row("**logalign, no baseline**", verdicts.detection(test, with_baseline=False)),
+        _detection_row("**logalign, with baseline**", verdicts.detection(test, with_baseline=True)),
+    ]
+    for name, signal in ALL_SIGNALS.items():
+        threshold = score.fit_threshold(fit, signal)
+        rows.append(_detection_row(name, score.detection(test, signal, threshold)))
+    return rows
+
+
+def families_table(found: Sequence[Context]) -> list[Row]:
+    """(c) logalign's verdicts by family, all runs."""
+    rows = []
+    for family in SCORED:
+        mine = [context for context in found if context.run.config.family == family]
+        for words, with_baseline in (("no baseline", False), ("with baseline", True)):
+            for half, chosen in (("fitted on", True), ("other half", False)):
+                part = [context for context in mine if is_for_fitting(context.run.config) is chosen]
+                detected = verdicts.detection(part, with_baseline=with_baseline)
+                rows.append({"family": family, "half": half, **_detection_row(words, detected)})
+    return rows
+
+
+def _detection_row(name: str, found: Sequence[Detected]) -> Row:
+    parts = score.shares(found)
+    leads = [each.lead for each in found if each.truth == "overfit" and math.isfinite(each.lead)]
+    row = {"detector": name}
+    row |= {words: count(parts[words]) for words in ("on time", "early", "late", "missed", "false alarm")}
+    row["median lead, epochs"] = f"{np.median(leads):+.1f}" if leads else "–"
+    return row
+
+
+def group_of(run: Made) -> str:
+    """Runs whose held-out losses compare: one text, one direction, one model, one size of data."""
+    settings = run.config.settings
+    keys = {"language": ("text",), "finetuning": ("direction",), "vision": ("model", "samples")}
+    return ", ".join(str(settings[key]) for key in keys.get(run.config.family, ("model", "operation")))
+
+
+def ranking_table(found: Sequence[Context]) -> list[Row]:
+    """(d) Spearman of each signal at the end with the final held-out loss, within groups of comparable runs."""
+    groups = list(dict.fromkeys(group_of(c.run) for c in found if c.run.config.family in SCORED))
+    rows = []
+    for name, signal in ALL_SIGNALS.items():
+        scores = score.ranking([c for c in found if c.run.config.family in SCORED], signal, group_of)
+        row = {"signal": name} | {group: number(scores.get(group, math.nan)) for group in groups}
+        rows.append(row)
+    return rows
+
+
+def dimension_table(runs: Sequence[Made]) -> list[Row]:
+    """(e) The predicted against the independently counted dimension, in runs that generalize."""
+    mine = [
+        run
+        for run in runs
+        if run.config.family == "algorithmic" and run.facts.get("dimension") and phases(run).solved is not None
+    ]
+    rows = []
+    for yardstick in ("dimension", "dimension_additive", "dimension_energy"):
+        true = np.array([run.facts[yardstick] for run in mine], dtype=float)
+        predictors = {
+            "k, centered": np.array([k_of(run, "lar_centered") for run in mine]),
+            "k, plain": np.array([k_of(run, "lar") for run in mine]),
+            "p, best multiple": _best_multiple([run.config.settings["p"] for run in mine], true),
+            "width, best multiple": _best_multiple([run.config.settings["width"] for run in mine], true),
+        }
+        for name, predicted in predictors.items():
+            residual = float(((true - predicted) ** 2).sum())
+            rows.append(
+                {
+                    "counted by": yardstick.removeprefix("dimension_") if "_" in yardstick else "removal",
+                    "predictor": name,
+                    "runs": str(len(mine)),
+                    "R²": number(1 - residual / float(((true - true.mean()) ** 2).sum())),
+                    "R² of a fitted line": number(float(np.corrcoef(true, predicted)[0, 1]) ** 2),
+                    "median error": f"{np.median(np.abs(predicted / true - 1)):.1%}",
+                }
+            )
+    return rows
+
+
+def k_of(run: Made, form: str) -> float:
+    """The effective dimension at the end: mean of the last five readings."""
+    lar = float(np.nanmean(run.columns[form][-5:]))
+    return float(run.columns["n"][-1] ** (2 * (1 - lar)))
+
+
+def phases_table(found: Sequence[Context]) -> list[Row]:
+    """What the verdicts say of the algorithmic runs."""
+    rows = []
+    for half, chosen in (("fitted on", True), ("other half", False)):
+        mine = [c for c in found if c.run.config.family == "algorithmic" and is_for_fitting(c.run.config) is chosen]
+        solve = never = found_in_time = wrongly = memorized = missed = 0
+        delays = []
+        for context in mine:
+            true, said = phases(context.run), verdicts.verdicts(context, with_baseline=False)
+            generalizing = verdicts.first_alarm(said, ("generalizing",))
+            at = None if generalizing is None else int(context.run.columns["step"][generalizing])
+            if true.solved is None or true.begins is None:
+                never += 1
+                wrongly += at is not None
+                memorized += said[-1].outcome == "memorizing"
+            else:
+                solve += 1
+                missed += at is None
+                if at is not None:
+                    delays.append((at - true.begins) / max(10.0, true.solved - true.begins))
+                    found_in_time += at <= true.solved
+        rows.append(
+            {
+                "half": half,
+                "runs that generalize": str(solve),
+                '"generalizing" by accuracy 0.9': str(found_in_time),
+                "later": str(solve - found_in_time - missed),
+                "never said": str(missed),
+                "median place between 0.05 and 0.9": f"{np.median(delays):.2f}" if delays else "–",
+                "runs that never do": str(never),
+                'wrongly "generalizing"': str(wrongly),
+                '"memorizing" at the end': str(memorized),
+            }
+        )
+    return rows
+
+
+def _best_multiple(values: Sequence[float], true: np.ndarray) -> np.ndarray:
+    """The multiple of a predictor that fits the other runs best, for each run."""
+    x = np.array(values, dtype=float)
+    return np.array([v * np.median(np.delete(true / x, i)) for i, v in enumerate(x)])
+
+
+def interval(found: Interval) -> str:
+    """A score with its interval."""
+    if not math.isfinite(found.value):
+        return "–"
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def count(found: Interval) -> str:
+    """A share as a count, with Wilson's interval."""
+    if found.count == 0:
+        return "–"
+    return f"{round(found.value * found.count)} of {found.count} ({found.low:.0%} to {found.high:.0%})"
+
+
+def number(value: float) -> str:
+    """Two digits, a dash where there is none."""
+    return f"{value:.2f}" if math.isfinite(value) else "–"
+
+
+def write(tables: Tables, page: Path = PAGE) -> None:
+    """Put the tables between their markers.
+
+    Raises:
+        SystemExit: the page lacks a marker.
+    """
+    text = page.read_text()
+    for name, rows in tables.items():
+        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+        found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not found.search(text):
+            raise SystemExit(f"{page}: expected the markers {begin} and {end}, found none")
+        replacement = "\n".join([begin, "", *markdown(rows), "", end])
+        text = found.sub(partial(_constant, replacement), text)
+    page.write_text(text)
+
+
+def markdown(rows: Sequence[Row]) -> list[str]:
+    """A table's lines."""
+    header = list(rows[0])
+    align = ["---" if i == 0 else "---:" for i in range(len(header))]
+    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join(align) + " |"]
+    return lines + ["| " + " | ".join(row[name] for name in header) + " |" for row in rows]
+
+
+def _constant(text: str, _: re.Match[str]) -> str:
+    return text
