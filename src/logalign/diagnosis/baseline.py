@@ -12,15 +12,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from logalign.diagnosis.curves import DRIFT, Band, Curve, LogTrend
-from logalign.diagnosis.series import FORMS, Series
-from logalign.diagnosis.trend import SMOOTHING, Vector, running_median, warm_up_end
+from logalign.diagnosis.series import FORMS, Series, known
+from logalign.diagnosis.trend import LR_CHANGE, SMOOTHING, Vector, running_median, warm_up_end
 from logalign.errors import InputError
 from logalign.readings import UNEMBEDDING, Reading
 from logalign.runlog import Run, open_run
@@ -48,6 +48,7 @@ class Baseline:
         axis: "step" or "tokens": along what it compares; "auto": along tokens where both sides recorded them.
         epoch: The highest epoch in it; None where not recorded.
         tokens_per_step: None where not recorded.
+        last_lr: The learning rate that a first epoch ended with; None where not recorded.
     """
 
     source: Literal["runs", "first epoch"]
@@ -57,6 +58,7 @@ class Baseline:
     axis: Literal["step", "tokens", "auto"] = "auto"
     epoch: float | None = None
     tokens_per_step: float | None = None
+    last_lr: float | None = None
     curves: Mapping[Axis, Mapping[str, Curve | LogTrend]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -199,8 +201,13 @@ class Baseline:
     def schedule_difference(self, x: Vector, lr: Vector, *, axis: Axis, tokens_per_step: float | None) -> str | None:
         """How the schedule at these x differs from the baseline's by more than 5 %, in words; None where it does not.
 
-        What was not recorded on both sides is not compared.
+        What was not recorded on both sides is not compared. Against a first epoch it is the learning rate that the
+        epoch ended with, and a change by a fifth.
         """
+        if self.last_lr is not None and self.last_lr > 0 and lr.size and np.isfinite(lr[-1]):
+            ratio = float(lr[-1]) / self.last_lr
+            if not LR_CHANGE <= ratio <= 1 / LR_CHANGE:
+                return f"the learning rate is {ratio:.3g} times that of the first epoch's end"
         curve = self.curve("lr", axis)
         if curve is not None:
             center = curve.at(x).center
@@ -244,6 +251,30 @@ class Baseline:
             raise InputError(f"{run.path}: expected steps that the baseline {mine} has, too, found none")
         return steps[shared], center[shared] - values[shared]
 
+    def state(self) -> dict[str, Any]:
+        """A first epoch's baseline, as lists and numbers that strict JSON can hold."""
+        lines = {form: asdict(curve) for form, curve in self.curves["step"].items() if isinstance(curve, LogTrend)}
+        return {
+            "site": self.site,
+            "shape": list(self.shape),
+            "epoch": self.epoch,
+            "last_lr": self.last_lr,
+            "lines": lines,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Baseline:
+        """The first epoch's baseline that `state()` described."""
+        return cls(
+            source="first epoch",
+            site=state["site"],
+            shape=(state["shape"][0], state["shape"][1]),
+            axis="step",
+            epoch=state["epoch"],
+            last_lr=state["last_lr"],
+            curves={"step": {form: LogTrend(**line) for form, line in state["lines"].items()}},
+        )
+
     def describe(self) -> str:
         """What it is, in words for a verdict's basis."""
         if self.source == "first epoch":
@@ -283,7 +314,7 @@ class Baseline:
             )
         if "lar" not in curves["step"]:
             raise InputError(f"{', '.join(names)}: expected runs with steps in common, found none")
-        epochs = [reading.epoch for part in parts for reading in part if reading.epoch is not None]
+        epochs = [epoch for part in parts for reading in part if (epoch := known(reading, "epoch")) is not None]
         rates = [rate for part in parts if (rate := _tokens_per_step(part)) is not None]
         return cls(
             source="runs",
@@ -340,6 +371,7 @@ def first_epoch(series: Series, *, runs: tuple[Run, ...] = ()) -> Baseline:
         shape=(series.m, series.n),
         axis="step",
         epoch=float(epoch[first][-1]),
+        last_lr=float(lr[-1]) if np.isfinite(lr[-1]) else None,
         curves={"step": curves},
     )
 
@@ -375,19 +407,19 @@ def _points(readings: Sequence[Reading], form: str, axis: Axis) -> tuple[Vector,
     points: dict[float, float] = {}
     last = -math.inf
     for reading in readings:
-        x = reading.step if axis == "step" else reading.tokens_seen
-        value = getattr(reading, form)
-        if x is None or value is None or not math.isfinite(value):
+        x = float(reading.step) if axis == "step" else known(reading, "tokens_seen")
+        value = known(reading, form)
+        if x is None or value is None:
             continue
         if x <= last:
-            points = {known: points[known] for known in points if known < x}
-        points[float(x)] = float(value)
+            points = {earlier: points[earlier] for earlier in points if earlier < x}
+        points[x] = value
         last = x
     return np.array(list(points), dtype=np.float64), np.array(list(points.values()), dtype=np.float64)
 
 
 def _tokens_per_step(readings: Sequence[Reading]) -> float | None:
-    known = [(reading.step, reading.tokens_seen) for reading in readings if reading.tokens_seen is not None]
-    if len(known) < 2 or known[-1][0] <= known[0][0]:
+    points = [(reading.step, tokens) for reading in readings if (tokens := known(reading, "tokens_seen")) is not None]
+    if len(points) < 2 or points[-1][0] <= points[0][0]:
         return None
-    return (known[-1][1] - known[0][1]) / (known[-1][0] - known[0][0])
+    return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])

@@ -252,7 +252,7 @@ class GrokDetector(Judge):
             value = series.last(self._form)
             if value is not None and series.last_step is not None:
                 self._plateau.append((series.last_step, value))
-        elif self._slingshot_step is None and self.previous != "generalizing":
+        elif self._slingshot_step is None and self.verdict.outcome != "generalizing":
             losses = series.recent("loss", 6)
             before = losses[:-1][np.isfinite(losses[:-1])]
             if before.size == 5 and losses[-1] / thresholds.slingshot > np.median(before):
@@ -265,11 +265,11 @@ class GrokDetector(Judge):
         if self._slingshot_step is not None and self._slingshot_step >= step:
             self._slingshot_step = None
 
-    def _judge(self) -> Judgment:
+    def _judge(self, before: Outcome | None) -> Judgment:
         if frozen(self.series):
             return FROZEN
         s = self.signals
-        outcome, reason = decide(s, self.thresholds, self.previous)
+        outcome, reason = decide(s, self.thresholds, before)
         t = self.thresholds
         evidence: dict[str, Number] = {
             "plateau": s.plateau,

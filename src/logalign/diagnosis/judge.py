@@ -47,15 +47,8 @@ class Judge(ABC):
     def __init__(self) -> None:
         self.series = Series()
         self._changes: list[tuple[int, Outcome]] = []  # since when which outcome has stood, the current one last
-        self._verdict = Verdict(
-            outcome="undecidable",
-            regime="unknown",
-            step=None,
-            since_step=None,
-            reason="no reading has been taken yet.",
-            suggestion="Train on.",
-            limits=KNOWN_LIMITS,
-        )
+        self._before: Outcome | None = None  # the outcome that stood before the last reading
+        self._conclude()
 
     @property
     def verdict(self) -> Verdict:
@@ -71,11 +64,12 @@ class Judge(ABC):
         Raises:
             InputError: it is of another layer than the readings before, or of a layer of another shape.
         """
-        self.series.check(reading)
+        self._check(reading)
         if self.series.goes_back(reading):
             self._rewind(reading.step)
         if self.series.add(reading):
             self._follow()
+        self._before = self._changes[-1][1] if self._changes else None
         self._conclude()
         return self._verdict
 
@@ -86,6 +80,7 @@ class Judge(ABC):
             "regime": self.regime,
             "series": self.series.state(),
             "changes": [list(change) for change in self._changes],
+            "before": self._before,
             "own": self._own_state(),
         }
 
@@ -102,13 +97,13 @@ class Judge(ABC):
             )
         self.series = Series.from_state(state["series"])
         self._changes = [(step, outcome) for step, outcome in state["changes"]]
+        self._before = state["before"]
         self._load_own_state(state["own"])
         self._conclude()
 
-    @property
-    def previous(self) -> Outcome | None:
-        """The outcome that stands so far."""
-        return self._changes[-1][1] if self._changes else None
+    def _check(self, reading: Reading) -> None:
+        """Refuse a reading before anything is changed by it."""
+        self.series.check(reading)
 
     @abstractmethod
     def _follow(self) -> None:
@@ -119,8 +114,8 @@ class Judge(ABC):
         """Forget what was concluded from readings at this step and beyond."""
 
     @abstractmethod
-    def _judge(self) -> Judgment:
-        """What the rules say now. With its own outcome as the previous one, the rules must say the same again."""
+    def _judge(self, before: Outcome | None) -> Judgment:
+        """What the rules say now, given the outcome that stood before the last reading."""
 
     @abstractmethod
     def _own_state(self) -> dict[str, Any]: ...
@@ -135,12 +130,12 @@ class Judge(ABC):
 
     def _conclude(self) -> None:
         step = self.series.last_step
-        judgment = self._judge() if step is not None else _nothing_to_judge(self.series)
-        if step is not None and self.previous != judgment.outcome:
+        judgment = self._judge(self._before) if step is not None else _nothing_to_judge(self.series)
+        if step is not None and (not self._changes or self._changes[-1][1] != judgment.outcome):
             self._changes = [*self._changes, (step, judgment.outcome)][-REMEMBERED_CHANGES:]
         self._verdict = Verdict(
             outcome=judgment.outcome,
-            regime=self.regime,
+            regime=self.regime if step is not None else "unknown",
             step=step,
             since_step=self._changes[-1][0] if step is not None else None,
             reason=judgment.reason,
@@ -165,9 +160,13 @@ FROZEN = Judgment(
 
 
 def _nothing_to_judge(series: Series) -> Judgment:
+    if not series.skipped:
+        return Judgment(
+            outcome="undecidable", reason="no reading has been taken yet.", suggestion="Train on, and call step()."
+        )
     return Judgment(
         outcome="undecidable",
-        reason=f"none of {series.skipped} readings has a defined LAR." if series.skipped else "there is no reading.",
+        reason=f"none of {series.skipped} readings has a defined LAR.",
         suggestion="Look at the readings' field `reason`.",
     )
 

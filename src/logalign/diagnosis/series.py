@@ -23,6 +23,12 @@ from logalign.errors import InputError
 from logalign.readings import Reading
 
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
+FORM_NAMES = {
+    "lar": "plain LAR",
+    "lar_vocab_centered": "vocabulary-centered LAR",
+    "lar_token_centered": "token-centered LAR",
+    "lar_centered": "centered LAR",
+}
 COLUMNS = (*FORMS, "loss", "lr", "epoch", "tokens_seen", "head_norm")
 """What is kept of a reading; `head_norm` is the Frobenius norm of the layer's weight."""
 STATE_VERSION = 1
@@ -158,25 +164,23 @@ class Series:
 
 
 def row_of(reading: Reading) -> list[float]:
-    """Step and `COLUMNS` of a reading; NaN where a number is missing or beyond 1e100."""
-    norm = reading.energies.get("weight") if reading.energies is not None else None
-    values = {
-        "lar": reading.lar,
-        "lar_vocab_centered": reading.lar_vocab_centered,
-        "lar_token_centered": reading.lar_token_centered,
-        "lar_centered": reading.lar_centered,
-        "loss": reading.loss,
-        "lr": reading.lr,
-        "epoch": reading.epoch,
-        "tokens_seen": reading.tokens_seen,
-        "head_norm": math.sqrt(norm) if norm is not None and norm > 0 else None,
-    }
+    """Step and `COLUMNS` of a reading; NaN where a number is not known."""
     row = [float(reading.step)]
     for name in COLUMNS:
-        value = values[name]
-        known = value is not None and abs(value) <= LARGEST and (name not in FORMS or _possible(value))
-        row.append(float(value) if known and value is not None else math.nan)
+        value = known(reading, name)
+        row.append(math.nan if value is None else value)
     return row
+
+
+def known(reading: Reading, name: str) -> float | None:
+    """One of `COLUMNS` of a reading; None where it is missing, beyond 1e100, or a LAR that cannot be."""
+    if name == "head_norm":
+        norm = reading.energies.get("weight") if reading.energies is not None else None
+        return math.sqrt(norm) if norm is not None and 0 < norm <= LARGEST else None
+    value = getattr(reading, name)
+    if value is None or not abs(value) <= LARGEST or (name in FORMS and not _possible(value)):
+        return None
+    return float(value)
 
 
 def _possible(lar: float) -> bool:

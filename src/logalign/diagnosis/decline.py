@@ -1,0 +1,169 @@
+"""Decline: the numbers that tell overfitting, taken from readings and a baseline; what they mean is not decided here.
+
+Fast signals come from the last readings as they are: how far LAR lies below the baseline, as a running median. Slow
+ones come from the coarse history of the whole run after the warm-up: how fast LAR falls, and whether it speeds up.
+
+Slopes are taken in log(step). Healthy language models fall about linearly in it, and in steps every decline slows down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from logalign.diagnosis.baseline import Axis, Baseline
+from logalign.diagnosis.curves import MEDIAN_EFFICIENCY, Curve, LogTrend
+from logalign.diagnosis.series import Series
+from logalign.diagnosis.trend import Vector, curvature, lr_changes, noise, running_median, slope
+
+MIN_BINS = 20
+"""Bins of the history after the warm-up below which nothing is said of acceleration."""
+MIN_SPAN = 2.0
+"""From the end of the warm-up on: at least this factor in steps."""
+X_COLUMN: Mapping[Axis, str] = {"tokens": "tokens_seen"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """How far the last readings lie below the baseline, in one form: `baseline - run`.
+
+    Attributes:
+        now: Running median over the last `smoothing` readings.
+        low: Lowest of the last `hold` running medians.
+        high: Highest of them.
+        between: Standard deviation of one run's curve about the baseline's there; None where unknown.
+        scatter: Standard error of the running median, from the scatter of readings.
+    """
+
+    now: float
+    low: float
+    high: float
+    between: float | None
+    scatter: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """How LAR moves over the whole run after the warm-up; per unit of log(step).
+
+    Attributes:
+        decline_rate: Slope of the later half of the history; negative in a decline.
+        acceleration: Slope of the later half less that of the earlier; negative where the decline speeds up.
+        acceleration_error: Its standard error.
+        shortfall: LAR that the later half lost beyond what the earlier slope would have.
+        deviation_slope: Slope of the deviation from the baseline in the later half; None without a baseline.
+        head_norm_growth: log(norm of the weight now / after the warm-up); None where not recorded.
+        lr_changed_at: Step in the later half at which the learning rate first changed materially.
+        lr_known: Whether the learning rate is recorded.
+    """
+
+    decline_rate: float
+    acceleration: float
+    acceleration_error: float
+    shortfall: float
+    deviation_slope: float | None
+    head_norm_growth: float | None
+    lr_changed_at: float | None
+    lr_known: bool
+
+
+def judged(series: Series, warm_up: float | None, count: int) -> slice:
+    """Which of the last readings count: after the warm-up, at most `count`."""
+    steps = series.steps
+    first = steps.size if warm_up is None else int(np.searchsorted(steps, warm_up, side="right"))
+    return slice(max(first, steps.size - count), steps.size)
+
+
+def x_of(series: Series, axis: Axis) -> Vector:
+    """The last readings' steps or tokens."""
+    return series.steps if axis == "step" else series.recent(X_COLUMN[axis])
+
+
+def deviation(
+    series: Series, baseline: Baseline, form: str, *, axis: Axis, warm_up: float | None, smoothing: int, hold: int
+) -> Deviation | None:
+    """The deviation of the last readings from the baseline.
+
+    None where the baseline has no such curve, does not reach so far, is too short to know its scatter, or fewer than
+    `smoothing + hold - 1` readings after the warm-up can be compared.
+    """
+    curve = baseline.curve(form, axis)
+    if curve is None:
+        return None
+    part = judged(series, warm_up, smoothing + hold - 1)
+    x, values = x_of(series, axis)[part], series.recent(form)[part]
+    known = np.isfinite(x) & np.isfinite(values)
+    x, values = x[known], values[known]
+    if x.size < smoothing + hold - 1:
+        return None
+    band = curve.at(x)
+    if not np.isfinite(band.center).all() or not math.isfinite(band.scatter):
+        return None
+    medians = running_median(band.center - values, smoothing)
+    span = float(x[-1] - x[-smoothing])
+    baseline_readings = max(1.0, span / band.spacing) if band.spacing else 1.0
+    variance = noise(values) ** 2 / smoothing + band.scatter**2 / baseline_readings
+    between = float(band.between[-1])
+    return Deviation(
+        now=float(medians[-1]),
+        low=float(medians.min()),
+        high=float(medians.max()),
+        between=between if math.isfinite(between) else None,
+        scatter=math.sqrt(MEDIAN_EFFICIENCY * variance),
+    )
+
+
+def reaches(series: Series, baseline: Baseline, form: str, *, axis: Axis) -> bool:
+    """Whether the baseline has a value at the last reading."""
+    curve = baseline.curve(form, axis)
+    return curve is not None and bool(np.isfinite(curve.at(x_of(series, axis)[-1:]).center).all())
+
+
+def trend(series: Series, form: str, *, warm_up: float | None, baseline: Baseline | None, axis: Axis) -> Trend | None:
+    """The slow signals; None while the history after the warm-up is too short for them."""
+    history = series.history
+    if warm_up is None:
+        return None
+    after = (history.x > max(warm_up, 0.0)) & np.isfinite(history.column(form))
+    steps, lar = history.x[after], history.column(form)[after]
+    if steps.size < MIN_BINS or steps[-1] < MIN_SPAN * warm_up:
+        return None
+    u, half = np.log(steps), steps.size // 2
+    found = curvature(u, lar)
+    assert found is not None, "MIN_BINS is above what a curvature needs"
+    x = steps if axis == "step" else history.column(X_COLUMN[axis])[after]
+    lr = history.column("lr")[after]
+    changes = lr_changes(steps, lr)
+    changes = changes[changes >= steps[half]]
+    norms = history.column("head_norm")[after]
+    norms = norms[np.isfinite(norms)]
+    return Trend(
+        decline_rate=found.late.value,
+        acceleration=found.value,
+        acceleration_error=found.error,
+        shortfall=-found.value * float(u[-1] - u[half]),
+        deviation_slope=_deviation_slope(x, u, lar, half, None if baseline is None else baseline.curve(form, axis)),
+        head_norm_growth=math.log(norms[-1] / norms[0]) if norms.size > 1 else None,
+        lr_changed_at=float(changes[0]) if changes.size else None,
+        lr_known=bool(np.isfinite(lr).all()),
+    )
+
+
+def _deviation_slope(x: Vector, u: Vector, lar: Vector, half: int, curve: Curve | LogTrend | None) -> float | None:
+    if curve is None:
+        return None
+    late = curve.at(x[half:]).center - lar[half:]
+    known = np.isfinite(late)
+    found = slope(u[half:][known], late[known])
+    return None if found is None else found.value
+
+
+def tokens_per_step(series: Series) -> float | None:
+    """Tokens per step over the last readings; None where not recorded."""
+    steps, tokens = series.steps, series.recent("tokens_seen")
+    if steps.size < 2 or not math.isfinite(tokens[0]) or not math.isfinite(tokens[-1]):
+        return None
+    return float((tokens[-1] - tokens[0]) / (steps[-1] - steps[0]))

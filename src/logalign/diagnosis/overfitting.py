@@ -1,0 +1,427 @@
+"""Overfitting: does LAR fall as in healthy training, or beyond it?
+
+Method: LAR falls in healthy training, too, so the fall itself says nothing. What does is the deviation from a baseline
+that does not overfit, beyond what scatter and seeds explain; and, where there is no baseline, a decline that speeds up
+in log(step) though the learning rate has not changed. While no data has repeated, there is nothing to overfit to.
+Held-out losses are never looked at.
+
+Signals (`decline.py`) and rule (`decide`) are kept apart: the rule is a pure function of numbers and thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from logalign.diagnosis.baseline import Axis, Baseline, first_epoch
+from logalign.diagnosis.decline import Deviation, Trend, deviation, reaches, tokens_per_step, trend, x_of
+from logalign.diagnosis.judge import FROZEN, Judge, Judgment, frozen
+from logalign.diagnosis.series import FORM_NAMES
+from logalign.diagnosis.trend import lr_changes, warm_up_end
+from logalign.diagnosis.verdict import Number, Outcome
+from logalign.errors import InputError
+from logalign.readings import Reading
+
+RestsOn = Literal["epoch", "baseline", "acceleration", "nothing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverfitThresholds:
+    """When a decline counts as approaching overfitting, and as overfitting.
+
+    Developed on one pair of runs of a small GPT (tests/data/lm_fresh.jsonl and lm_repeat200k.jsonl: deviation 0.03,
+    0.035, 0.045 and 0.06 at steps 300, 600, 900 and 1,100, the held-out loss lowest at 400 to 650), not yet fitted on
+    the benchmark.
+
+    Attributes:
+        form: The form of LAR that is judged.
+        smoothing: Readings of the running median.
+        hold: So many running medians in a row have to be beyond.
+        approaching: Deviation from the baseline.
+        overfitting: Deviation from the baseline.
+        keep: An outcome stands until all running medians are below this share of its threshold.
+        sigmas: A deviation has to be beyond so many standard deviations of the band, too.
+        between_one_run: Standard deviation between runs, where the baseline is one run and does not know it: assumed,
+            the size of the scatter of one reading.
+        schedule_factor: How much wider the band is where the schedule differs from the baseline's: assumed.
+        shortfall: Without a baseline, LAR lost to the acceleration of the decline: "approaching".
+        shortfall_alarm: The same, "overfitting"; only where the learning rate is recorded and has not changed.
+        acceleration_sigmas: The acceleration has to be so many standard errors from none.
+    """
+
+    form: str = "lar"
+    smoothing: int = 15
+    hold: int = 5
+    approaching: float = 0.015
+    overfitting: float = 0.035
+    keep: float = 0.75
+    sigmas: float = 2.0
+    between_one_run: float = 0.007
+    schedule_factor: float = 2.0
+    shortfall: float = 0.03
+    shortfall_alarm: float = 0.06
+    acceleration_sigmas: float = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverfitSignals:
+    """The numbers that the rule looks at; None where a number could not be had.
+
+    Attributes:
+        step: Of the last reading.
+        epoch: Passes over the data.
+        loss: Training loss of the last reading.
+        warm_up: Step of the last reading of the warm-up; None while it lasts.
+        source: Where the baseline comes from; None without one.
+        reached: Whether the baseline has a value at the last reading.
+        deviation: In the form that is judged.
+        deviation_vocab_centered: In the vocabulary-centered form.
+        deviation_centered: In the centered form.
+        deviation_loss: Of the training loss, a rival signal.
+        schedule_difference: How the schedule differs from the baseline's, in words.
+        lr_just_changed: Whether the learning rate changed materially within the readings that are smoothed.
+        trend: The slow signals.
+        why_no_baseline: Why this run's own first epoch gives none.
+    """
+
+    step: int
+    epoch: float | None
+    loss: float | None
+    warm_up: float | None
+    source: Literal["runs", "first epoch"] | None
+    reached: bool
+    deviation: Deviation | None
+    deviation_vocab_centered: Deviation | None
+    deviation_centered: Deviation | None
+    deviation_loss: Deviation | None
+    schedule_difference: str | None
+    lr_just_changed: bool
+    trend: Trend | None
+    why_no_baseline: str | None
+
+    def width(self, thresholds: OverfitThresholds) -> float | None:
+        """Half the width of the band that a healthy run may lie in; None without a deviation."""
+        found = self.deviation
+        if found is None:
+            return None
+        between = thresholds.between_one_run if found.between is None else found.between
+        if self.schedule_difference is not None:
+            between *= thresholds.schedule_factor
+        return float(thresholds.sigmas * (between**2 + found.scatter**2) ** 0.5)
+
+    def numbers(self, thresholds: OverfitThresholds) -> dict[str, Number]:
+        """The signals by name, as a verdict's evidence shows them."""
+        slow = self.trend
+        return {
+            "deviation": _now(self.deviation),
+            "deviation_low": None if self.deviation is None else self.deviation.low,
+            "band": self.width(thresholds),
+            "deviation_slope": None if slow is None else slow.deviation_slope,
+            "deviation_vocab_centered": _now(self.deviation_vocab_centered),
+            "deviation_centered": _now(self.deviation_centered),
+            "deviation_loss": _now(self.deviation_loss),
+            "decline_rate": None if slow is None else slow.decline_rate,
+            "acceleration": None if slow is None else slow.acceleration,
+            "acceleration_error": None if slow is None else slow.acceleration_error,
+            "shortfall": None if slow is None else slow.shortfall,
+            "head_norm_growth": None if slow is None else slow.head_norm_growth,
+            "loss": self.loss,
+            "epoch": self.epoch,
+            "warm_up_end": self.warm_up,
+        }
+
+
+def decide(
+    signals: OverfitSignals, thresholds: OverfitThresholds, previous: Outcome | None
+) -> tuple[Outcome, str, RestsOn]:
+    """The outcome, the reason, and what it rests on: the rule, free of any state but the outcome that stands so far."""
+    s, t = signals, thresholds
+    if s.epoch is not None and s.epoch < 1:
+        reason = f"no data has repeated so far (epoch {s.epoch:.2f})"
+        if s.deviation is not None and s.deviation.low > t.approaching:
+            reason += f", though LAR is {s.deviation.now:.3f} below the baseline"
+        return "healthy", f"{reason}.", "epoch"
+    if s.warm_up is None:
+        return "undecidable", "the warm-up is not over: LAR moves fast in it, in every training.", "nothing"
+    width = s.width(t)
+    if s.deviation is not None and width is not None and not (s.source == "first epoch" and s.lr_just_changed):
+        outcome = _by_deviation(s.deviation, width, t, previous)
+        said = f"LAR is {s.deviation.now:.3f} below {_baseline_words(s)}"
+        if outcome == "overfitting":
+            limit = max(t.overfitting, width)
+            return outcome, f"{said}, more than the {limit:.3f} that mark overfitting.", "baseline"
+        if outcome == "approaching":
+            return outcome, f"{said}, outside its band of {max(t.approaching, width):.3f}.", "baseline"
+        if width < t.overfitting:
+            return "healthy", f"LAR stays within {max(t.approaching, width):.3f} of {_baseline_words(s)}.", "baseline"
+    if s.source is not None and not s.reached and previous in ("approaching", "overfitting"):
+        return previous, "the baseline ends before this step, and so it was when it did.", "baseline"
+    by_acceleration = _by_acceleration(s, t, previous)
+    return by_acceleration if by_acceleration is not None else ("undecidable", _why_undecidable(s, t, width), "nothing")
+
+
+def _by_deviation(found: Deviation, width: float, t: OverfitThresholds, previous: Outcome | None) -> Outcome:
+    alarm, limit = max(t.overfitting, width), max(t.approaching, width)
+    if found.low > alarm or (previous == "overfitting" and found.high > t.keep * alarm):
+        return "overfitting"
+    if found.low > limit or (previous in ("approaching", "overfitting") and found.high > t.keep * limit):
+        return "approaching"
+    return "healthy"
+
+
+def _by_acceleration(
+    s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
+) -> tuple[Outcome, str, RestsOn] | None:
+    slow = s.trend
+    keep = t.keep if previous in ("approaching", "overfitting") else 1.0
+    keep_alarm = t.keep if previous == "overfitting" else 1.0
+    if slow is None or slow.decline_rate >= 0 or slow.shortfall <= keep * t.shortfall:
+        return None
+    if slow.acceleration > -keep * t.acceleration_sigmas * slow.acceleration_error:
+        return None
+    said = f"LAR falls faster than before, and has lost {slow.shortfall:.3f} more than it would have"
+    if slow.lr_changed_at is not None:
+        at = f"{slow.lr_changed_at:,.0f}"
+        return "undecidable", f"{said}, but the learning rate changed at step {at}, which moves LAR, too.", "nothing"
+    if slow.lr_known and slow.shortfall > keep_alarm * t.shortfall_alarm:
+        return "overfitting", f"{said}, at an unchanged learning rate.", "acceleration"
+    return "approaching", f"{said}.", "acceleration"
+
+
+def _why_undecidable(s: OverfitSignals, t: OverfitThresholds, width: float | None) -> str:
+    if s.source is None:
+        own = f" ({s.why_no_baseline})" if s.why_no_baseline else ""
+        return f"there is no baseline{own}, and LAR's decline does not speed up: it may be healthy or not."
+    if not s.reached:
+        return "the baseline has no value at this step."
+    if s.deviation is None or width is None:
+        return f"fewer than {t.smoothing + t.hold - 1} readings after the warm-up can be compared with the baseline."
+    if s.source == "first epoch" and s.lr_just_changed:
+        return "the learning rate has just changed, which moves LAR, too."
+    return f"LAR is within the baseline's band, which is too wide to tell: {width:.3f}."
+
+
+def _baseline_words(s: OverfitSignals) -> str:
+    return "what its first epoch leads to" if s.source == "first epoch" else "the baseline"
+
+
+def _now(found: Deviation | None) -> float | None:
+    return None if found is None else found.now
+
+
+SUGGESTIONS: Mapping[Outcome, str] = {
+    "healthy": "Train on.",
+    "approaching": "Keep a checkpoint of now: training on this data will soon stop paying; get more data, or stronger "
+    "regularization.",
+    "overfitting": "Stop, go back to a checkpoint from before it began, and use more data or stronger regularization.",
+    "undecidable": "Give a baseline: a run of the same set-up on data that does not repeat; and pass epoch and lr to "
+    "step().",
+}
+
+
+class OverfitDetector(Judge):
+    """Tells a healthy decline of LAR from overfitting, reading by reading, in constant memory.
+
+    Args:
+        baseline: What the run is compared with. Without one, its own first epoch, where that is long enough.
+        thresholds: When to call it what.
+
+    Raises:
+        InputError: from `update()`, a reading of another shape than the baseline's, or one without tokens_seen where
+            the baseline compares along tokens only.
+
+    Example:
+        >>> from logalign import Reading
+        >>> detector = OverfitDetector()
+        >>> verdict = detector.update(Reading(step=0, lar=0.5, epoch=0.01))
+        >>> print(verdict.outcome, "-", verdict.reason)
+        healthy - no data has repeated so far (epoch 0.01).
+    """
+
+    regime = "decline"
+
+    def __init__(self, *, baseline: Baseline | None = None, thresholds: OverfitThresholds | None = None) -> None:
+        super().__init__()
+        self.thresholds = OverfitThresholds() if thresholds is None else thresholds
+        self._given = baseline
+        self._own: Baseline | None = None
+        self._own_step: int | None = None  # when the first epoch was seen to be over
+        self._why_no_baseline: str | None = None
+        self._warm_up: tuple[float, int] | None = None  # its last step, and when that was known
+        self._difference: tuple[str, int] | None = None
+        self._trend: tuple[tuple[object, ...], Trend | None] | None = None  # of which history, what
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What the run is compared with: the one given, or its own first epoch."""
+        return self._given if self._given is not None else self._own
+
+    @property
+    def signals(self) -> OverfitSignals:
+        """The numbers that the verdict after the last reading rests on.
+
+        Raises:
+            InputError: no reading has been taken.
+        """
+        series, t, baseline, warm_up = self.series, self.thresholds, self.baseline, self._warm_up_end
+        if series.last_step is None:
+            raise InputError("signals: expected at least one reading with a defined LAR, found none")
+        found: dict[str, Deviation | None] = {}
+        axis = self._axis()
+        for form in (t.form, "lar_vocab_centered", "lar_centered", "loss"):
+            found[form] = None
+            if baseline is not None:
+                found[form] = deviation(
+                    series, baseline, form, axis=axis, warm_up=warm_up, smoothing=t.smoothing, hold=t.hold
+                )
+        count = t.smoothing + t.hold
+        changes = lr_changes(series.steps[-count:], series.recent("lr", count))
+        return OverfitSignals(
+            step=series.last_step,
+            epoch=series.last("epoch"),
+            loss=series.last("loss"),
+            warm_up=warm_up,
+            source=None if baseline is None else baseline.source,
+            reached=baseline is not None and reaches(series, baseline, t.form, axis=axis),
+            deviation=found[t.form],
+            deviation_vocab_centered=found["lar_vocab_centered"],
+            deviation_centered=found["lar_centered"],
+            deviation_loss=found["loss"],
+            schedule_difference=None if self._difference is None else self._difference[0],
+            lr_just_changed=bool(changes.size),
+            trend=self._slow_signals(axis),
+            why_no_baseline=self._why_no_baseline,
+        )
+
+    @property
+    def _warm_up_end(self) -> float | None:
+        return None if self._warm_up is None else self._warm_up[0]
+
+    def _axis(self) -> Axis:
+        tokens = self.series.last("tokens_seen") is not None
+        return "step" if self.baseline is None else self.baseline.axis_for(tokens=tokens)
+
+    def _check(self, reading: Reading) -> None:
+        super()._check(reading)
+        if self._given is not None:
+            self._given.check_shape(reading.m, reading.n, name=f"step {reading.step}")
+            self._given.axis_for(tokens=reading.tokens_seen is not None)
+
+    def _follow(self) -> None:
+        series, step = self.series, self.series.last_step
+        assert step is not None
+        if self._warm_up is None:
+            history = series.history
+            end = warm_up_end(history.x, history.column("lar"), history.column("lr"))
+            self._warm_up = None if end is None else (end, step)
+        epoch = series.last("epoch")
+        if self._given is None and self._own_step is None and epoch is not None and epoch >= 1:
+            self._take_first_epoch(step)
+        baseline = self.baseline
+        if baseline is not None and self._difference is None and self._warm_up is not None:
+            axis = self._axis()
+            words = baseline.schedule_difference(
+                x_of(series, axis), series.recent("lr"), axis=axis, tokens_per_step=tokens_per_step(series)
+            )
+            self._difference = None if words is None else (words, step)
+
+    def _take_first_epoch(self, step: int) -> None:
+        self._own_step = step
+        try:
+            self._own = first_epoch(self.series)
+        except InputError as error:
+            self._why_no_baseline = str(error)
+
+    def _slow_signals(self, axis: Axis) -> Trend | None:
+        """Taken anew only when a bin of the history is full, so that a long run costs no more per reading."""
+        history = self.series.history
+        end = float(history.x[-1]) if history.size else None
+        key = (history.stride, history.size, end, self._warm_up, self._own_step, axis)
+        if self._trend is None or self._trend[0] != key:
+            self._trend = (
+                key,
+                trend(self.series, self.thresholds.form, warm_up=self._warm_up_end, baseline=self.baseline, axis=axis),
+            )
+        return self._trend[1]
+
+    def _forget(self, step: int) -> None:
+        if self._warm_up is not None and self._warm_up[1] >= step:
+            self._warm_up = None
+        if self._own_step is not None and self._own_step >= step:
+            self._own = self._own_step = self._why_no_baseline = None
+        if self._difference is not None and self._difference[1] >= step:
+            self._difference = None
+        self._trend = None
+
+    def _judge(self, before: Outcome | None) -> Judgment:
+        if frozen(self.series):
+            return FROZEN
+        signals, t = self.signals, self.thresholds
+        outcome, reason, rests_on = decide(signals, t, before)
+        return Judgment(
+            outcome=outcome,
+            reason=reason,
+            suggestion=SUGGESTIONS[outcome],
+            evidence=signals.numbers(t),
+            basis=self._basis(rests_on),
+            limits=self._limits(signals),
+        )
+
+    def _basis(self, rests_on: RestsOn) -> tuple[str, ...]:
+        t, baseline = self.thresholds, self.baseline
+        name = FORM_NAMES[t.form]
+        fitted = "developed on one pair of runs of a small GPT, not yet fitted on the benchmark"
+        if rests_on == "epoch":
+            return ("the epoch: data that has not repeated cannot have been memorized",)
+        if rests_on == "baseline":
+            assert baseline is not None
+            return (
+                f"{name} against {baseline.describe()}, along {'tokens' if self._axis() == 'tokens' else 'steps'}",
+                f"approaching: {t.approaching} below it in {t.hold} medians of {t.smoothing} readings, and outside "
+                f"{t.sigmas:g} standard deviations; overfitting: {t.overfitting}; {fitted}",
+            )
+        if rests_on == "acceleration":
+            return (
+                f"the acceleration of {name}'s decline in log(step), the later half of the run against the earlier",
+                f"approaching: {t.shortfall} of LAR lost to it, at {t.acceleration_sigmas:g} standard errors; "
+                f"overfitting: {t.shortfall_alarm} at a recorded, unchanged learning rate; {fitted}",
+            )
+        return ()
+
+    def _limits(self, signals: OverfitSignals) -> tuple[str, ...]:
+        baseline, limits = self.baseline, []
+        if signals.schedule_difference is not None:
+            limits.append(
+                f"{signals.schedule_difference}: the band is {self.thresholds.schedule_factor:g} times as wide"
+            )
+        if baseline is not None and baseline.source == "runs":
+            if baseline.site != self.series.site:
+                limits.append(f"the baseline is of the layer {baseline.site!r}, the run of {self.series.site!r}")
+            if signals.deviation is not None and signals.deviation.between is None:
+                limits.append(
+                    "the baseline is one run: how far runs of other seeds lie apart is assumed "
+                    f"({self.thresholds.between_one_run})"
+                )
+            if baseline.epoch is not None and baseline.epoch > 1:
+                limits.append(f"the baseline itself repeats its data (epoch {baseline.epoch:.1f})")
+        if baseline is not None and baseline.source == "first epoch":
+            limits.append("the baseline is extrapolated from this run's first epoch, and the farther the less sure")
+        return tuple(limits)
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "warm_up": None if self._warm_up is None else list(self._warm_up),
+            "difference": None if self._difference is None else list(self._difference),
+            "own_step": self._own_step,
+            "why_no_baseline": self._why_no_baseline,
+            "own": None if self._own is None else self._own.state(),
+        }
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self._warm_up = None if state["warm_up"] is None else (state["warm_up"][0], state["warm_up"][1])
+        self._difference = None if state["difference"] is None else (state["difference"][0], state["difference"][1])
+        self._own_step = state["own_step"]
+        self._why_no_baseline = state["why_no_baseline"]
+        self._own = None if state["own"] is None else Baseline.from_state(state["own"])
+        self._trend = None
