@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import logalign
+
 HEAVY = (
     "torch",
     "jax",
@@ -14,6 +16,7 @@ HEAVY = (
     "polars",
     "sklearn",
     "scipy",
+    "tensorboard",
     "tokenizers",
     "jinja2",
     "typer",
@@ -38,7 +41,30 @@ def test_the_check_itself_sees_what_is_loaded():
     assert "jinja2" in loaded_by("import jinja2")
 
 
-@pytest.mark.parametrize("name", ["lar", "Energies", "Readings", "open_run"])
+def test_public_names():
+    assert logalign.__all__ == [
+        "Baseline",
+        "Energies",
+        "GrokDetector",
+        "LogAlignError",
+        "OverfitDetector",
+        "Reading",
+        "Readings",
+        "Verdict",
+        "diagnose",
+        "effective_dim",
+        "lar",
+        "open_run",
+        "spectra",
+        "watch",
+    ]
+    for name in logalign.__all__:
+        assert getattr(logalign, name).__name__ == name
+
+
+@pytest.mark.parametrize(
+    "name", ["lar", "Energies", "Readings", "open_run", "diagnose", "OverfitDetector", "GrokDetector", "Baseline"]
+)
 def test_what_needs_no_framework_loads_none(name):
     assert loaded_by(f"import logalign; logalign.{name}") == set()
 

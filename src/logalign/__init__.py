@@ -2,7 +2,7 @@
 
 It measures the log-alignment ratio (LAR) of a linear layer, above all of the unembedding, from three sums of
 squares of the forward pass. `logalign.watch(model)` does so for a PyTorch model, `logalign.lar(weight, inputs)` for
-arrays at hand.
+arrays at hand; `logalign.diagnose(run)` says what a recorded run shows.
 """
 
 from importlib import import_module
@@ -13,9 +13,13 @@ __version__ = "0.1.0"
 _HOME = {
     "Baseline": "logalign.diagnosis.baseline",
     "Energies": "logalign.energies",
+    "GrokDetector": "logalign.diagnosis.grokking",
     "LogAlignError": "logalign.errors",
+    "OverfitDetector": "logalign.diagnosis.overfitting",
     "Reading": "logalign.readings",
     "Readings": "logalign.readings",
+    "Verdict": "logalign.diagnosis.verdict",
+    "diagnose": "logalign.diagnosis.detector",
     "effective_dim": "logalign.energies",
     "lar": "logalign.energies",
     "open_run": "logalign.runlog",
@@ -25,6 +29,10 @@ _HOME = {
 
 if TYPE_CHECKING:
     from logalign.diagnosis.baseline import Baseline as Baseline
+    from logalign.diagnosis.detector import diagnose as diagnose
+    from logalign.diagnosis.grokking import GrokDetector as GrokDetector
+    from logalign.diagnosis.overfitting import OverfitDetector as OverfitDetector
+    from logalign.diagnosis.verdict import Verdict as Verdict
     from logalign.energies import Energies as Energies
     from logalign.energies import effective_dim as effective_dim
     from logalign.energies import lar as lar

@@ -1,0 +1,166 @@
+"""Detector: the logic that fits a run's regime, online; and `diagnose`, the same over a recorded run.
+
+Grokking logic applies where data repeats and the training loss is under 5 % of log m, decline logic elsewhere. Both run
+all the time, so that the regime may change during a training.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from logalign.diagnosis.baseline import Baseline, main_site, only_site
+from logalign.diagnosis.grokking import GrokDetector, GrokThresholds
+from logalign.diagnosis.overfitting import OverfitDetector, OverfitThresholds
+from logalign.diagnosis.verdict import Verdict, combined
+from logalign.errors import InputError
+from logalign.readings import Reading, Readings
+from logalign.runlog import Run, open_run
+
+Choice = Literal["auto", "grokking", "decline", "both"]
+CHOICES: tuple[Choice, ...] = ("auto", "grokking", "decline", "both")
+STATE_VERSION = 1
+
+
+class Detector:
+    """Judges a training reading by reading, in constant memory and time.
+
+    Args:
+        baseline: What the decline logic compares with; without one, the run's own first epoch, where it is long enough.
+        regime: "grokking" or "decline" for one logic only; "both" for both, where the outcome that comes first in
+            `verdict.PRECEDENCE` stands; "auto" for grokking logic while the network interpolates data that repeats and
+            that logic can say something, decline logic otherwise.
+        grokking: Thresholds of the grokking logic.
+        decline: Thresholds of the decline logic.
+
+    Raises:
+        InputError: no such regime.
+
+    Example:
+        >>> detector = Detector()
+        >>> detector.update(Reading(step=0, lar=0.5, epoch=0.0)).outcome
+        'healthy'
+    """
+
+    def __init__(
+        self,
+        *,
+        baseline: Baseline | None = None,
+        regime: Choice = "auto",
+        grokking: GrokThresholds | None = None,
+        decline: OverfitThresholds | None = None,
+    ) -> None:
+        check_regime(regime)
+        self.regime = regime
+        self.grokking = GrokDetector(thresholds=grokking)
+        self.decline = OverfitDetector(baseline=baseline, thresholds=decline)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict after the last reading."""
+        grokking, decline = self.grokking.verdict, self.decline.verdict
+        if self.regime == "grokking":
+            return grokking
+        if self.regime == "decline":
+            return decline
+        if self.regime == "both":
+            return combined(grokking, decline)
+        signals = self.grokking.signals
+        if not (signals.interpolates and signals.repeats):
+            return decline
+        if grokking.outcome != "undecidable":
+            return grokking
+        if decline.outcome != "undecidable":
+            return decline
+        return replace(grokking, reason=f"{grokking.reason} And: {decline.reason}", suggestion=decline.suggestion)
+
+    def update(self, reading: Reading) -> Verdict:
+        """Take one reading in; `OverfitDetector.update` says how resumed, duplicated and undefined ones are taken.
+
+        Raises:
+            InputError: it is of another layer than the readings before, or of another shape than they or the baseline.
+        """
+        self.decline.update(reading)
+        self.grokking.update(reading)
+        return self.verdict
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it knows but baseline and thresholds, as lists and numbers that JSON and `torch.save` can hold."""
+        return {
+            "version": STATE_VERSION,
+            "grokking": self.grokking.state_dict(),
+            "decline": self.decline.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict()` gave.
+
+        Raises:
+            InputError: it is not the state of a detector.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise InputError(
+                f"state: expected what Detector.state_dict() gives (version {STATE_VERSION}), found "
+                f"version {state.get('version')!r}"
+            )
+        self.grokking.load_state_dict(state["grokking"])
+        self.decline.load_state_dict(state["decline"])
+
+
+def diagnose(
+    run: str | os.PathLike[str] | Run | Iterable[Reading | Readings],
+    *,
+    baseline: Baseline | str | os.PathLike[str] | Run | None = None,
+    regime: Choice = "auto",
+) -> Verdict:
+    """Say what a recorded run shows: healthy, approaching, overfitting, memorizing, generalizing or undecidable.
+
+    It is what a `Detector` says that takes the readings one by one, so that watching a training and diagnosing its log
+    afterwards agree. Held-out losses in the log are not looked at.
+
+    Args:
+        run: A path, a Run, or readings, such as those of a `Monitor`.
+        baseline: A `Baseline`, or a run to make one from: training that does not overfit.
+        regime: "auto", "grokking", "decline" or "both".
+
+    Returns:
+        The verdict after the last reading of the run's main layer.
+
+    Raises:
+        RunError: there is no readable run.
+        InputError: no such regime, several layers none of which is the main one, readings of different shapes, or a
+            baseline of another shape.
+
+    Example:
+        >>> readings = [Reading(step=step, lar=0.5 + 0.001 * step, epoch=step / 1000) for step in range(0, 100, 10)]
+        >>> print(diagnose(readings).headline())
+        healthy (decline regime) at step 90, since step 0
+    """
+    if isinstance(run, str | os.PathLike | Run):
+        opened = run if isinstance(run, Run) else open_run(run)
+        site, readings = main_site(opened), list(opened.readings)
+    else:
+        readings = [each.main if isinstance(each, Readings) else each for each in run]
+        site = only_site(sorted({reading.site for reading in readings}), name="readings")
+    detector = Detector(baseline=as_baseline(baseline), regime=regime)
+    for reading in readings:
+        if reading.site == site:
+            detector.update(reading)
+    return detector.verdict
+
+
+def as_baseline(baseline: Baseline | str | os.PathLike[str] | Run | None) -> Baseline | None:
+    """A baseline as it is, or made of the run given for one."""
+    return baseline if baseline is None or isinstance(baseline, Baseline) else Baseline.from_run(baseline)
+
+
+def check_regime(regime: str) -> None:
+    """Refuse what is no regime.
+
+    Raises:
+        InputError: it is none of "auto", "grokking", "decline" and "both".
+    """
+    if regime not in CHOICES:
+        raise InputError(f"regime: expected one of {', '.join(CHOICES)}, found {regime!r}")
