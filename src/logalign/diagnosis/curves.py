@@ -55,6 +55,7 @@ class Curve:
     mean: Vector
     between: Vector
     scatter: float
+    spacing: float
 
     @classmethod
     def of(cls, series: Sequence[tuple[Vector, Vector]]) -> Curve | None:
@@ -75,13 +76,18 @@ class Curve:
             variance = _moving_mean(values.var(axis=0, ddof=1), BETWEEN_WINDOW)
             # What is left beside the scatter of readings; a run to come differs from the mean of the runs, too.
             between = np.sqrt(np.where(variance > scatter**2, variance - scatter**2, 0.0) * (1 + 1 / runs))
-        return cls(x=grid, mean=values.mean(axis=0), between=between, scatter=scatter / math.sqrt(runs))
+        return cls(
+            x=grid,
+            mean=values.mean(axis=0),
+            between=between,
+            scatter=scatter / math.sqrt(runs),
+            spacing=float(np.median(np.diff(grid))) if grid.size > 1 else 0.0,
+        )
 
     def at(self, x: Vector) -> Band:
         """The band at these x; NaN beyond the curve's own."""
-        spacing = float(np.median(np.diff(self.x))) if self.x.size > 1 else 0.0
         center = np.interp(x, self.x, self.mean, left=np.nan, right=np.nan)
-        return Band(center, np.interp(x, self.x, self.between), self.scatter, spacing)
+        return Band(center, np.interp(x, self.x, self.between), self.scatter, self.spacing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ MIN_BINS = 20
 """Bins of the history after the warm-up below which nothing is said of acceleration."""
 MIN_SPAN = 2.0
 """From the end of the warm-up on: at least this factor in steps."""
+EVERY = 4
+"""Bins of the history from one fit of its slopes to the next: they cost more than all else."""
 X_COLUMN: Mapping[Axis, str] = {"tokens": "tokens_seen"}
 
 
@@ -87,22 +89,21 @@ def deviation(
 ) -> Deviation | None:
     """The deviation of the last readings from the baseline.
 
-    None where the baseline has no such curve, does not reach so far, is too short to know its scatter, or fewer than
-    `smoothing + hold - 1` readings after the warm-up can be compared.
+    None where the baseline has no such curve, does not reach so far, or is too short to know its scatter; and where the
+    last `smoothing + hold - 1` readings are not all after the warm-up, or lack this form.
     """
     curve = baseline.curve(form, axis)
     if curve is None:
         return None
     part = judged(series, warm_up, smoothing + hold - 1)
     x, values = x_of(series, axis)[part], series.recent(form)[part]
-    known = np.isfinite(x) & np.isfinite(values)
-    x, values = x[known], values[known]
-    if x.size < smoothing + hold - 1:
+    if x.size < smoothing + hold - 1 or not np.isfinite(x[0] - x[-1]):
         return None
     band = curve.at(x)
-    if not np.isfinite(band.center).all() or not math.isfinite(band.scatter):
-        return None
     medians = running_median(band.center - values, smoothing)
+    # A sum is finite where all of its terms are.
+    if not math.isfinite(float((band.center - values).sum()) + band.scatter):
+        return None
     span = float(x[-1] - x[-smoothing])
     baseline_readings = max(1.0, span / band.spacing) if band.spacing else 1.0
     variance = noise(values) ** 2 / smoothing + band.scatter**2 / baseline_readings
@@ -122,23 +123,32 @@ def reaches(series: Series, baseline: Baseline, form: str, *, axis: Axis) -> boo
     return curve is not None and bool(np.isfinite(curve.at(x_of(series, axis)[-1:]).center).all())
 
 
+def fitted_bins(series: Series) -> int:
+    """How many bins of the history the slow signals are taken from."""
+    return series.history.size // EVERY * EVERY
+
+
 def trend(series: Series, form: str, *, warm_up: float | None, baseline: Baseline | None, axis: Axis) -> Trend | None:
     """The slow signals; None while the history after the warm-up is too short for them."""
-    history = series.history
+    history, bins = series.history, fitted_bins(series)
     if warm_up is None:
         return None
-    after = (history.x > max(warm_up, 0.0)) & np.isfinite(history.column(form))
-    steps, lar = history.x[after], history.column(form)[after]
+    after = (history.x[:bins] > max(warm_up, 0.0)) & np.isfinite(history.column(form)[:bins])
+
+    def column(name: str) -> Vector:
+        return history.column(name)[:bins][after]
+
+    steps, lar = history.x[:bins][after], column(form)
     if steps.size < MIN_BINS or steps[-1] < MIN_SPAN * warm_up:
         return None
     u, half = np.log(steps), steps.size // 2
     found = curvature(u, lar)
     assert found is not None, "MIN_BINS is above what a curvature needs"
-    x = steps if axis == "step" else history.column(X_COLUMN[axis])[after]
-    lr = history.column("lr")[after]
+    x = steps if axis == "step" else column(X_COLUMN[axis])
+    lr = column("lr")
     changes = lr_changes(steps, lr)
     changes = changes[changes >= steps[half]]
-    norms = history.column("head_norm")[after]
+    norms = column("head_norm")
     norms = norms[np.isfinite(norms)]
     return Trend(
         decline_rate=found.late.value,

@@ -20,7 +20,7 @@ import numpy as np
 
 from logalign.diagnosis.judge import FROZEN, Judge, Judgment, frozen
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.trend import running_median
+from logalign.diagnosis.trend import median, running_median
 from logalign.diagnosis.verdict import Number, Outcome
 
 CENTERED, PLAIN = "lar_centered", "lar"
@@ -124,7 +124,7 @@ def signals_of(
     values = series.recent(form)
     levels = running_median(values[np.isfinite(values)], thresholds.smoothing)[-hold:]
     level = float(levels[-1]) if levels.size else None
-    ground = float(np.median(plateau)) if plateau else None
+    ground = median(np.array(plateau)) if plateau else None
     k_share = k_ratio = k_ratio_held = None
     if ground is not None and series.n is not None:
         k_share = _power(series.n, 1 - 2 * ground)
@@ -255,7 +255,7 @@ class GrokDetector(Judge):
         elif self._slingshot_step is None and self.verdict.outcome != "generalizing":
             losses = series.recent("loss", 6)
             before = losses[:-1][np.isfinite(losses[:-1])]
-            if before.size == 5 and losses[-1] / thresholds.slingshot > np.median(before):
+            if before.size == 5 and losses[-1] / thresholds.slingshot > median(before):
                 self._slingshot_step = series.last_step
 
     def _forget(self, step: int) -> None:
@@ -321,7 +321,7 @@ class GrokDetector(Judge):
 def _median_loss(series: Series, thresholds: GrokThresholds) -> float | None:
     losses = series.recent("loss", thresholds.loss_readings)
     known = losses[np.isfinite(losses)]
-    return float(np.median(known)) if known.size == thresholds.loss_readings else None
+    return median(known) if known.size == thresholds.loss_readings else None
 
 
 def _effective_dim(series: Series) -> float | None:

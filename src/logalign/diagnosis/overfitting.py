@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from logalign.diagnosis.baseline import Axis, Baseline, first_epoch
-from logalign.diagnosis.decline import Deviation, Trend, deviation, reaches, tokens_per_step, trend, x_of
+from logalign.diagnosis.decline import Deviation, Trend, deviation, fitted_bins, reaches, tokens_per_step, trend, x_of
 from logalign.diagnosis.judge import FROZEN, Judge, Judgment, frozen
 from logalign.diagnosis.series import FORM_NAMES
 from logalign.diagnosis.trend import lr_changes, warm_up_end
@@ -311,7 +311,7 @@ class OverfitDetector(Judge):
     def _follow(self) -> None:
         series, step = self.series, self.series.last_step
         assert step is not None
-        if self._warm_up is None:
+        if series.filled and self._warm_up is None:
             history = series.history
             end = warm_up_end(history.x, history.column("lar"), history.column("lr"))
             self._warm_up = None if end is None else (end, step)
@@ -319,7 +319,7 @@ class OverfitDetector(Judge):
         if self._given is None and self._own_step is None and epoch is not None and epoch >= 1:
             self._take_first_epoch(step)
         baseline = self.baseline
-        if baseline is not None and self._difference is None and self._warm_up is not None:
+        if series.filled and baseline is not None and self._difference is None and self._warm_up is not None:
             axis = self._axis()
             words = baseline.schedule_difference(
                 x_of(series, axis), series.recent("lr"), axis=axis, tokens_per_step=tokens_per_step(series)
@@ -334,10 +334,10 @@ class OverfitDetector(Judge):
             self._why_no_baseline = str(error)
 
     def _slow_signals(self, axis: Axis) -> Trend | None:
-        """Taken anew only when a bin of the history is full, so that a long run costs no more per reading."""
-        history = self.series.history
-        end = float(history.x[-1]) if history.size else None
-        key = (history.stride, history.size, end, self._warm_up, self._own_step, axis)
+        """Taken anew only when some bins of the history have been filled, so that a long run costs less per reading."""
+        history, bins = self.series.history, fitted_bins(self.series)
+        end = float(history.x[bins - 1]) if bins else None
+        key = (history.stride, bins, end, self._warm_up, self._own_step, axis)
         if self._trend is None or self._trend[0] != key:
             self._trend = (
                 key,

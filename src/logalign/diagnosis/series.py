@@ -52,6 +52,7 @@ class Series:
         skipped: Readings passed over, for their LAR is undefined or cannot be.
         resumes: How often a step was not above the one before.
         history: The whole past: `COLUMNS` by step.
+        filled: Whether the last reading filled a bin of the history.
     """
 
     def __init__(self, *, recent: int = 64, capacity: int = 128) -> None:
@@ -60,6 +61,7 @@ class Series:
         self.n: int | None = None
         self.taken = self.skipped = self.resumes = 0
         self.history = History(COLUMNS, capacity=capacity)
+        self.filled = False
         self._rows = np.full((recent, 1 + len(COLUMNS)), np.nan)  # step and COLUMNS, the latest last
         self._size = 0
 
@@ -131,7 +133,7 @@ class Series:
         self._rows[:-1] = self._rows[1:]
         self._rows[-1] = row
         self._size = min(self._size + 1, len(self._rows))
-        self.history.append(*row)
+        self.filled = self.history.append(*row)
         self.taken += 1
         return True
 

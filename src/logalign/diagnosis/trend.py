@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,8 @@ def noise(y: ArrayLike) -> float:
     values = np.asarray(y, dtype=np.float64)
     if values.size < 3:
         return math.nan
-    return float(MAD_TO_SIGMA * np.median(np.abs(np.diff(values, 2))) / math.sqrt(6))
+    second = values[2:] - 2 * values[1:-1] + values[:-2]
+    return MAD_TO_SIGMA * median(np.abs(second)) / math.sqrt(6)
 
 
 def slope(x: ArrayLike, y: ArrayLike) -> Slope | None:
@@ -124,13 +126,25 @@ def curvature(x: ArrayLike, y: ArrayLike) -> Curvature | None:
     return Curvature(early, late) if early is not None and late is not None else None
 
 
+def median(values: Vector) -> float:
+    """The median of at least one value; several times quicker than NumPy's on the few values that a detector has."""
+    ordered, half = np.sort(values), values.size // 2
+    return float(ordered[half] if values.size % 2 else (ordered[half - 1] + ordered[half]) / 2)
+
+
 def running_median(y: ArrayLike, width: int) -> Vector:
-    """The medians of every `width` values in a row: `len(y) - width + 1` of them, none where there are fewer."""
+    """The medians of every `width` values in a row, width odd: `len(y) - width + 1` of them, or none."""
     values = np.asarray(y, dtype=np.float64)
     if values.size < width:
         return np.empty(0)
-    medians: Vector = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
+    medians: Vector = np.sort(values[_windows(values.size, width)], axis=1)[:, width // 2]
     return medians
+
+
+@lru_cache(maxsize=256)
+def _windows(size: int, width: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """The indices of every `width` neighbors among `size`, a row each."""
+    return np.arange(size - width + 1)[:, None] + np.arange(width)
 
 
 def warm_up_end(x: ArrayLike, lar: ArrayLike, lr: ArrayLike | None = None) -> float | None:
@@ -173,11 +187,10 @@ def lr_changes(x: ArrayLike, lr: ArrayLike, *, factor: float = LR_CHANGE, window
     xs, rates = np.asarray(x, dtype=np.float64), np.asarray(lr, dtype=np.float64)
     known = np.isfinite(rates)
     xs, rates = xs[known], rates[known]
-    if xs.size < 2:
+    if xs.size < 2 or (rates == rates[0]).all():
         return np.empty(0)
-    padded = np.concatenate([np.full(window, np.nan), rates[:-1]])
-    before = np.lib.stride_tricks.sliding_window_view(padded, window)[1:]
-    high, low = np.nanmax(before, axis=1), np.nanmin(before, axis=1)
+    before = np.concatenate([np.full(window - 1, np.nan), rates[:-1]])[_windows(xs.size + window - 2, window)]
+    high, low = np.fmax.reduce(before, axis=1), np.fmin.reduce(before, axis=1)
     changed = (rates[1:] < factor * high) | (factor * rates[1:] > low)
     found: Vector = xs[1:][changed]
     return found
