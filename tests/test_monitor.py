@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import logalign
-from logalign import Energies, open_run, spectra, watch
+from logalign import Baseline, Energies, Reading, diagnose, open_run, spectra, watch
 from logalign.errors import InputError, LogAlignError, LogAlignWarning, RunError, SiteError
 
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
@@ -892,3 +892,124 @@ def test_a_run_that_can_no_longer_be_written_stops_no_training(tmp_path, monkeyp
     assert open_run(path).events[-1]["event"] == "close"
     for line in (path / "readings.jsonl").read_bytes().splitlines():
         assert line.endswith(b"}") or len(line) <= 20 * 200
+
+
+# The verdict -----------------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_is_what_the_recorded_run_shows(tmp_path):
+    path = tmp_path / "run"
+    model = Net()
+    optimizer = sgd(model)
+    with watch(model, every=1, run=path, layers=["unembedding", "body"]) as monitor:
+        assert monitor.verdict == diagnose([])
+        for step in range(40):
+            loss = train_step(model, optimizer, tokens_of(step))
+            monitor.step(loss=loss, lr=0.5, epoch=step / 20)
+            assert monitor.verdict == diagnose(path)
+            assert monitor.verdict.outcome == ("healthy" if step < 20 else "undecidable")
+
+
+def test_the_verdict_goes_on_from_a_checkpoint_and_from_the_run(tmp_path):
+    path = tmp_path / "run"
+    model = Net()
+    optimizer = sgd(model)
+    verdicts = []
+    with watch(model, every=1, run=path) as monitor:
+        for step in range(30):
+            if step == 12:
+                torch.save(monitor.state_dict(), tmp_path / "state.pt")
+            train_step(model, optimizer, tokens_of(step))
+            monitor.step(epoch=step / 20)
+            verdicts.append(monitor.verdict)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert json.loads(json.dumps(state, allow_nan=False)) == state
+    without = {name: value for name, value in state.items() if name != "detector"}
+    for given in (state, without):
+        with watch(Net(), every=1, run=path, resume=True) as monitor:
+            assert monitor.verdict == verdicts[-1]
+            monitor.load_state_dict(given)
+            assert monitor.verdict == verdicts[11]
+    with watch(Net(), every=1) as monitor:
+        monitor.load_state_dict(state)
+        assert monitor.verdict == verdicts[11]
+        monitor.load_state_dict(without)
+        assert monitor.verdict.step is None
+
+
+def test_going_back_without_a_run_takes_the_past_from_memory():
+    model = Net()
+    with watch(model, every=1) as monitor:
+        for step in range(6):
+            if step == 3:
+                state = monitor.state_dict()
+            model(tokens_of(step))
+            monitor.step(epoch=0.5)
+        monitor.load_state_dict({"version": 1, "step": 3, "tokens_seen": state["tokens_seen"]})
+        assert (monitor.verdict.outcome, monitor.verdict.step) == ("healthy", 2)
+
+
+def test_a_baseline_of_another_shape_is_refused_at_attach(tmp_path):
+    other = Baseline.from_readings([Reading(step=step, lar=0.5 + step / 10, m=13, n=16) for step in range(5)])
+    model = Net()
+    with pytest.raises(InputError) as caught:
+        watch(model, baseline=other)
+    assert str(caught.value) == (
+        "lm_head: expected a layer of the baseline's shape (m, n) = (13, 16), found (13, 8); "
+        "LARs compare only at equal shape"
+    )
+    with pytest.raises(InputError, match="regime: expected one of auto, grokking, decline, both, found 'none'"):
+        watch(model, regime="none")
+    with pytest.raises(RunError, match="found nothing there"):
+        watch(model, baseline=tmp_path / "nowhere")
+    watch(model).close()
+
+
+def test_a_baseline_and_a_regime_reach_the_verdict(tmp_path):
+    train_and_record(tmp_path / "fresh", 60)
+    model = Net(seed=1)
+    optimizer = sgd(model)
+    with watch(model, every=1, baseline=tmp_path / "fresh", regime="decline") as monitor:
+        for step in range(60):
+            train_step(model, optimizer, tokens_of(step))
+            monitor.step(lr=0.5, epoch=2)
+        assert monitor.verdict.regime == "decline"
+        assert monitor.verdict.evidence["deviation"] is not None
+
+
+def test_a_detector_that_fails_stops_no_training_and_is_told_once(monkeypatch):
+    monkeypatch.setattr("logalign.diagnosis.overfitting.decide", lambda *_: 1 / 0)
+    model = Net()
+    with watch(model, every=1) as monitor:
+        for step in range(4):
+            model(tokens_of(step))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                assert monitor.step() is not None
+            assert len(caught) == (step == 0)
+            for each in caught:
+                assert str(each.message) == (
+                    "logalign: there will be no more verdicts, for the detector failed (ZeroDivisionError: division by "
+                    "zero); training goes on"
+                )
+        assert monitor.verdict.reason == "the detector failed (ZeroDivisionError: division by zero)."
+        assert monitor.state_dict()["detector"] is None
+
+
+def test_judging_touches_no_random_numbers():
+    states = []
+    for regime in ("auto", None):
+        model = Net()
+        optimizer = sgd(model)
+        np.random.seed(0)
+        monitor = watch(model, every=1, regime=regime) if regime else None
+        for step in range(40):
+            train_step(model, optimizer, tokens_of(step))
+            if monitor is not None:
+                monitor.step(lr=0.5)
+        if monitor is not None:
+            monitor.close()
+        states.append((torch.get_rng_state(), np.random.get_state()[1], model.state_dict()))
+    assert torch.equal(states[0][0], states[1][0])
+    assert np.array_equal(states[0][1], states[1][1])
+    assert all(torch.equal(states[0][2][name], states[1][2][name]) for name in states[0][2])

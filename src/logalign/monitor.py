@@ -13,16 +13,23 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import logalign
+from logalign.diagnosis.detector import as_baseline, check_regime
+from logalign.diagnosis.guarded import GuardedDetector
 from logalign.errors import InputError, LogAlignError, LogAlignWarning, MissingExtraError
 from logalign.readings import FIELDS, UNEMBEDDING, Reading, Readings, finite
-from logalign.runlog import SPECTRA, RunWriter
+from logalign.runlog import SPECTRA, RunWriter, open_run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from logalign.diagnosis.baseline import Baseline
+    from logalign.diagnosis.detector import Choice
+    from logalign.diagnosis.verdict import Verdict
+    from logalign.runlog import Run
     from logalign.spectrum import Spectra
     from logalign.torch.hooks import Recorder
     from logalign.torch.meter import Meter
@@ -47,6 +54,8 @@ def watch(
     shift_labels: bool | None = None,
     settings: Mapping[str, Any] | None = None,
     history: int = 10_000,
+    baseline: Baseline | str | os.PathLike[str] | Run | None = None,
+    regime: Choice = "auto",
 ) -> Monitor:
     """Watch a PyTorch model while it trains: measure the log-alignment ratio of its unembedding.
 
@@ -65,15 +74,19 @@ def watch(
             them: `...ForCausalLM` and `...LMHeadModel` do.
         settings: What else to record in run.json, for instance the training's hyperparameters.
         history: How many steps' readings to keep in memory.
+        baseline: What `Monitor.verdict` compares LAR with: a `Baseline`, or a run to make one from, of the same set-up
+            on data that does not repeat. Without one, the first epoch of this training, where it is long enough.
+        regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
 
     Returns:
         A Monitor; call its `step()` once per optimizer step. Weights are bit-identical with and without it. Which layer
         was taken, and why, is told to the logger "logalign", or on standard error where no logging is set up.
 
     Raises:
-        InputError: an argument of the wrong type or value.
+        InputError: an argument of the wrong type or value, or a baseline of another shape than the layer.
         SiteError: no such layer, no linear layer, fan-in 1, or the model is watched already.
-        RunError: the folder holds a run and `resume` is False, or it is damaged or cannot be written.
+        RunError: the folder holds a run and `resume` is False, or it is damaged or cannot be written; or there is no
+            run to make the baseline from.
         MissingExtraError: PyTorch is not installed.
 
     Example:
@@ -103,7 +116,12 @@ def watch(
         raise InputError(f"every: expected a whole number of steps from 1 on, found {every}")
     if spectra_every < 0 or spectra_every % every:
         raise InputError(f"spectra_every: expected 0 or a multiple of every={every}, found {spectra_every}")
+    check_regime(regime)
+    reference = as_baseline(baseline)
     found = find_sites(model, layers)
+    for site in found.sites:
+        if reference is not None and site.label == found.main:
+            reference.check_shape(*site.shape, name=site.name)
     mask = TokenMask(model, ignore_index=ignore_index, shift_labels=shift_labels)
     recorder = Recorder(model, found, mask)
     try:
@@ -119,7 +137,16 @@ def watch(
                 "settings": dict(settings or {}),
             }
             writer = RunWriter(run, meta, resume=resume)
-        return Monitor(recorder, writer, main=found.main, every=every, spectra_every=spectra_every, history=history)
+        return Monitor(
+            recorder,
+            writer,
+            main=found.main,
+            every=every,
+            spectra_every=spectra_every,
+            history=history,
+            baseline=reference,
+            regime=regime,
+        )
     except BaseException:
         recorder.detach()
         raise
@@ -141,6 +168,8 @@ class Monitor:
         every: int,
         spectra_every: int,
         history: int,
+        baseline: Baseline | None,
+        regime: Choice,
     ) -> None:
         self.readings: deque[Readings] = deque(maxlen=history)
         self._recorder = recorder
@@ -156,10 +185,22 @@ class Monitor:
         self._told_later: list[tuple[str, str]] = []
         self._closed = False
         self._resume_at: int | None = None
+        self._detector = GuardedDetector(
+            baseline=baseline, regime=regime, warn=lambda message: self._warn_later("detector", message)
+        )
         if writer is not None and writer.resumed:
             self._resume_after(writer)
         self._arm()
         self._describe()
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the readings of the main layer show so far: healthy, approaching, overfitting, and so on.
+
+        It is what `logalign.diagnose` says of the recorded run. Should the detector itself fail, it is "undecidable"
+        from then on, with the error as its reason, after one warning.
+        """
+        return self._detector.verdict
 
     @property
     def next_is_monitored(self) -> bool:
@@ -262,12 +303,17 @@ class Monitor:
         self._recorder.observe(site, weight, inputs, outputs=outputs, bias=bias, mask=mask)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep so that `load_state_dict()` can go on: the step and the tokens seen."""
+        """What a checkpoint has to keep so that `load_state_dict()` can go on: step, tokens seen, the detector's state.
+
+        Numbers, texts and lists, as strict JSON and `torch.save` can hold them.
+        """
         seen = {site: list(pair) for site, pair in self._tokens_seen.items()}
-        return {"version": 1, "step": self._step, "tokens_seen": seen}
+        return {"version": 1, "step": self._step, "tokens_seen": seen, "detector": self._detector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at the step of a checkpoint; readings in the run from that step on are superseded.
+
+        The verdict goes on from the checkpoint's, or, in one that holds none, from the readings before that step.
 
         Raises:
             InputError: not a state that `state_dict()` gave.
@@ -278,6 +324,10 @@ class Monitor:
         self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in state["tokens_seen"].items()}
         if self._writer is not None and self._writer.last is not None:
             self._resume_at = self._step
+        if state.get("detector") is not None:
+            self._detector.load_state_dict(state["detector"])
+        else:
+            self._detector.restart(partial(self._past, self._step))
         self._recorder.take()
         self._arm()
 
@@ -319,6 +369,16 @@ class Monitor:
         for site, reading in writer.latest.items():
             if reading.tokens_seen is not None:
                 self._tokens_seen[site] = (reading.tokens_seen, reading.step)
+
+        self._detector.restart(partial(self._past, self._step))
+
+    def _past(self, step: int) -> list[Reading]:
+        """The readings of the main layer before a step, from the run where there is one."""
+        if self._writer is not None:
+            recorded = open_run(self._writer.path).readings
+        else:
+            recorded = [readings.main for readings in self.readings]
+        return [reading for reading in recorded if reading.site == self._main and reading.step < step]
 
     def _read(self, step: int, given: Mapping[str, Any], extra: Mapping[str, Any]) -> Readings:
         from logalign.torch.meter import unpack
@@ -362,6 +422,7 @@ class Monitor:
         taken = Readings(readings, main=self._main)
         self._write(taken)
         self.readings.append(taken)
+        self._detector.update(taken.main)
         told, self._told_later = self._told_later, []
         for key, message in told:
             self._warn(key, message)

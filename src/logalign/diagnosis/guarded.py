@@ -1,0 +1,89 @@
+"""Guarded: a detector beside a training, whose own faults stop no training and are not hidden either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from logalign.diagnosis.baseline import Baseline
+from logalign.diagnosis.detector import Choice, Detector
+from logalign.diagnosis.verdict import Verdict
+from logalign.readings import Reading
+
+
+class GuardedDetector:
+    """A `Detector` that takes readings while a network trains.
+
+    Whatever goes wrong inside it is told once, becomes the verdict ("undecidable", with the error as its reason), and
+    ends the judging: not the training.
+
+    Args:
+        baseline: As of `Detector`.
+        regime: As of `Detector`.
+        warn: Called with one sentence when something went wrong.
+    """
+
+    def __init__(self, *, baseline: Baseline | None, regime: Choice, warn: Callable[[str], None]) -> None:
+        self._baseline = baseline
+        self._regime = regime
+        self._warn = warn
+        self._pending: Callable[[], Iterable[Reading]] | None = None
+        self._fault: str | None = None
+        self._detector = Detector(baseline=baseline, regime=regime)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict after the last reading."""
+        self._catch_up()
+        return self._detector.verdict if self._fault is None else self._failed(self._fault)
+
+    def update(self, reading: Reading) -> None:
+        """Take one reading in."""
+        self._catch_up()
+        self._take([reading])
+
+    def restart(self, readings: Callable[[], Iterable[Reading]]) -> None:
+        """Begin anew, with these readings as the past; they are not read before they are needed."""
+        self._detector = Detector(baseline=self._baseline, regime=self._regime)
+        self._fault = None
+        self._pending = readings
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The detector's state, None where it has failed."""
+        self._catch_up()
+        return self._detector.state_dict() if self._fault is None else None
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict()` gave.
+
+        Raises:
+            InputError: it is not the state of a detector.
+        """
+        self.restart(tuple)
+        self._detector.load_state_dict(state)
+
+    def _catch_up(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._take(pending())
+
+    def _take(self, readings: Iterable[Reading]) -> None:
+        if self._fault is not None:
+            return
+        try:
+            for reading in readings:
+                self._detector.update(reading)
+        except Exception as error:
+            self._fault = f"{type(error).__name__}: {error}"
+            self._warn(f"there will be no more verdicts, for the detector failed ({self._fault}); training goes on")
+
+    def _failed(self, fault: str) -> Verdict:
+        last = self._detector.decline.series.last_step
+        return Verdict(
+            outcome="undecidable",
+            regime="unknown",
+            step=last,
+            since_step=last,
+            reason=f"the detector failed ({fault}).",
+            suggestion="Diagnose the recorded run; where the error is no mistake of yours, please report it.",
+        )
