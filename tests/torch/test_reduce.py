@@ -39,7 +39,7 @@ def test_a_sum_over_a_large_matrix_where_one_norm_over_the_whole_is_percents_off
     assert reduce.row_energies(rows).sum().item() == pytest.approx(exact, rel=1e-5)
     all_equal = torch.full((64, 16384), 0.1)  # rounding errors of one sign
     exact = all_equal.double().square().sum().item()
-    assert reduce.row_energies(all_equal).sum().item() == pytest.approx(exact, rel=5e-5)
+    assert reduce.row_energies(all_equal).sum().item() == pytest.approx(exact, rel=1e-6)
 
 
 def test_float16_values_whose_squares_leave_its_range():
@@ -106,7 +106,7 @@ def largest_allocation(function):
 
 @every_dtype
 def test_no_copy_of_the_logits_is_made(dtype):
-    logits = random(1024, 8192, dtype=dtype)
+    logits = random(1024, 16_384, dtype=dtype)
     copied = largest_allocation(lambda: logits.clone())
     assert copied >= 0.9 * logits.nbytes  # the measure sees a copy
     assert largest_allocation(lambda: reduce.row_energies(logits)) < 0.2 * logits.nbytes

@@ -16,9 +16,9 @@ from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
 SEGMENT = 512
-"""Columns to one norm of a large bfloat16 tensor on CPU."""
+"""Columns to one norm on CPU, so that float32 has no longer sum to hold."""
 SMALL = 1 << 22
-"""Elements up to which a float32 copy, block by block, is cheap enough."""
+"""Elements that are reduced at a time on CPU, and up to which a float32 copy, block by block, is cheap enough."""
 
 
 def wide(device: torch.device) -> torch.dtype:
@@ -29,44 +29,38 @@ def wide(device: torch.device) -> torch.dtype:
 def row_energies(rows: Tensor) -> Tensor:
     """Squared norms over the last axis, in float64 (float32 on MPS); shape `rows.shape[:-1]`.
 
-    Within a row squares are accumulated in float32 or wider. On CPU a half-precision norm with another dtype would copy
-    the whole tensor, so it is taken block by block; bfloat16 tensors of more than 4 M elements take PyTorch's own
-    kernel over segments of 512 columns, whose norms are rounded to bfloat16 one by one. Relative error at
-    4096 x 50304: see docs/performance.md; at worst, with all entries equal, 2**-8.
+    On CPU PyTorch sums the squares of a row one after the other, which in float32 is 3e-5 off for 50,304 equal entries.
+    So the norms are those of segments of 512 columns, squared and summed in float64. A half-precision norm in another
+    dtype would copy the whole tensor there: fp16 is copied block by block, and so are small bfloat16 tensors; those of
+    more than 4 M elements take PyTorch's own kernel, whose norms are rounded to bfloat16 one by one. Relative error at
+    4096 x 50304: see docs/performance.md; at worst, with all entries equal in bfloat16, 2**-8.
     """
-    if rows.dtype in HALF and rows.device.type == "cpu":
-        flat = rows.reshape(-1, rows.shape[-1])
-        if rows.dtype == torch.bfloat16 and rows.numel() > SMALL and rows.shape[-1] >= SEGMENT:
-            return _segment_energies(flat).reshape(rows.shape[:-1])
-        norms = torch.cat([_norms(block, torch.float32) for block in blocks(flat)])
-        return norms.reshape(rows.shape[:-1]).to(torch.float64).square()
-    norms = _norms(rows, torch.float32 if rows.dtype in HALF else None)
-    return norms.to(wide(rows.device)).square()
+    if rows.device.type != "cpu":
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32 if rows.dtype in HALF else None)
+        return norms.to(wide(rows.device)).square()
+    flat = rows.reshape(-1, rows.shape[-1])
+    copied = rows.dtype == torch.float16 or (rows.dtype == torch.bfloat16 and rows.numel() <= SMALL)
+    if copied:
+        parts = [_segment_energies(block.float()) for block in blocks(flat)]
+    else:
+        parts = [_segment_energies(block) for block in torch.split(flat, max(1, SMALL // flat.shape[-1]))]
+    return torch.cat(parts).reshape(rows.shape[:-1])
 
 
 def _segment_energies(rows: Tensor) -> Tensor:
-    """Squared norms of the rows of a matrix, so many rows at a time that both cores of a small machine have work."""
-    whole = rows.shape[-1] // SEGMENT * SEGMENT
-    parts = []
-    for block in torch.split(rows, max(1, SMALL // rows.shape[-1])):
-        segments = block[:, :whole].view(block.shape[0], -1, SEGMENT)
-        energies = _norms(segments, None).to(torch.float64).square().sum(-1)
-        if whole < rows.shape[-1]:
-            energies += _norms(block[:, whole:], None).to(torch.float64).square()
-        parts.append(energies)
-    return torch.cat(parts)
-
-
-def _norms(rows: Tensor, dtype: torch.dtype | None) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=dtype)
-    return norms
+    """Squared norms of the rows of a matrix [rows, columns], by segments; [rows]."""
+    count = rows.shape[-1] // SEGMENT
+    whole = count * SEGMENT
+    segments = rows[:, :whole].view(rows.shape[0], count, SEGMENT)
+    energies: Tensor = torch.linalg.vector_norm(segments, dim=-1).to(torch.float64).square().sum(-1)
+    if whole < rows.shape[-1]:
+        energies += torch.linalg.vector_norm(rows[:, whole:], dim=-1).to(torch.float64).square()
+    return energies
 
 
 def blocks(rows: Tensor) -> Iterator[Tensor]:
     """Consecutive rows of a matrix, as many as stay in a CPU's cache (or make one large launch elsewhere)."""
-    elements = 1 << 18 if rows.device.type == "cpu" and rows.dtype in HALF else 1 << 20
-    if rows.device.type != "cpu":
-        elements = 1 << 24
+    elements = 1 << 20 if rows.device.type == "cpu" else 1 << 24
     yield from torch.split(rows, max(1, elements // rows.shape[-1]))
 
 
