@@ -87,6 +87,15 @@ def test_torch_arrays_of_lower_precision_are_decomposed_in_float64(dtype):
     assert found.q.numpy() == pytest.approx(q, abs=1e-12)
 
 
+@pytest.mark.parametrize("n", [255, 256, 303])
+def test_a_wide_gram_matrix_is_whole_and_symmetric(n):
+    rows = np.random.default_rng(0).normal(size=(40, n))
+    for array in (rows, torch.tensor(rows)):
+        found = host(gram(array))
+        np.testing.assert_allclose(found, rows.T @ rows, rtol=0, atol=1e-12 * np.trace(rows.T @ rows))
+        np.testing.assert_allclose(found, found.T, rtol=0, atol=1e-13 * np.trace(found))
+
+
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(2, 9), st.integers(0, 2**32 - 1))
 
 
