@@ -132,7 +132,7 @@ def test_our_own_mistakes_are_not_hidden(cli, monkeypatch):
         (
             ["language-model", "--text", "a.txt", "--text", "b.txt", "--fresh"],
             "language_model",
-            {"unique_tokens": 200_000, "fresh": True},
+            {"unique_tokens": 100_000, "fresh": True},
         ),
         (["grokking", "--weight-decay", "0", "--seed", "4"], "grokking", {"weight_decay": 0.0, "seed": 4, "p": 59}),
     ],

@@ -134,8 +134,8 @@ def language_model(
     text: Annotated[
         list[Path] | None, typer.Option(help="A text file to train on; may be repeated. [Python's own sources]")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each of the two runs.")] = 1100,
-    unique_tokens: Annotated[int, typer.Option(min=1, help="Tokens that the second run repeats.")] = 200_000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each of the two runs.")] = 700,
+    unique_tokens: Annotated[int, typer.Option(min=1, help="Tokens that the second run repeats.")] = 100_000,
     seed: Seed = 0,
     device: Device = "cpu",
     fresh: Fresh = False,
