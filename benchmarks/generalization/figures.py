@@ -1,0 +1,159 @@
+"""The figures of docs/benchmark.md, drawn from the stored runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.generalization import score, signals, tables, verdicts
+from benchmarks.generalization.configs import is_for_fitting
+from benchmarks.generalization.score import Context
+from benchmarks.generalization.store import Made
+from benchmarks.generalization.truth import outcome, phases
+from logalign.report.figures import COLORS, house_style
+
+FOLDER = Path(__file__).parents[2] / "docs" / "images"
+VERDICT_COLORS = {"on time": "#009E73", "early": "#E69F00", "late": "#0072B2"}
+SHOWN_RIVALS = 8
+
+
+def draw(runs: Sequence[Made], folder: Path = FOLDER) -> list[Path]:
+    """Draw and write all figures; their paths."""
+    found = score.contexts(runs)
+    figures = {
+        "benchmark-leads": leads(found),
+        "benchmark-across": across(found),
+        "benchmark-dimension": dimension(runs),
+        "benchmark-runs": examples(runs),
+    }
+    paths = []
+    with house_style():
+        for name, figure in figures.items():
+            path = folder / f"{name}.png"
+            figure.savefig(path, dpi=130, metadata={"Software": None})
+            paths.append(path)
+    return paths
+
+
+def leads(found: Sequence[Context]) -> Figure:
+    """When alarms come, in epochs before the lowest held-out loss: logalign, and the rivals that find most on time."""
+    fit = [c for c in found if is_for_fitting(c.run.config) and c.run.config.family in tables.SCORED]
+    test = [c for c in found if not is_for_fitting(c.run.config) and c.run.config.family in tables.SCORED]
+    rows = {
+        "logalign, no baseline": verdicts.detection(test, with_baseline=False),
+        "logalign, with baseline": verdicts.detection(test, with_baseline=True),
+    }
+    rivals = {
+        name: score.detection(test, signal, score.fit_threshold(fit, signal))
+        for name, signal in tables.ALL_SIGNALS.items()
+    }
+    best = sorted(rivals, key=lambda name: -sum(each.verdict == "on time" for each in rivals[name]))[:SHOWN_RIVALS]
+    rows |= {name: rivals[name] for name in best}
+    total = sum(outcome(context.run) == "overfit" for context in test)
+    with house_style():
+        figure = Figure(figsize=(7.5, 0.42 * len(rows) + 1.2), layout="constrained")
+        ax = figure.subplots()
+        for y, (_, each) in enumerate(rows.items()):
+            for kind, color in VERDICT_COLORS.items():
+                x = [_squeezed(d.lead) for d in each if d.verdict == kind]
+                jitter = y + 0.22 * np.sin(np.arange(len(x)) * 2.4)
+                ax.plot(x, jitter, "o", color=color, markersize=4, alpha=0.8, label=kind if y == 0 else None)
+            right = sum(d.verdict == "on time" for d in each)
+            false = sum(d.verdict == "false alarm" for d in each)
+            words = f"{right} of {total} on time, {false} false alarms"
+            ax.annotate(words, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+        ax.set_yticks(range(len(rows)), list(rows))
+        ax.invert_yaxis()
+        ax.axvline(0, color="#555555", linewidth=0.8)
+        ticks = [-100, -10, -1, 0, 1, 10, 100]
+        ax.set_xticks([_squeezed(t) for t in ticks], [str(t) for t in ticks])
+        ax.set_xlabel("epochs from the alarm to the lowest held-out loss")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return figure
+
+
+def across(found: Sequence[Context]) -> Figure:
+    """The partial rank correlation with the gap, given training loss and epoch, of selected signals."""
+    shown = (
+        "LAR",
+        "LAR, vocabulary-centered",
+        "LAR, centered",
+        "LAR, deviation",
+        "norm of the head",
+        "gradient norm",
+        "RankMe of the inputs",
+        "stable rank",
+        "WeightWatcher alpha, mean",
+        "entropy of predictions",
+    )
+    with house_style():
+        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        axes = figure.subplots(1, len(tables.SCORED), sharey=True)
+        for ax, family in zip(axes, tables.SCORED, strict=True):
+            mine = [c for c in found if c.run.config.family == family]
+            for y, name in enumerate(shown):
+                at_end = score.at_share(mine, tables.ALL_SIGNALS[name], 1.0)
+                each = score.across_runs(at_end, partial=True, within_recipe=True)
+                if math.isfinite(each.value):
+                    color = COLORS["plain"] if name.startswith("LAR") else COLORS["baseline"]
+                    ax.plot([each.low, each.high], [y, y], color=color)
+                    ax.plot(each.value, y, "o", color=color, markersize=5)
+            ax.axvline(0, color="#555555", linewidth=0.8)
+            ax.set_xlim(-1.05, 1.05)
+            ax.set_title(family)
+        axes[0].set_yticks(range(len(shown)), shown)
+        axes[0].invert_yaxis()
+        axes[1].set_xlabel("rank correlation with the gap at the end, given training loss and epoch")
+    return figure
+
+
+def dimension(runs: Sequence[Made]) -> Figure:
+    """Centered and plain k against the counted dimension."""
+    mine = [r for r in runs if r.facts.get("dimension") and phases(r).solved is not None]
+    with house_style():
+        figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+        axes = figure.subplots(1, 2, sharex=True, sharey=True)
+        for ax, (form, words) in zip(axes, (("lar_centered", "centered"), ("lar", "plain")), strict=True):
+            for model, marker in (("mlp", "o"), ("transformer", "^")):
+                part = [run for run in mine if run.config.settings["model"] == model]
+                x = [run.facts["dimension_additive"] for run in part]
+                ax.plot(x, [tables.k_of(run, form) for run in part], marker, label=model, alpha=0.8)
+            top = max([run.facts["dimension_additive"] for run in mine], default=10) + 4
+            ax.plot([0, top], [0, top], color="#999999", linewidth=0.8)
+            ax.set_title(f"k, {words}")
+            ax.set_xlabel("directions counted (additive)")
+        axes[0].set_ylabel("k")
+        axes[0].legend()
+    return figure
+
+
+def examples(runs: Sequence[Made]) -> Figure:
+    """LAR and held-out loss of all language runs, overfit ones and healthy ones."""
+    with house_style():
+        figure = Figure(figsize=(7.5, 5.4), layout="constrained")
+        axes = figure.subplots(2, len(tables.SCORED))
+        for column, family in enumerate(tables.SCORED):
+            for run in runs:
+                if run.config.family != family or outcome(run) == "between":
+                    continue
+                color = COLORS["centered"] if outcome(run) == "overfit" else COLORS["plain"]
+                for ax, name in ((axes[0, column], "lar"), (axes[1, column], "val_loss")):
+                    values = signals.trailing_mean(run.columns[name])
+                    ax.plot(run.columns["step"], values, color=color, linewidth=0.7, alpha=0.6)
+            axes[0, column].set_title(family)
+            axes[1, column].set_xlabel("step")
+        axes[0, 0].set_ylabel("LAR, plain")
+        axes[1, 0].set_ylabel("held-out loss (nats)\nnever used by a signal")
+        axes[0, 0].plot([], [], color=COLORS["centered"], label="overfit in the end")
+        axes[0, 0].plot([], [], color=COLORS["plain"], label="healthy")
+        axes[0, 0].legend()
+    return figure
+
+
+def _squeezed(epochs: float) -> float:
+    """A symmetric logarithmic scale, linear within one epoch."""
+    return math.copysign(math.log10(1 + abs(epochs) * 9), epochs)
