@@ -16,7 +16,7 @@ FRAMEWORKS = {"torch", "jax", "jaxlib", "tensorflow", "keras", "flax", "transfor
 PARTS = {
     "ground": ["errors"],
     "sums": ["arrays", "energies", "spectrum"],
-    "waist": ["readings", "runlog"],
+    "waist": ["readings", "runlog", "tensorboard_log"],
     "producers": ["torch", "jax"],
     "consumers": ["diagnosis", "trackers", "report"],
     "composition": ["monitor", "integrations", "demos", "cli"],

@@ -27,6 +27,7 @@ from logalign.readings import (
     Reading,
     reading_of_record,
 )
+from logalign.tensorboard_log import event_folders, tensorboard_readings
 
 SCHEMA_VERSION = 1
 AFTER_TORN_LINE = "after_torn_line"
@@ -38,8 +39,8 @@ class Run:
     """A run that was logged: its description, its readings and its events.
 
     Attributes:
-        path: The run folder, or the JSONL or CSV file.
-        meta: What run.json says; empty for a file.
+        path: The run folder, the JSONL or CSV file, or the TensorBoard log folder.
+        meta: What run.json says; empty where there is none.
     """
 
     path: Path
@@ -60,6 +61,8 @@ class Run:
         """
         if self.path.is_file():
             return _file_readings(self.path)
+        if not (self.path / META).exists() and event_folders(self.path):
+            return tensorboard_readings(self.path)
         path = self.path / READINGS
         if not path.exists():
             return []
@@ -114,10 +117,13 @@ class Run:
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open what was recorded: a run folder, or a JSONL or CSV file with columns `step` and `lar`.
+    """Open what was recorded: a run folder, a JSONL or CSV file with columns `step` and `lar`, or a TensorBoard log.
+
+    docs/run-format.md says which columns and which TensorBoard scalars are taken.
 
     Raises:
         RunError: nothing there, not a run, damaged, or written by a later version of the format.
+        MissingExtraError: a TensorBoard log, and tensorboard is not installed.
 
     Example:
         >>> open_run("no/such/run")
@@ -127,6 +133,10 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     path = Path(path)
     if path.is_dir():
+        if not (path / META).exists() and event_folders(path):
+            run = Run(path, {})
+            assert run.readings, "a TensorBoard log without LAR was refused"
+            return run
         return Run(path, _read_meta(path))
     if path.is_file():
         run = Run(path, {})
