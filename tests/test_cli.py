@@ -1,5 +1,7 @@
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -49,6 +51,7 @@ def test_help_tells_a_newcomer_what_lar_is_and_what_to_type(cli):
             ["--out", "--p", "--width", "--weight-decay", "--steps", "--seed", "--device", "--fresh"],
         ),
         (("report",), ["RUN", "--out"]),
+        (("diagnose",), ["RUN", "--baseline", "--regime", "--json"]),
     ],
 )
 def test_every_command_has_help(cli, command, options):
@@ -88,10 +91,95 @@ def test_a_mistake_is_one_line_and_status_1(cli, write_run, tmp_path, arguments,
     assert result.stderr.count("\n") == 1
 
 
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "headline"),
+    [
+        (
+            ["lm_repeat200k.jsonl", "--baseline", DATA / "lm_fresh.jsonl"],
+            3,
+            "overfitting (decline regime) at step 1,490, since step 670",
+        ),
+        (["modadd59_wd0.jsonl"], 3, "memorizing (grokking regime) at step 1,490, since step 90"),
+        (["modadd59_wd1.jsonl"], 0, "generalizing (grokking regime) at step 1,490, since step 580"),
+        (["lm_fresh.jsonl"], 0, "healthy (decline regime) at step 1,490, since step 0"),
+        (["lm_repeat200k.jsonl"], 4, "undecidable (decline regime) at step 1,490, since step 100"),
+        (["modadd59_wd1.jsonl", "--regime", "decline"], 4, "undecidable (decline regime) at step 1,490, since step 10"),
+    ],
+)
+def test_diagnose_says_what_a_run_shows_and_exits_with_it(cli, arguments, status, headline):
+    path, *options = arguments
+    result = cli("diagnose", DATA / path, *options)
+    assert result.exit_code == status
+    assert result.stdout.splitlines()[0] == f"{DATA / path}: {headline}"
+    for label in ("why:", "what to do:", "evidence", "limits"):
+        assert label in result.stdout
+    as_json = cli("diagnose", DATA / path, *options, "--json")
+    assert as_json.exit_code == status
+    record = json.loads(as_json.stdout)
+    assert record["run"] == str(DATA / path)
+    assert headline.startswith(record["outcome"])
+    assert set(record) == {
+        "run", "outcome", "regime", "step", "since_step", "is_alarm", "reason", "suggestion", "evidence", "basis",
+        "limits",
+    }  # fmt: skip
+
+
+def test_diagnose_with_several_baselines(cli, write_run):
+    first, second, run = (write_run(name, epoch=3.0) for name in ("first", "second", "run"))
+    result = cli("diagnose", run.path, "--baseline", first.path, "--baseline", second.path, "--regime", "both")
+    assert result.exit_code == 4, result.output
+
+
+def test_diagnose_takes_a_tensorboard_log(cli, tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "log")) as writer:
+        for step in range(0, 50, 10):
+            writer.add_scalar("logalign/lar", 0.5 + step / 1000, step)
+            writer.add_scalar("epoch", step / 100, step)
+    result = cli("diagnose", "log")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (
+        0,
+        "log: healthy (decline regime) at step 40, since step 0",
+    )
+
+
+def test_help_of_diagnose_explains_the_exit_status(cli):
+    text = cli("diagnose", "--help").output
+    for expected in (
+        "0: healthy, approaching or generalizing",
+        "1: an error",
+        "3: overfitting or memorizing",
+        "4: undecidable",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "error: nowhere: expected a run folder, a JSONL or a CSV file, found nothing there\n"),
+        (["{run}", "--baseline", "nowhere"], "error: nowhere: expected a run folder"),
+        (["{run}", "--baseline", "{wider}"], "expected a layer of the baseline's shape (m, n) = (512, 128), found"),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_one_line_and_status_1(cli, write_run, arguments, message):
+    run, wider = write_run(), write_run("wider", n=128)
+    result = cli("diagnose", *(argument.format(run=run.path, wider=wider.path) for argument in arguments))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_wrong_usage_is_status_2(cli):
     for arguments in (
         ["report"],
         ["nonsense"],
+        ["diagnose"],
+        ["diagnose", "run", "--regime", "none"],
         ["demo", "label-noise", "--noise", "2"],
         ["demo", "grokking", "--steps", "x"],
     ):

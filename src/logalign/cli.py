@@ -2,9 +2,12 @@
 
 Every command imports what it needs when it runs, so that `--help` is quick and works without the optional packages.
 
-Exit status: 0 done, 1 an error (one line on standard error), 2 wrong usage, 130 interrupted.
+Exit status: 0 done, 1 an error (one line on standard error), 2 wrong usage, 130 interrupted; `diagnose` has two more, 3
+and 4, for what it found.
 """
 
+import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +33,7 @@ From the command line:
 
     logalign demo label-noise      # one minute: clean labels beside random ones
     logalign report runs/first     # draw what was recorded, as one HTML file
+    logalign diagnose runs/first   # what it shows, and what to do
 """
 
 DEMO_INTRODUCTION = """\
@@ -198,6 +202,62 @@ def report(
     from logalign.report.run_report import write_run_report
 
     typer.echo(f"report: {write_run_report(runs, out)}")
+
+
+class Regime(StrEnum):
+    """Which logic judges a run."""
+
+    auto = "auto"
+    grokking = "grokking"
+    decline = "decline"
+    both = "both"
+
+
+@app.command("diagnose")
+def diagnose(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="A run folder, a JSONL or CSV file with columns step and lar, or a TensorBoard log folder.",
+        ),
+    ],
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            help="A run of the same set-up that does not overfit, best of another seed and on data that does not "
+            "repeat; may be given several times.",
+        ),
+    ] = None,
+    regime: Annotated[
+        Regime,
+        typer.Option(
+            help="grokking judges networks that fit repeated data exactly, decline all others; auto takes what fits."
+        ),
+    ] = Regime.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object.")] = False,
+) -> None:
+    """Say what a run shows, since when, why, what to do, and what that rests on.
+
+    Exit status, for scripts:
+
+    - 0: healthy, approaching or generalizing
+    - 1: an error, told in one line
+    - 3: overfitting or memorizing
+    - 4: undecidable, with the reason
+    """
+    from logalign.diagnosis.baseline import Baseline
+    from logalign.diagnosis.detector import diagnose
+
+    verdict = diagnose(run, baseline=Baseline.from_run(baseline) if baseline else None, regime=regime.value)
+    if as_json:
+        typer.echo(json.dumps({"run": str(run), **verdict.record()}, indent=2, allow_nan=False))
+    else:
+        from logalign.report.terminal import print_verdict
+
+        print_verdict(verdict, name=str(run), console=Console(highlight=False))
+    raise typer.Exit(verdict.exit_status)
 
 
 def main() -> None:
