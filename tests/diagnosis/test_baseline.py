@@ -142,6 +142,11 @@ def test_runs_that_make_no_baseline_together(write_run, tmp_path):
         Baseline.from_run(late).band([0], form="lr")
     with pytest.raises(InputError, match="expected readings of one layer with a defined LAR, found 0 layers"):
         Baseline.from_readings([Reading(step=0, lar=None)])
+    one = [Reading(step=0, lar=0.5)]
+    for nothing in ([], [Reading(step=0, lar=None, site="body")]):
+        with pytest.raises(InputError, match="baseline 2: expected readings of 'unembedding', found none"):
+            Baseline.from_readings(one, nothing)
+    assert Baseline.from_readings(one, [Reading(step=0, lar=0.7)]).band([0]).center == pytest.approx([0.6])
 
 
 def test_a_schedule_that_differs_is_said_in_words(write_run):

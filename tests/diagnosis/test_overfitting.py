@@ -120,7 +120,7 @@ def test_runs_that_lie_apart_widen_the_band():
     runs = [by_hand(lambda x, i=i: healthy(x) + 0.04 * i, seed=10 + i) for i in (-1, 0, 1)]
     curves = Baseline.from_readings(runs[1])
     assert outcomes(by_hand(lambda x: healthy(x) - 0.03), baseline=curves)[0][-1][1] == "approaching"
-    wide = Baseline._of(runs, ["a", "b", "c"], (), "unembedding", "auto")
+    wide = Baseline.from_readings(*runs)
     changes, detector = outcomes(by_hand(lambda x: healthy(x) - 0.03), baseline=wide)
     assert {outcome for _, outcome in changes} == {"undecidable"}
     assert "within the baseline's band, which is too wide to tell: 0.09" in detector.verdict.reason

@@ -100,22 +100,27 @@ class Baseline:
 
     @classmethod
     def from_readings(
-        cls, readings: Sequence[Reading], *, axis: Literal["step", "tokens", "auto"] = "auto"
+        cls,
+        readings: Sequence[Reading],
+        *more: Sequence[Reading],
+        axis: Literal["step", "tokens", "auto"] = "auto",
     ) -> Baseline:
-        """Take readings of one layer as the baseline, for instance those of a `Monitor`.
+        """Take readings of one layer as the baseline, those of one run or of several.
 
         Raises:
-            InputError: none has a defined LAR.
+            InputError: none has a defined LAR, and as of `from_run`.
 
         Example:
             >>> readings = [Reading(step=step, lar=0.8 - step / 1000) for step in range(0, 100, 10)]
             >>> Baseline.from_readings(readings).band([25, 200]).center
             array([0.775,   nan])
         """
-        sites = {reading.site for reading in readings if reading.lar is not None}
+        parts = [list(readings), *(list(each) for each in more)]
+        sites = {reading.site for part in parts for reading in part if reading.lar is not None}
         if len(sites) != 1:
             raise InputError(f"baseline: expected readings of one layer with a defined LAR, found {len(sites)} layers")
-        return cls._of([list(readings)], ["the baseline's readings"], (), sites.pop(), axis)
+        names = ["the baseline's readings"] if not more else [f"baseline {i + 1}" for i in range(len(parts))]
+        return cls._of(parts, names, (), sites.pop(), axis)
 
     @classmethod
     def from_first_epoch(cls, run: RunLike, *, site: str | None = None) -> Baseline:
@@ -296,6 +301,9 @@ class Baseline:
         if axis not in ("step", "tokens", "auto"):
             raise InputError(f'axis: expected "step", "tokens" or "auto", found {axis!r}')
         parts = [[reading for reading in each if reading.site == site] for each in readings]
+        for name, part in zip(names, parts, strict=True):
+            if not part:
+                raise InputError(f"{name}: expected readings of {site!r}, found none")
         shapes = [(part[0].m, part[0].n) for part in parts]
         for name, shape in zip(names, shapes, strict=True):
             if None not in (*shape, *shapes[0]) and shape != shapes[0]:
