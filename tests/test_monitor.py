@@ -336,6 +336,35 @@ def test_numbers_given_to_step_are_recorded():
     assert reading.extra == {"val_loss": 2.5, "grad_norm": 0.5, "diverged": None, "unknown": None}
 
 
+def test_the_mean_of_the_losses_since_the_reading_before_is_recorded():
+    model = Net()
+    optimizer = sgd(model)
+    means = []
+    with logalign.watch(model, every=3) as monitor:
+        for step in range(8):
+            train_step(model, optimizer, tokens_of(0))
+            loss = torch.tensor(float(step), requires_grad=True) * 1 if step % 2 else np.float32(step)
+            readings = monitor.step(loss=None if step == 5 else loss)
+            if readings is not None:
+                means.append((readings.main.loss, readings.main.loss_mean))
+        with pytest.raises(InputError, match="expected a number, found 'low'"):
+            monitor.step(loss="low")
+    assert means == [(0.0, 0.0), (3.0, 2.0), (6.0, 5.0)]
+
+
+def test_a_mean_holds_no_graph_and_no_tensor_that_is_overwritten():
+    model = Net()
+    optimizer = sgd(model)
+    with logalign.watch(model, every=2) as monitor:
+        buffer = torch.zeros((), dtype=torch.bfloat16)
+        for value in (1.0, 2.0, 257.0):
+            train_step(model, optimizer, tokens_of(0))
+            buffer.fill_(value)
+            readings = monitor.step(loss=buffer)
+    assert readings is not None
+    assert readings.main.loss_mean == (2.0 + 256.0) / 2  # bfloat16 has no 257
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [
@@ -771,8 +800,8 @@ def test_what_the_run_says(tmp_path):
         record = json.loads(line)
         assert set(record) == {
             "step", "site", "time", "n", "m", "lar", "lar_vocab_centered", "lar_token_centered", "lar_centered",
-            "effective_dim", "energies", "tokens", "tokens_seen", "kept", "epoch", "loss", "lr", "nonfinite", "reason",
-            "val_loss",
+            "effective_dim", "energies", "tokens", "tokens_seen", "kept", "epoch", "loss", "loss_mean", "lr", "nonfinite",
+            "reason", "val_loss",
         }  # fmt: skip
         assert set(record["energies"]) == {"weight", "input", "output"}
 

@@ -59,7 +59,8 @@ def test_a_line_has_the_fields_of_the_format():
     record = Reading(step=3, lar=0.5, extra={"val_loss": 2.0}).record()
     assert list(record) == [
         "step", "site", "lar", "lar_vocab_centered", "lar_token_centered", "lar_centered", "effective_dim", "energies",
-        "time", "n", "m", "tokens", "tokens_seen", "kept", "epoch", "loss", "lr", "nonfinite", "reason", "val_loss",
+        "time", "n", "m", "tokens", "tokens_seen", "kept", "epoch", "loss", "loss_mean", "lr", "nonfinite", "reason",
+        "val_loss",
     ]  # fmt: skip
     spectral = replace(Reading(step=3, lar=0.5), weight_participation=2.0, input_participation=3.0, coherence=0.5)
     assert set(spectral.record()) - set(record) == {"weight_participation", "input_participation", "coherence"}

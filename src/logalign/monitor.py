@@ -180,6 +180,7 @@ class Monitor:
         self._step = 0
         self._tokens_seen: dict[str, tuple[int, int]] = {}  # site: tokens, up to and including which step
         self._described: dict[str, Any] = {}
+        self._losses: tuple[float | Tensor, int] = (0.0, 0)  # sum and count of the steps since the last reading
         self._silent: dict[str, int] = {}
         self._warned: set[str] = set()
         self._told_later: list[tuple[str, str]] = []
@@ -226,20 +227,23 @@ class Monitor:
         """Say that an optimizer step is complete; on monitored steps, take the reading of its forwards.
 
         Args:
-            loss: The training loss of this step, recorded beside the reading.
+            loss: The training loss of this step, recorded beside the reading; the mean of all that were passed since
+                the reading before is recorded, too.
             lr: The learning rate.
             epoch: Passes over the data so far.
             **extra: Any other number to record, for instance `val_loss`.
 
         Returns:
-            The readings of this step by site on monitored steps, else None. All that is passed is recorded on monitored
-            steps only. It may be called before or after `optimizer.step()`: the reading is of the forward.
+            The readings of this step by site on monitored steps, else None. All that is passed but the loss is recorded
+            on monitored steps only. It may be called before or after `optimizer.step()`: the reading is of the forward.
 
         Raises:
             InputError: a value that is no number, or a name that readings use themselves.
         """
         step = self._step
         if step % self._every:
+            if loss is not None:
+                self._add(loss)
             self._step = step + 1
             if self._step % self._every == 0:
                 self._arm()
@@ -248,6 +252,11 @@ class Monitor:
             raise LogAlignError("step() on a monitor that is closed; watch the model again to go on")
         given = {"loss": loss, "lr": lr, "epoch": epoch}
         _check_values(given, extra)
+        if loss is not None:
+            self._add(loss)
+        total, count = self._losses
+        self._losses = (0.0, 0)
+        given["loss_mean"] = total / count if count else None
         self._step = step + 1
         return self._read(step, given, extra)
 
@@ -322,6 +331,7 @@ class Monitor:
             raise InputError(f"state: expected what Monitor.state_dict() gives (version 1), found {dict(state)!r}")
         self._step = state["step"]
         self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in state["tokens_seen"].items()}
+        self._losses = (0.0, 0)
         if self._writer is not None and self._writer.last is not None:
             self._resume_at = self._step
         if state.get("detector") is not None:
@@ -356,6 +366,13 @@ class Monitor:
     def __repr__(self) -> str:
         sentences = "; ".join(site.sentence() for site in self._recorder.sites.values())
         return f"Monitor(step {self._step}, every {self._every}; {sentences or 'sites are found in the first forward'})"
+
+    def _add(self, loss: float | Tensor) -> None:
+        """Add a loss to the mean under way: at once, for a replayed CUDA graph overwrites it, and without waiting."""
+        _check_values({"loss": loss}, {})
+        total, count = self._losses
+        value = loss.detach().float() if hasattr(loss, "detach") else float(loss)
+        self._losses = (total + value, count + 1)
 
     def _arm(self) -> None:
         recorder = self._recorder

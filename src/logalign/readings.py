@@ -40,6 +40,8 @@ class Reading:
         tokens: Tokens in this reading.
         tokens_seen: Tokens that training has used up to and including this step, estimated from the monitored ones.
         kept: Share of this step's tokens that the mask kept; None where no mask was seen.
+        loss: The training loss of this step.
+        loss_mean: Mean of the training losses of all steps since the reading before, this one included: less noisy.
         nonfinite: Rows of weight, inputs or outputs that hold a NaN or an infinity.
         reason: Why `lar` is None.
         extra: Whatever else was passed to `Monitor.step()`, for instance `val_loss`.
@@ -61,6 +63,7 @@ class Reading:
     kept: float | None = None
     epoch: float | None = None
     loss: float | None = None
+    loss_mean: float | None = None
     lr: float | None = None
     nonfinite: int | None = None
     reason: str | None = None
