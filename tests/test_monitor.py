@@ -800,8 +800,8 @@ def test_what_the_run_says(tmp_path):
         record = json.loads(line)
         assert set(record) == {
             "step", "site", "time", "n", "m", "lar", "lar_vocab_centered", "lar_token_centered", "lar_centered",
-            "effective_dim", "energies", "tokens", "tokens_seen", "kept", "epoch", "loss", "loss_mean", "lr", "nonfinite",
-            "reason", "val_loss",
+            "effective_dim", "energies", "tokens", "tokens_seen", "kept", "epoch", "loss", "loss_mean", "lr",
+            "nonfinite", "reason", "val_loss",
         }  # fmt: skip
         assert set(record["energies"]) == {"weight", "input", "output"}
 
