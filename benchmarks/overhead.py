@@ -3,6 +3,8 @@
     python benchmarks/overhead.py                  all parts, as tables on the terminal
     python benchmarks/overhead.py --parts sums     one of: steps, memory, sums, accuracy, spectra
     python benchmarks/overhead.py --write          and put the tables into docs/performance.md
+    python benchmarks/overhead.py --clock cpu --threads 1
+                                                   on a machine that is not idle: seconds of CPU, not of the clock
 
 Step times are taken in turns (no monitor, every=10, every=1, ...) in blocks of ten steps, and the medians of the
 ratios of neighboring blocks are reported: a machine that is slow for a minute is slow for all of them.
@@ -36,6 +38,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 VOCABULARY, WIDTH, LAYERS, BATCH, CONTEXT = 32_768, 256, 4, 8, 128
 BLOCK = 10
 ROWS, COLUMNS = 4096, 50_304
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 HEAD = (50_257, 768)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,8 +58,12 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", choices=list(parts), default=list(parts))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=12, help="blocks of ten steps for each way (default 12)")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own choice)")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what a second is (default wall)")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     console = Console()
     for name in arguments.parts:
@@ -66,7 +73,7 @@ def main() -> None:
             table.add_row(*row.values())
         console.print(table)
         if arguments.write:
-            write(name, rows, arguments.device)
+            write(name, rows, arguments)
 
 
 def step_times(arguments: argparse.Namespace) -> Rows:
@@ -81,13 +88,13 @@ def step_times(arguments: argparse.Namespace) -> Rows:
         for turn in range(arguments.rounds):
             order = list(ways) if turn % 2 else list(ways)[::-1]
             for way in order:
-                times[way].append(timed(blocks[way], arguments.device))
+                times[way].append(timed(blocks[way], arguments))
         step = statistics.median(times["none"]) / BLOCK
         rows.append(row(precision, "none", f"{step * 1e3:.0f} ms", "", ""))
         for way in ("every=10", "every=1"):
             ratios = [with_ / without - 1 for with_, without in zip(times[way], times["none"], strict=True)]
             low, _, high = statistics.quantiles(ratios, n=4)
-            inside = inside_monitor(dtype, arguments.device) / step / (10 if way == "every=10" else 1)
+            inside = inside_monitor(dtype, arguments) / step / (10 if way == "every=10" else 1)
             rows.append(
                 row(
                     precision,
@@ -132,10 +139,11 @@ def training_block(dtype: torch.dtype, every: int, device: str) -> Callable[[], 
     return block
 
 
-def inside_monitor(dtype: torch.dtype, device: str) -> float:
+def inside_monitor(dtype: torch.dtype, arguments: argparse.Namespace) -> float:
     """Median seconds that one monitored step spends in the head's hook and in step(), right after the head has run."""
-    head = nn.Linear(WIDTH, VOCABULARY, bias=False, device=device, dtype=dtype)
-    inputs = torch.randn(BATCH, CONTEXT, WIDTH, device=device, dtype=dtype)
+    like = {"device": arguments.device, "dtype": dtype}
+    head = nn.Linear(WIDTH, VOCABULARY, bias=False, **like)
+    inputs = torch.randn(BATCH, CONTEXT, WIDTH, **like)
     times = []
     with logalign.watch(head, layers="", every=1) as monitor:
         hook = next(iter(head._forward_hooks.values()))
@@ -143,7 +151,7 @@ def inside_monitor(dtype: torch.dtype, device: str) -> float:
         for _ in range(15):
             outputs = head(inputs)
             monitor._recorder.armed = True
-            times.append(timed(lambda: (hook(head, (inputs,), {}, outputs), monitor.step()), device))  # noqa: B023
+            times.append(timed(lambda: (hook(head, (inputs,), {}, outputs), monitor.step()), arguments))  # noqa: B023
             monitor._recorder.armed = False
     return statistics.median(times)
 
@@ -211,7 +219,7 @@ def sums_beside_a_read(arguments: argparse.Namespace) -> Rows:
         times: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(7):
             for way, run in ways.items():
-                times[way].append(timed(run, arguments.device))
+                times[way].append(timed(run, arguments))
         read = statistics.median(times["one read (sum)"])
         for way, each in times.items():
             ratio = statistics.median(t / r for t, r in zip(each, times["one read (sum)"], strict=True))
@@ -270,15 +278,17 @@ def spectra_beside_svd(arguments: argparse.Namespace) -> Rows:
     """The spectra of a GPT-2-sized head beside the SVD that they stand in for."""
     weight = torch.randn(HEAD, device=arguments.device)
     inputs = torch.randn(1024, HEAD[1], device=arguments.device)
+    wide = weight.double()
     ways: dict[str, Callable[[], object]] = {
         "`logalign.spectra` (float64 inside)": lambda: logalign.spectra(weight, inputs),
+        "`torch.linalg.svd`, float64": lambda: torch.linalg.svd(wide, full_matrices=False),
         "`torch.linalg.svd`, float32": lambda: torch.linalg.svd(weight, full_matrices=False),
         "`torch.linalg.svdvals`, float32": lambda: torch.linalg.svdvals(weight),
     }
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(3):
         for way, run in ways.items():
-            times[way].append(timed(run, arguments.device))
+            times[way].append(timed(run, arguments))
     ours = statistics.median(times[next(iter(ways))])
     return [
         {
@@ -290,15 +300,16 @@ def spectra_beside_svd(arguments: argparse.Namespace) -> Rows:
     ]
 
 
-def timed(run: Callable[[], object], device: str) -> float:
+def timed(run: Callable[[], object], arguments: argparse.Namespace) -> float:
     """Seconds that a call takes, the device's work included."""
-    if device.startswith("cuda"):
+    cuda, clock = arguments.device.startswith("cuda"), CLOCKS[arguments.clock]
+    if cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     run()
-    if device.startswith("cuda"):
+    if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def megabytes(count: float) -> str:
@@ -306,17 +317,19 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f} MB" if count < 1e8 else f"{count / 1e6:.0f} MB"
 
 
-def write(part: str, rows: Rows, device: str) -> None:
+def write(part: str, rows: Rows, arguments: argparse.Namespace) -> None:
     """Replace the table between this part's markers in docs/performance.md."""
-    kind = "cuda" if device.startswith("cuda") else "cpu"
+    kind = "cuda" if arguments.device.startswith("cuda") else "cpu"
     begin, end = f"<!-- {part}-{kind}: begin -->", f"<!-- {part}-{kind}: end -->"
     page = PAGE.read_text()
     found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not found.search(page):
         raise SystemExit(f"{PAGE}: expected the markers {begin} and {end}, found none")
     name = torch.cuda.get_device_name() if kind == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}"
+    threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+    clock = ", seconds of CPU time" if arguments.clock == "cpu" else ""
     date = datetime.datetime.now(tz=datetime.UTC).date()
-    lines = [f"*{date}, {name}, torch {torch.__version__}*", "", *markdown(rows)]
+    lines = [f"*{date}, {name}, torch {torch.__version__}, {threads}{clock}*", "", *markdown(rows)]
     table = "\n".join([begin, "", *lines, "", end])
     PAGE.write_text(found.sub(lambda _: table, page))
 
