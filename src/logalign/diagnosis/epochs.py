@@ -1,0 +1,158 @@
+"""Epochs: what the training loss does inside a pass over the data, and from one pass to the next.
+
+Method: inside a pass no sample is met twice, so the loss moves there as it would on fresh data, but for what is
+forgotten of the pass before. Where the next pass begins, every sample has been seen once more, and the loss drops by
+what was memorized. A regression on the step and on the number of completed passes tells the two apart; it needs no
+held-out data and no baseline, only data that comes in passes, and readings finer than a pass. The alternative, the loss
+alone, cannot tell learning from memorizing: both let it fall.
+
+Shapes: steps, epochs, losses are one-dimensional, of one length; steps increase.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from logalign.diagnosis.trend import MAD_TO_SIGMA, Vector
+
+WINDOW_PASSES = 3.0
+"""Passes that a regression looks back on."""
+MIN_READINGS = 10
+MIN_READINGS_PER_PASS = 1.5
+"""Coarser readings cannot see inside a pass: step and completed passes are then the same to them."""
+DROP_READINGS = 3
+"""Readings before and after the beginning of a pass whose mean losses are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes:
+    """How the training loss has moved over the last few passes.
+
+    Attributes:
+        step: Of the last reading.
+        steps_per_pass: The length of a pass.
+        inside: Change of the loss inside a pass, in nats a step.
+        between: Change from one pass to the next, beyond that, in nats; negative where samples are memorized.
+    """
+
+    step: float
+    steps_per_pass: float
+    inside: float
+    between: float
+
+    @property
+    def memorization(self) -> float:
+        """Loss that is lost by seeing the same samples again, in nats per unit of log(step): comparable over a run."""
+        return -self.between / self.steps_per_pass * self.step
+
+    @property
+    def learning(self) -> float:
+        """Loss that is lost inside passes, in the same unit; negative where it rises there."""
+        return -self.inside * self.step
+
+
+def completed_passes(before: float, now: float) -> float:
+    """The mean number of completed passes over the steps from epoch `before` to epoch `now`, both from 0 on.
+
+    A mean loss over these steps is a mean over samples seen so many times.
+
+    Example:
+        >>> completed_passes(0.5, 1.5), completed_passes(2.0, 2.0)
+        (0.5, 2.0)
+    """
+    if not now > before:
+        return float(math.floor(now))
+    return (_area(now) - _area(before)) / (now - before)
+
+
+def _area(epoch: float) -> float:
+    """The integral of floor(e) from 0 to `epoch`."""
+    whole = math.floor(epoch)
+    return whole * (whole - 1) / 2 + whole * (epoch - whole)
+
+
+def passes(steps: Vector, epochs: Vector, completed: Vector, losses: Vector) -> Passes | None:
+    """The regression `loss = a + inside step + between completed` over the last three passes, ten readings at least.
+
+    Args:
+        steps: Of the readings.
+        epochs: Passes over the data at the reading.
+        completed: As `completed_passes` gives them for the steps that the loss is a mean of.
+        losses: Training losses.
+
+    Returns:
+        None where there are too few readings, no pass has ended among them, or a pass is as short as a reading or two.
+    """
+    known = np.isfinite(epochs) & np.isfinite(completed) & np.isfinite(losses)
+    steps, epochs, completed, losses = steps[known], epochs[known], completed[known], losses[known]
+    if steps.size < MIN_READINGS:
+        return None
+    first = min(int(np.searchsorted(epochs, epochs[-1] - WINDOW_PASSES)), steps.size - MIN_READINGS)
+    steps, epochs, completed, losses = steps[first:], epochs[first:], completed[first:], losses[first:]
+    seen = float(epochs[-1] - epochs[0])
+    if seen <= 0 or np.ptp(np.floor(epochs)) < 1 or (np.diff(epochs) < 0).any():
+        return None
+    steps_per_pass = float(steps[-1] - steps[0]) / seen
+    if steps_per_pass < MIN_READINGS_PER_PASS * float(np.median(np.diff(steps))):
+        return None
+    design = np.stack([np.ones(steps.size), (steps - steps[-1]) / steps_per_pass, completed - completed[-1]], axis=1)
+    fit, _, rank, _ = np.linalg.lstsq(design, losses, rcond=1e-6)
+    if rank < design.shape[1]:
+        return None
+    return Passes(
+        step=float(steps[-1]),
+        steps_per_pass=steps_per_pass,
+        inside=float(fit[1]) / steps_per_pass,
+        between=float(fit[2]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memorized:
+    """What a run has memorized of its data so far, in nats of training loss.
+
+    Attributes:
+        drops: Sum of the drops of the training loss where passes begin.
+        loss: Training loss at the end, the mean of the last readings.
+        error: Standard error of `loss + drops`, from the scatter of readings.
+    """
+
+    drops: float
+    loss: float
+    error: float
+
+    @property
+    def held_out_loss(self) -> float:
+        """What the loss would be on samples that were never seen: the training loss and all that was memorized."""
+        return self.loss + self.drops
+
+
+def memorized(epochs: Vector, losses: Vector) -> Memorized | None:
+    """Sum the drops of the training loss at the beginnings of passes: means of three readings after, less three before.
+
+    None where a pass has fewer than 1.5 readings, losses or epochs are missing, or there are fewer than ten readings.
+    """
+    known = np.isfinite(epochs) & np.isfinite(losses)
+    epochs, losses = epochs[known], losses[known]
+    if epochs.size < MIN_READINGS or (np.diff(epochs) < 0).any():
+        return None
+    span = float(epochs[-1] - epochs[0])
+    if span <= 0 or (epochs.size - 1) / span < MIN_READINGS_PER_PASS:
+        return None
+    begins = np.flatnonzero(np.diff(np.floor(epochs)) >= 1) + 1
+    total, boundaries = 0.0, 0
+    for i in begins:
+        before, after = losses[max(0, i - DROP_READINGS) : i], losses[i : i + DROP_READINGS]
+        if after.size == DROP_READINGS:
+            total += max(0.0, float(before.mean() - after.mean()))
+            boundaries += 1
+    moves = np.diff(losses)[np.diff(np.floor(epochs)) < 1]  # those inside passes
+    if moves.size < DROP_READINGS:
+        return None
+    scatter = MAD_TO_SIGMA * float(np.median(np.abs(moves))) / math.sqrt(2)
+    last = losses[-2 * DROP_READINGS :]
+    error = scatter * math.sqrt(1 / last.size + 2 * boundaries / DROP_READINGS)
+    return Memorized(drops=total, loss=float(last.mean()), error=error)
