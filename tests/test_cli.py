@@ -174,6 +174,19 @@ def test_what_cannot_be_diagnosed_is_one_line_and_status_1(cli, write_run, argum
     assert result.stderr.count("\n") == 1
 
 
+def test_compare_puts_the_run_that_overfits_last(cli):
+    runs = [DATA / "lm_repeat200k.jsonl", DATA / "lm_fresh.jsonl"]
+    result = cli("compare", *runs)
+    assert result.exit_code == 0
+    assert "estimated held-out loss" in result.stdout
+    assert result.stdout.index("lm_fresh") < result.stdout.index("lm_repeat200k")
+    as_json = json.loads(cli("compare", *runs, "--json").stdout)
+    assert [each["run"] for each in as_json] == [str(runs[1]), str(runs[0])]
+    assert {"run", "score", "low", "high"} <= set(as_json[0])
+    alone = cli("compare", runs[0])
+    assert (alone.exit_code, alone.stderr) == (1, "error: expected at least two runs to compare, found 1\n")
+
+
 def test_wrong_usage_is_status_2(cli):
     for arguments in (
         ["report"],

@@ -260,6 +260,34 @@ def diagnose(
     raise typer.Exit(verdict.exit_status)
 
 
+@app.command("compare")
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Two or more runs of one task: run folders, JSONL or CSV files, TensorBoard folders."
+        ),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a list of {run, score, low, high, quantity, step}, best first.")
+    ] = False,
+) -> None:
+    """Order runs by how well they are likely to generalize, without held-out data.
+
+    Where data comes in passes of several readings, by an estimate of the held-out loss; elsewhere by LAR. All runs are
+    judged at the last step that all of them have reached.
+    """
+    from logalign.diagnosis.ranking import rank
+
+    ranked = rank(runs)
+    if as_json:
+        typer.echo(json.dumps([each.record() for each in ranked], indent=2, allow_nan=False))
+    else:
+        from logalign.report.terminal import print_ranking
+
+        print_ranking(ranked, console=Console(highlight=False))
+
+
 def main() -> None:
     """Run the command line; the entry point of the script `logalign`."""
     app(prog_name="logalign")

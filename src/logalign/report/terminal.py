@@ -1,11 +1,14 @@
-"""A verdict on the terminal: what is the case, since when, why, what to do, and what that rests on."""
+"""Verdicts and rankings on the terminal: what is the case, since when, why, what to do, and what that rests on."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from logalign.diagnosis.ranking import HELD_OUT_LOSS, Ranked
 from logalign.diagnosis.verdict import Outcome, Verdict, shown
 
 STYLES: dict[Outcome, str] = {
@@ -53,3 +56,31 @@ def _paragraph(label: str, sentence: str) -> Table:
     grid.add_column()
     grid.add_row(Text(label if label == "-" else f"{label}:", style="bold"), Text(sentence))
     return grid
+
+
+def print_ranking(ranked: Sequence[Ranked], *, console: Console) -> None:
+    """Print runs in their order, with the uncertainty of each score and whether the next one could stand before it."""
+    best = ranked[0]
+    less_is_better = best.quantity == HELD_OUT_LOSS
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("", justify="right")
+    table.add_column("run", overflow="fold")
+    table.add_column(f"{best.quantity} ({'less' if less_is_better else 'more'} is better)", justify="right")
+    table.add_column("95 %", justify="right")
+    table.add_column("order")
+    for place, each in enumerate(ranked, 1):
+        after = ranked[place] if place < len(ranked) else None
+        sure = after is None or (each.high < after.low if less_is_better else each.low > after.high)
+        table.add_row(
+            str(place),
+            Text(each.run),
+            f"{each.score:.3f}",
+            f"{each.low:.3f} to {each.high:.3f}",
+            "" if sure else "could change with the next",
+        )
+    console.print(table)
+    console.print(
+        f"At step {best.step:,}, the last that all runs have. The intervals are the scatter of readings; runs of other "
+        "seeds lie farther apart.",
+        soft_wrap=True,
+    )

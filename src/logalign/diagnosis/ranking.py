@@ -1,0 +1,160 @@
+"""Ranking: which of several trainings generalizes best, by what their own readings say, without held-out data.
+
+Method: one quantity for all runs of a comparison, the first of these that every run can give:
+
+1. **Estimated held-out loss**: the training loss, plus all that it dropped at the beginnings of passes, which is what
+   was memorized. For data that comes in passes of several readings; where none has repeated, nothing was memorized.
+2. **Vocabulary-centered LAR** (plain, where that was not recorded): the more directions the head needs, the less of
+   what it fits is a rule. For runs on the same data that fit it about equally well, as with label noise.
+
+The alternative, the training loss, orders neither: it is lowest for the run that memorized most. Compare runs of one
+task at equal steps: an estimate is of the training distribution of its own run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from logalign.diagnosis.epochs import memorized
+from logalign.diagnosis.trend import Vector, noise
+from logalign.errors import InputError
+from logalign.readings import UNEMBEDDING
+from logalign.runlog import Run, open_run
+
+LAST_READINGS = 10
+"""Readings at the end of a run whose mean LAR is compared."""
+SIGMAS = 1.96
+HELD_OUT_LOSS = "estimated held-out loss"
+
+RunLike = str | os.PathLike[str] | Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """One run in an order.
+
+    Attributes:
+        run: The run's path.
+        score: The quantity that was compared.
+        low: Lower end of its 95 % interval, from the scatter of readings; how far runs of other seeds lie is not in it.
+        high: Upper end.
+        quantity: "estimated held-out loss", where less is better, or a form of LAR, where more is.
+        step: The last step that was compared.
+    """
+
+    run: str
+    score: float
+    low: float
+    high: float
+    quantity: str
+    step: int
+
+    def record(self) -> dict[str, Any]:
+        """The entry as an object that strict JSON can hold."""
+        return {
+            "run": self.run,
+            "score": self.score,
+            "low": self.low,
+            "high": self.high,
+            "quantity": self.quantity,
+            "step": self.step,
+        }
+
+
+def rank(runs: Sequence[RunLike], *, site: str | None = None) -> list[Ranked]:
+    """Order runs by estimated generalization, best first.
+
+    Args:
+        runs: Two or more run folders, JSONL or CSV files, or opened runs of one task.
+        site: The layer that is compared; the runs' main one by default.
+
+    Returns:
+        One entry a run. All runs are judged at the last step that all of them have reached, so that a longer run is not
+        taken for a better one.
+
+    Raises:
+        RunError: a run cannot be read.
+        InputError: fewer than two runs, the same run twice, layers of different shape, or fewer than ten readings with
+            a defined LAR before the last step in common.
+    """
+    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
+    names = [str(run.path) for run in opened]
+    if len(opened) < 2:
+        raise InputError(f"expected at least two runs to compare, found {len(opened)}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"expected different runs, found {twice[0]} twice")
+    columns = [run.columns(site or str(run.meta.get("main", UNEMBEDDING))) for run in opened]
+    for name, each in zip(names, columns, strict=True):
+        if np.isfinite(each["lar"]).sum() < LAST_READINGS:
+            found = int(np.isfinite(each["lar"]).sum())
+            raise InputError(f"{name}: expected at least {LAST_READINGS} readings with a defined LAR, found {found}")
+    shapes = {(_first(each["m"]), _first(each["n"])) for each in columns}
+    if len({shape for shape in shapes if None not in shape}) > 1:
+        raise InputError(
+            f"expected layers of one shape (m, n), found {', '.join(map(str, sorted(shapes, key=str)))}; "
+            "runs of different models are not compared"
+        )
+    last = min(int(each["step"].max()) for each in columns)
+    parts = [_until(each, last) for each in columns]
+    for name, each in zip(names, parts, strict=True):
+        if np.isfinite(each["lar"]).sum() < LAST_READINGS:
+            raise InputError(
+                f"{name}: expected at least {LAST_READINGS} readings up to step {last:,}, the last that all runs have, "
+                f"found {int(np.isfinite(each['lar']).sum())}"
+            )
+    scored = _by_held_out_loss(parts)
+    quantity, best_first = HELD_OUT_LOSS, 1
+    if scored is None:
+        form = "lar_vocab_centered" if all(_defined(each, "lar_vocab_centered") for each in parts) else "lar"
+        quantity = "vocabulary-centered LAR" if form == "lar_vocab_centered" else "plain LAR"
+        scored, best_first = [_lar_at_end(each[form]) for each in parts], -1
+    ranked = [
+        Ranked(
+            run=name, score=score, low=score - SIGMAS * error, high=score + SIGMAS * error, quantity=quantity, step=last
+        )
+        for name, (score, error) in zip(names, scored, strict=True)
+    ]
+    return sorted(ranked, key=lambda each: (best_first * each.score, each.run))
+
+
+def _by_held_out_loss(parts: Sequence[dict[str, Vector]]) -> list[tuple[float, float]] | None:
+    """(estimate, standard error) of every run, or None where one of them cannot give it."""
+    scores = []
+    for columns in parts:
+        found = memorized(columns["epoch"], loss_of(columns))
+        if found is None:
+            return None
+        scores.append((found.held_out_loss, found.error))
+    return scores
+
+
+def loss_of(columns: dict[str, Vector]) -> Vector:
+    """The mean loss since the reading before, where it was recorded, else that of the reading's own step."""
+    means = columns["loss_mean"]
+    loss: Vector = np.where(np.isfinite(means), means, columns["loss"])
+    return loss
+
+
+def _lar_at_end(lar: Vector) -> tuple[float, float]:
+    values = lar[np.isfinite(lar)][-LAST_READINGS:]
+    return float(values.mean()), float(noise(values) / np.sqrt(values.size))
+
+
+def _until(columns: dict[str, Vector], step: int) -> dict[str, Vector]:
+    kept = columns["step"] <= step
+    return {name: values[kept] for name, values in columns.items()}
+
+
+def _defined(columns: dict[str, Vector], name: str) -> bool:
+    return bool(np.isfinite(columns[name]).sum() >= LAST_READINGS)
+
+
+def _first(values: Vector) -> int | None:
+    known = values[np.isfinite(values)]
+    return int(known[0]) if known.size else None
