@@ -1,4 +1,4 @@
-"""Ranking: by the estimated held-out loss where passes can be seen, by LAR elsewhere; what compares badly is refused."""
+"""Ranking: by the estimated held-out loss where passes can be seen, by LAR elsewhere; bad comparisons are refused."""
 
 import json
 import math
