@@ -849,6 +849,27 @@ def test_resuming_at_a_checkpoint_supersedes_what_came_after(tmp_path):
     assert next(event["step"] for event in run.events if event["event"] == "resume") == 5
 
 
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_mean_loss_goes_on_from_a_checkpoint_between_readings(bad):
+    losses = [torch.tensor(1 / (3 + step)) for step in range(9)]
+    if bad:
+        losses[5] = torch.tensor(float("nan"))
+    means, state, checkpoint = [], {}, 6  # readings are at steps 0, 4 and 8
+    for resumed in (False, True):
+        model = Net()
+        with watch(model, every=4) as monitor:
+            if resumed:
+                monitor.load_state_dict(json.loads(json.dumps(state, allow_nan=False)))
+            for step in range(checkpoint if resumed else 0, 9):
+                if step == checkpoint:
+                    state = monitor.state_dict()
+                model(tokens_of(step))
+                readings = monitor.step(loss=losses[step])
+        means.append(readings.main.loss_mean)
+    assert means[0] == means[1]
+    assert (means[0] is None) == bad
+
+
 def test_resuming_without_a_state_goes_on_after_the_last_reading(tmp_path):
     path = tmp_path / "run"
     train_and_record(path, 5, every=2, layers=["unembedding", "body"])

@@ -7,6 +7,7 @@ and the readings go to the run log and to the caller.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -312,12 +313,22 @@ class Monitor:
         self._recorder.observe(site, weight, inputs, outputs=outputs, bias=bias, mask=mask)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep so that `load_state_dict()` can go on: step, tokens seen, the detector's state.
+        """What a checkpoint has to keep so that `load_state_dict()` can go on.
+
+        Step, tokens seen, the losses since the last reading (a sum, null if it is not finite, and a count), the
+        detector's state.
 
         Numbers, texts and lists, as strict JSON and `torch.save` can hold them.
         """
         seen = {site: list(pair) for site, pair in self._tokens_seen.items()}
-        return {"version": 1, "step": self._step, "tokens_seen": seen, "detector": self._detector.state_dict()}
+        total, count = self._losses
+        return {
+            "version": 1,
+            "step": self._step,
+            "tokens_seen": seen,
+            "losses": [finite(float(total)), count],
+            "detector": self._detector.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at the step of a checkpoint; readings in the run from that step on are superseded.
@@ -331,7 +342,8 @@ class Monitor:
             raise InputError(f"state: expected what Monitor.state_dict() gives (version 1), found {dict(state)!r}")
         self._step = state["step"]
         self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in state["tokens_seen"].items()}
-        self._losses = (0.0, 0)
+        total, count = state.get("losses", (0.0, 0))
+        self._losses = (math.nan if total is None else total, count)
         if self._writer is not None and self._writer.last is not None:
             self._resume_at = self._step
         if state.get("detector") is not None:
