@@ -103,7 +103,7 @@ DATA = Path(__file__).parent / "data"
             "overfitting (decline regime) at step 1,490, since step 670",
         ),
         (["modadd59_wd0.jsonl"], 3, "memorizing (grokking regime) at step 1,490, since step 90"),
-        (["modadd59_wd1.jsonl"], 0, "generalizing (grokking regime) at step 1,490, since step 580"),
+        (["modadd59_wd1.jsonl"], 0, "generalizing (grokking regime) at step 1,490, since step 520"),
         (["lm_fresh.jsonl"], 0, "healthy (decline regime) at step 1,490, since step 0"),
         (["lm_repeat200k.jsonl"], 4, "undecidable (decline regime) at step 1,490, since step 100"),
         (["modadd59_wd1.jsonl", "--regime", "decline"], 4, "undecidable (decline regime) at step 1,490, since step 10"),

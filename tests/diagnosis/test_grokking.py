@@ -80,7 +80,8 @@ def test_evidence_of_the_generalized_dimension():
     assert verdict.evidence["plateau"] == pytest.approx(0.557, abs=1e-3)
     assert verdict.evidence["rise"] == pytest.approx(0.167, abs=1e-3)
     assert set(verdict.evidence) == {
-        "plateau", "rise", "level", "generalized_k", "k_ratio", "effective_dim", "loss", "loss_limit", "epoch",
+        "plateau", "rise", "level", "generalized_k", "k_ratio", "steepness", "effective_dim", "loss", "loss_limit",
+        "epoch",
     }  # fmt: skip
     assert "not yet fitted on the benchmark" in verdict.basis[1]
 
@@ -94,9 +95,35 @@ def test_a_language_model_that_does_not_interpolate_is_not_judged():
 # The rule ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_rise_is_not_generalization():
-    changes, _ = outcomes(by_hand(np.linspace(0.55, 0.59, 2000)))
+def drifting(power, readings):
+    """LAR of a network whose k falls with this power of the step from step 200 on."""
+    steps = 10 * np.arange(readings)
+    return 0.55 + power * np.log(np.maximum(steps, 200) / 200) / (2 * np.log(64))
+
+
+def test_a_slow_rise_is_not_generalization_and_a_steep_one_is():
+    changes, detector = outcomes(by_hand(drifting(0.2, 400)))
     assert [outcome for _, outcome in changes] == ["undecidable", "memorizing"]
+    assert detector.verdict.evidence["k_ratio"] == pytest.approx(20**-0.2, abs=0.01)
+    assert detector.verdict.evidence["steepness"] == pytest.approx(0.2, abs=0.01)
+    assert detector.verdict.reason.endswith("a slow drift.")
+    changes, _ = outcomes(by_hand(drifting(0.6, 100)))
+    assert [outcome for _, outcome in changes] == ["undecidable", "memorizing", "generalizing"]
+    assert 200 * 0.75 ** (-1 / 0.6) < changes[2][0] < 500
+
+
+def test_where_k_has_fallen_to_half_no_steepness_is_asked_for():
+    changes, _ = outcomes(by_hand(drifting(0.3, 400)))
+    assert [outcome for _, outcome in changes] == ["undecidable", "memorizing", "generalizing"]
+    assert changes[2][0] > 200 * 0.5 ** (-1 / 0.3)
+
+
+def test_a_loss_that_leaps_now_and_then_is_still_interpolation():
+    readings = by_hand(np.full(100, 0.55))
+    readings[60:70] = [replace(reading, loss=2.0) for reading in readings[60:70]]
+    assert [outcome for _, outcome in outcomes(readings)[0]] == ["undecidable", "memorizing"]
+    readings[60:] = [replace(reading, loss=2.0) for reading in readings[60:]]
+    assert [outcome for _, outcome in outcomes(readings)[0]] == ["undecidable", "memorizing", "undecidable"]
 
 
 def test_a_rise_that_does_not_last_is_not_generalization():
@@ -154,10 +181,10 @@ def test_the_rule_is_a_function_of_signals_and_stands_by_what_it_said():
     signals, thresholds = detector.signals, detector.thresholds
     for previous in (None, "memorizing", "generalizing"):
         assert decide(signals, thresholds, previous)[0] == "generalizing"
-    between = replace(signals, k_ratio=0.7, k_ratio_held=0.7)
+    between = replace(signals, k_ratio=0.8, k_ratio_held=0.8)
     assert decide(between, thresholds, "generalizing")[0] == "generalizing"
     assert decide(between, thresholds, "memorizing")[0] == "memorizing"
-    strict = GrokThresholds(fall_of_k=0.1)
+    strict = GrokThresholds(fall_of_k=0.1, fall_alone=0.1)
     assert outcomes(recorded("modadd59_wd1"), GrokDetector(thresholds=strict))[0][-1][1] == "memorizing"
 
 
