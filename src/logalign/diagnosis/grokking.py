@@ -33,7 +33,7 @@ class GrokThresholds:
     """When a network counts as interpolating, memorizing, generalizing.
 
     Developed on eight trainings of modular addition (mod 59 and 67; MLPs and one-block transformers; AdamW with weight
-    decay 0 to 2; a fifth to half of all pairs; three of them are tests/data/modadd*.jsonl), not yet fitted on the
+    decay 0 to 1; a fifth to half of all pairs; three of them are tests/data/modadd*.jsonl), not yet fitted on the
     benchmark.
 
     Attributes:
