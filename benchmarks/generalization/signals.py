@@ -44,7 +44,7 @@ class Context:
 
     def baseline(self, name: str) -> Series:
         """The mean of the baselines' smoothed column, at the run's steps."""
-        if not self.baselines:
+        if not self.baselines or any(name not in each.columns for each in self.baselines):
             return np.full(len(self.run.columns["step"]), np.nan)
         curves = []
         for each in self.baselines:

@@ -32,7 +32,8 @@ def readings_of(run: Made) -> tuple[Reading, ...]:
         values = {name: _number(run.columns[name][i]) for name in (*FIELDS, *SPECTRAL) if name in run.columns}
         whole = {name: int(run.columns[name][i]) for name in WHOLE}
         energies = {name: _number(run.columns[f"energy_{name}"][i]) for name in ("weight", "input", "output")}
-        found.append(Reading(**whole, **values, energies=energies))
+        mean = _number(run.columns["train_loss"][i])
+        found.append(Reading(**whole, **values, energies=energies, loss_mean=mean))
     return tuple(found)
 
 

@@ -7,8 +7,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logalign import Reading
-from logalign.diagnosis.series import COLUMNS, Series, row_of
+from logalign.diagnosis.series import COLUMNS, Series
 from logalign.errors import InputError
+
+
+def row_of(reading):
+    """Step and columns of a reading, as a series keeps them."""
+    series = Series()
+    assert series.add(reading)
+    return [series.last_step, *(series.recent(name)[-1] for name in COLUMNS)]
+
+
+def test_the_loss_is_the_mean_since_the_reading_before_and_so_are_the_passes():
+    series = Series()
+    for step, epoch in ((0, 0.0), (10, 0.5), (20, 1.0), (30, 1.5)):
+        series.add(Reading(step=step, lar=0.5, epoch=epoch, loss=9.0, loss_mean=3.0))
+    assert series.recent("loss").tolist() == [3.0] * 4
+    # Of the ten steps up to step 20, with 20 steps a pass, one is of the second pass.
+    assert series.recent("completed").tolist() == pytest.approx([0, 0, 0.1, 1])
+    series.add(Reading(step=40, lar=0.5, epoch=2.0, loss=9.0))
+    assert (series.last("loss"), series.last("completed")) == (9.0, 2.0)
 
 
 def fed(*readings, recent=8, capacity=16):
@@ -40,7 +58,8 @@ def test_columns_of_a_reading():
     assert math.isnan(row.pop("lar_vocab_centered"))
     assert math.isnan(row.pop("lar_token_centered"))
     assert row == {
-        "step": 3, "lar": 0.5, "lar_centered": 0.4, "loss": 2.0, "epoch": 1.5, "lr": 1e-3, "tokens_seen": 4096,
+        "step": 3, "lar": 0.5, "lar_centered": 0.4, "loss": 2.0, "epoch": 1.5, "completed": 1.0, "lr": 1e-3,
+        "tokens_seen": 4096,
     }  # fmt: skip
 
 

@@ -16,8 +16,17 @@ import numpy as np
 
 from logalign.diagnosis.baseline import Axis, Baseline
 from logalign.diagnosis.curves import MEDIAN_EFFICIENCY, Curve, LogTrend
+from logalign.diagnosis.epochs import passes
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.trend import Vector, curvature, lr_changes, noise, running_median, slope
+from logalign.diagnosis.trend import (
+    MIN_SLOPE_READINGS,
+    Vector,
+    curvature,
+    lr_changes,
+    noise,
+    running_median,
+    slope,
+)
 
 MIN_BINS = 20
 """Bins of the history after the warm-up below which nothing is said of acceleration."""
@@ -25,6 +34,10 @@ MIN_SPAN = 2.0
 """From the end of the warm-up on: at least this factor in steps."""
 EVERY = 4
 """Bins of the history from one fit of its slopes to the next: they cost more than all else."""
+LATELY = 1.8
+"""Factor in steps over which LAR's decline is measured, so that it means the same early and late."""
+SPREAD_SKIPPED = 2
+SPREAD_SMOOTHING = 5
 X_COLUMN: Mapping[Axis, str] = {"tokens": "tokens_seen"}
 
 
@@ -70,6 +83,78 @@ class Trend:
     head_norm_growth: float | None
     lr_changed_at: float | None
     lr_known: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repetition:
+    """What a run that sees its data again has lately made of it: the least of the last readings.
+
+    Attributes:
+        memorization: Loss that was lost by seeing the same samples again, in nats per unit of log(step).
+        learning: Loss that was lost inside passes, in the same unit; negative where it rises there.
+        decline: LAR that was lost, per unit of log(step), over the last factor of 1.8 in steps.
+        steps_per_pass: The length of a pass.
+    """
+
+    memorization: float
+    learning: float
+    decline: float
+    steps_per_pass: float
+
+
+def repetition(series: Series, form: str, *, hold: int) -> Repetition | None:
+    """Learning and memorizing, told apart by what the training loss does inside passes and between them.
+
+    None where that cannot be seen at each of the last `hold` readings: no epoch or loss is recorded, too little has
+    been repeated so far, or a pass is hardly longer than the distance of readings.
+    """
+    steps, epochs, completed, losses, lar = series.past("epoch", "completed", "loss", form)
+    found = []
+    for end in range(steps.size - hold + 1, steps.size + 1):
+        seen = passes(steps[:end], epochs[:end], completed[:end], losses[:end]) if end > 0 else None
+        rate = lately(steps[:end], lar[:end])
+        if seen is None or rate is None:
+            return None
+        found.append((seen, -rate))
+    last = found[-1][0]
+    return Repetition(
+        memorization=min(seen.memorization for seen, _ in found),
+        learning=max(seen.learning for seen, _ in found),
+        decline=min(rate for _, rate in found),
+        steps_per_pass=last.steps_per_pass,
+    )
+
+
+def lately(steps: Vector, values: Vector) -> float | None:
+    """The slope of a curve in log(step) over the last factor of 1.8 in steps, by least squares on medians of three.
+
+    None for fewer than five readings.
+    """
+    if not steps.size or steps[-1] <= 0:
+        return None
+    first = int(np.searchsorted(steps, max(steps[-1] / LATELY, 1.0)))
+    x, y = steps[first:], values[first:]
+    known = np.isfinite(y)
+    x, y = x[known], running_median(y[known], 3)
+    if y.size < MIN_SLOPE_READINGS:
+        return None
+    u = np.log(x[1:-1])
+    u = u - u.mean()
+    return float(u @ y / (u @ u))
+
+
+def spread(series: Series, form: str, *, hold: int) -> float | None:
+    """By what factor k has grown since it was lowest, `n^(2 (highest LAR - LAR now))`: the least of the last `hold`.
+
+    LAR is a running median of five readings; the first of all readings, in which it rises from its initial value, are
+    left out. None where n is not recorded or there are too few readings.
+    """
+    _, lar = series.past(form)
+    lar = lar[np.isfinite(lar)][SPREAD_SKIPPED:]
+    smooth = running_median(lar, SPREAD_SMOOTHING)
+    if series.n is None or smooth.size < hold:
+        return None
+    return float(series.n ** (2 * (smooth.max() - smooth[-hold:].max())))
 
 
 def judged(series: Series, warm_up: float | None, count: int) -> slice:

@@ -10,20 +10,38 @@ Signals (`decline.py`) and rule (`decide`) are kept apart: the rule is a pure fu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from logalign.diagnosis.baseline import Axis, Baseline, first_epoch
-from logalign.diagnosis.decline import Deviation, Trend, deviation, fitted_bins, reaches, tokens_per_step, trend, x_of
+from logalign.diagnosis.decline import (
+    Deviation,
+    Repetition,
+    Trend,
+    deviation,
+    fitted_bins,
+    reaches,
+    repetition,
+    spread,
+    tokens_per_step,
+    trend,
+    x_of,
+)
 from logalign.diagnosis.judge import FROZEN, Judge, Judgment, frozen
-from logalign.diagnosis.series import FORM_NAMES
+from logalign.diagnosis.series import FORM_NAMES, Series
 from logalign.diagnosis.trend import lr_changes, warm_up_end
 from logalign.diagnosis.verdict import Number, Outcome
 from logalign.errors import InputError
 from logalign.readings import Reading
 
-RestsOn = Literal["epoch", "baseline", "acceleration", "nothing"]
+INTERPOLATION = 0.05
+"""Training loss, as a share of log m, under which a network interpolates its data."""
+SPREAD_FORM = "lar_vocab_centered"
+RestsOn = Literal["epoch", "baseline", "passes", "spread", "acceleration", "nothing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +80,12 @@ class OverfitThresholds:
     shortfall: float = 0.03
     shortfall_alarm: float = 0.06
     acceleration_sigmas: float = 3.0
+    memorization: float = 0.6
+    decline: float = 0.06
+    spread: float = 1.3
+    spread_alarm: float = 1.8
+    learning: float = 0.75
+    hold_repetition: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +105,10 @@ class OverfitSignals:
         deviation_loss: Of the training loss, a rival signal.
         schedule_difference: How the schedule differs from the baseline's, in words.
         lr_just_changed: Whether the learning rate changed materially within the readings that are smoothed.
+        repetition: What passes over the same data have lately made of the loss and of LAR.
+        spread: By what factor vocabulary-centered k has grown since it was lowest.
+        classifies: Whether the layer has no more outputs than inputs, as classifiers do and language models do not.
+        spent_early: Whether the training loss was under 5 % of log m when the warm-up ended.
         trend: The slow signals.
         why_no_baseline: Why this run's own first epoch gives none.
     """
@@ -97,6 +125,10 @@ class OverfitSignals:
     deviation_loss: Deviation | None
     schedule_difference: str | None
     lr_just_changed: bool
+    repetition: Repetition | None
+    spread: float | None
+    classifies: bool
+    spent_early: bool
     trend: Trend | None
     why_no_baseline: str | None
 
@@ -144,21 +176,74 @@ def decide(
         return "healthy", f"{reason}.", "epoch"
     if s.warm_up is None:
         return "undecidable", "the warm-up is not over: LAR moves fast in it, in every training.", "nothing"
+    found = [by(s, t, previous) for by in (_by_baseline, _by_passes, _by_spread, _by_acceleration)]
+    for outcome in ("overfitting", "approaching", "healthy"):
+        for conclusion in found:
+            if conclusion is not None and conclusion[0] == outcome:
+                return conclusion
+    undecidable = next((conclusion for conclusion in found if conclusion is not None), None)
+    return undecidable or ("undecidable", _why_undecidable(s, t), "nothing")
+
+
+Conclusion = tuple[Outcome, str, RestsOn]
+
+
+def _by_baseline(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
+    """How far LAR lies below the baseline: the first of the paper's two signals."""
     width = s.width(t)
-    if s.deviation is not None and width is not None and not (s.source == "first epoch" and s.lr_just_changed):
-        outcome = _by_deviation(s.deviation, width, t, previous)
-        said = f"LAR is {s.deviation.now:.3f} below {_baseline_words(s)}"
-        if outcome == "overfitting":
-            limit = max(t.overfitting, width)
-            return outcome, f"{said}, more than the {limit:.3f} that mark overfitting.", "baseline"
-        if outcome == "approaching":
-            return outcome, f"{said}, outside its band of {max(t.approaching, width):.3f}.", "baseline"
-        if width < t.overfitting:
-            return "healthy", f"LAR stays within {max(t.approaching, width):.3f} of {_baseline_words(s)}.", "baseline"
     if s.source is not None and not s.reached and previous in ("approaching", "overfitting"):
         return previous, "the baseline ends before this step, and so it was when it did.", "baseline"
-    by_acceleration = _by_acceleration(s, t, previous)
-    return by_acceleration if by_acceleration is not None else ("undecidable", _why_undecidable(s, t, width), "nothing")
+    if s.deviation is None or width is None or (s.source == "first epoch" and s.lr_just_changed):
+        return None
+    outcome = _by_deviation(s.deviation, width, t, previous)
+    said = f"LAR is {s.deviation.now:.3f} below {_baseline_words(s)}"
+    if outcome == "overfitting":
+        return outcome, f"{said}, more than the {max(t.overfitting, width):.3f} that mark overfitting.", "baseline"
+    if outcome == "approaching":
+        return outcome, f"{said}, outside its band of {max(t.approaching, width):.3f}.", "baseline"
+    if width < t.overfitting:
+        return "healthy", f"LAR stays within {max(t.approaching, width):.3f} of {_baseline_words(s)}.", "baseline"
+    return None
+
+
+def _by_passes(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
+    """Whether new directions come into use while the loss falls by seeing the same samples again."""
+    found = s.repetition
+    if found is None:
+        return None
+    keep = t.keep if previous in ("approaching", "overfitting") else 1.0
+    memorizes = found.memorization > keep * t.memorization
+    repeated = f"{found.memorization:.2f} nats per unit of log(step) from seeing the same samples again"
+    if memorizes and found.decline > keep * t.decline:
+        said = f"the training loss falls by {repeated}, and LAR by {found.decline:.3f}"
+        if found.learning < (t.learning if previous == "overfitting" else 0.0):
+            return "overfitting", f"{said}; inside a pass the loss rises.", "passes"
+        return "approaching", f"{said}; inside a pass the loss still falls.", "passes"
+    limit = f"LAR only by {found.decline:.3f}, and {t.decline:.3f} mark overfitting"
+    if not memorizes:
+        limit = f"{t.memorization:.2f} mark overfitting"
+    return "healthy", f"the training loss falls by {repeated}; {limit}.", "passes"
+
+
+def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
+    """In a classifier: whether it needs many more directions than it began with, as it does to fit single samples."""
+    if s.spread is None or not s.classifies or s.repetition is not None:
+        return None
+    said = f"vocabulary-centered k is {s.spread:.2f} times as large as when it was lowest"
+    if s.spread > (t.keep if previous == "overfitting" else 1.0) * t.spread_alarm:
+        return "overfitting", f"{said}: single samples are being fitted.", "spread"
+    if s.spread > (t.keep if previous in ("approaching", "overfitting") else 1.0) * t.spread:
+        return "approaching", f"{said}; {t.spread:.2f} mark overfitting.", "spread"
+    if s.spent_early:
+        return (
+            "undecidable",
+            (
+                "the training data were fitted within the first readings, before k could be seen to grow; take "
+                "readings more often."
+            ),
+            "nothing",
+        )
+    return "healthy", f"{said}; {t.spread:.2f} mark overfitting.", "spread"
 
 
 def _by_deviation(found: Deviation, width: float, t: OverfitThresholds, previous: Outcome | None) -> Outcome:
@@ -170,9 +255,8 @@ def _by_deviation(found: Deviation, width: float, t: OverfitThresholds, previous
     return "healthy"
 
 
-def _by_acceleration(
-    s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
-) -> tuple[Outcome, str, RestsOn] | None:
+def _by_acceleration(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
+    """Whether LAR's decline speeds up: the second of the paper's signals."""
     slow = s.trend
     keep = t.keep if previous in ("approaching", "overfitting") else 1.0
     keep_alarm = t.keep if previous == "overfitting" else 1.0
@@ -189,7 +273,8 @@ def _by_acceleration(
     return "approaching", f"{said}.", "acceleration"
 
 
-def _why_undecidable(s: OverfitSignals, t: OverfitThresholds, width: float | None) -> str:
+def _why_undecidable(s: OverfitSignals, t: OverfitThresholds) -> str:
+    width = s.width(t)
     if s.source is None:
         own = f" ({s.why_no_baseline})" if s.why_no_baseline else ""
         return f"there is no baseline{own}, and LAR's decline does not speed up: it may be healthy or not."
@@ -200,6 +285,15 @@ def _why_undecidable(s: OverfitSignals, t: OverfitThresholds, width: float | Non
     if s.source == "first epoch" and s.lr_just_changed:
         return "the learning rate has just changed, which moves LAR, too."
     return f"LAR is within the baseline's band, which is too wide to tell: {width:.3f}."
+
+
+def _spent(series: Series, warm_up: float | None) -> bool:
+    """Whether the last loss known before the warm-up ended is under 5 % of log m."""
+    if warm_up is None or series.m is None or series.m < 2:
+        return False
+    steps, losses = series.past("loss")
+    early = losses[(steps <= warm_up) & np.isfinite(losses)]
+    return bool(early.size) and bool(early[-1] < INTERPOLATION * math.log(series.m))
 
 
 def _baseline_words(s: OverfitSignals) -> str:
@@ -290,6 +384,10 @@ class OverfitDetector(Judge):
             deviation_loss=found["loss"],
             schedule_difference=None if self._difference is None else self._difference[0],
             lr_just_changed=bool(changes.size),
+            repetition=repetition(series, t.form, hold=t.hold_repetition),
+            spread=spread(series, SPREAD_FORM, hold=t.hold_repetition),
+            classifies=series.m is not None and series.n is not None and series.m <= series.n,
+            spent_early=_spent(series, warm_up),
             trend=self._slow_signals(axis),
             why_no_baseline=self._why_no_baseline,
         )

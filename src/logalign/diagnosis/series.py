@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from logalign.diagnosis.epochs import completed_passes
 from logalign.diagnosis.trend import History, Vector
 from logalign.errors import InputError
 from logalign.readings import Reading
@@ -29,8 +30,9 @@ FORM_NAMES = {
     "lar_token_centered": "token-centered LAR",
     "lar_centered": "centered LAR",
 }
-COLUMNS = (*FORMS, "loss", "lr", "epoch", "tokens_seen", "head_norm")
-"""What is kept of a reading; `head_norm` is the Frobenius norm of the layer's weight."""
+COLUMNS = (*FORMS, "loss", "lr", "epoch", "completed", "tokens_seen", "head_norm")
+"""What is kept of a reading: `loss` is the mean since the reading before, where that was recorded, `completed` how many
+passes over the data its samples had been through, `head_norm` the Frobenius norm of the layer's weight."""
 STATE_VERSION = 1
 POSSIBLE_LAR = (-2000.0, 1.01)
 """LAR is at most 1 but for rounding; an overlap above the smallest float64 keeps it above 1 - 1075 / log2(n)."""
@@ -79,6 +81,15 @@ class Series:
         """One column of the last readings, at most `count` of them; NaN where it is not known."""
         first = len(self._rows) - min(self._size, self._size if count is None else count)
         return self._rows[first:, 1 + COLUMNS.index(name)]
+
+    def past(self, *names: str) -> tuple[Vector, ...]:
+        """Steps and columns of the whole past: the last readings as they are, what was before them in coarser bins."""
+        history, own = self.history, self._rows[len(self._rows) - self._size :]
+        first = self.steps[0] if self._size else math.inf
+        before = int(np.searchsorted(history.rows()[:, 0], first, side="left"))
+        steps = np.concatenate([history.x[:before], own[:, 0]])
+        columns = [np.concatenate([history.column(name)[:before], own[:, 1 + COLUMNS.index(name)]]) for name in names]
+        return steps, *columns
 
     def last(self, name: str) -> float | None:
         """One number of the last reading; None where it is not known."""
@@ -129,13 +140,33 @@ class Series:
         if reading.lar is None or not _possible(reading.lar):
             self.skipped += 1
             return False
-        row = row_of(reading)
+        row = self._row(reading)
         self._rows[:-1] = self._rows[1:]
         self._rows[-1] = row
         self._size = min(self._size + 1, len(self._rows))
         self.filled = self.history.append(*row)
         self.taken += 1
         return True
+
+    def _row(self, reading: Reading) -> list[float]:
+        """Step and `COLUMNS` of a reading; NaN where a number is not known."""
+        values = {name: known(reading, name) for name in COLUMNS if name != "completed"}
+        values["completed"] = self._completed(reading, values["epoch"])
+        row = [float(reading.step)]
+        for name in COLUMNS:
+            value = values[name]
+            row.append(math.nan if value is None else value)
+        return row
+
+    def _completed(self, reading: Reading, epoch: float | None) -> float | None:
+        """Mean completed passes over the steps that the reading's loss is of."""
+        before, step = self.last("epoch"), self.last_step
+        if epoch is None:
+            return None
+        if reading.loss_mean is None or before is None or step is None or epoch < before:
+            return float(math.floor(epoch))
+        a_step = (epoch - before) / (reading.step - step)
+        return completed_passes(before + a_step, epoch + a_step)
 
     def state(self) -> dict[str, Any]:
         """All of it, as lists and numbers that strict JSON can hold."""
@@ -165,21 +196,14 @@ class Series:
         return series
 
 
-def row_of(reading: Reading) -> list[float]:
-    """Step and `COLUMNS` of a reading; NaN where a number is not known."""
-    row = [float(reading.step)]
-    for name in COLUMNS:
-        value = known(reading, name)
-        row.append(math.nan if value is None else value)
-    return row
-
-
 def known(reading: Reading, name: str) -> float | None:
-    """One of `COLUMNS` of a reading; None where it is missing, beyond 1e100, or a LAR that cannot be."""
+    """One of `COLUMNS` but `completed`; None where it is missing, beyond 1e100, or a LAR that cannot be."""
     if name == "head_norm":
         norm = reading.energies.get("weight") if reading.energies is not None else None
         return math.sqrt(norm) if norm is not None and 0 < norm <= LARGEST else None
     value = getattr(reading, name)
+    if name == "loss" and reading.loss_mean is not None:
+        value = reading.loss_mean
     if value is None or not abs(value) <= LARGEST or (name in FORMS and not _possible(value)):
         return None
     return float(value)
