@@ -3,7 +3,7 @@
     python -m benchmarks.generalization.cost
 
 A GPT of 4 layers, width 256 and a vocabulary of 32,768, batch 8 x 128; one thread. A reading is the head's hook and
-`Monitor.step()`; with spectra it includes the Gram matrices and their eigenvalues. WeightWatcher is its own `analyze()`.
+`Monitor.step()`; with spectra it includes the Gram matrices and their eigenvalues. WeightWatcher is its `analyze()`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUNDS = 5
 def main() -> None:
     """Measure in turns and print medians, and each as a share of a training step and of WeightWatcher."""
     torch.set_num_threads(1)
-    logging.getLogger("logalign").addHandler(logging.NullHandler())
+    logging.getLogger("logalign").setLevel(logging.WARNING)
     torch.manual_seed(0)
     model = GPT(vocabulary=VOCABULARY, width=WIDTH, layers=LAYERS, context=CONTEXT)
     tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT + 1))
