@@ -47,6 +47,12 @@ def test_where_passes_are_too_short_to_see_the_higher_lar_comes_first(tmp_path):
     assert [each.run for each in rank([clean, noisy, plain])] == [str(plain), str(noisy), str(clean)]
 
 
+def test_losses_compare_between_models_of_other_width(tmp_path):
+    wide = write(tmp_path / "wide.jsonl", steps_per_pass=50, n=128, loss=2.0)
+    narrow = write(tmp_path / "narrow.jsonl", steps_per_pass=50, n=32, loss=2.5)
+    assert [each.run for each in rank([narrow, wide])] == [str(wide), str(narrow)]
+
+
 def test_a_longer_run_is_judged_where_the_shorter_one_ends(tmp_path):
     long = write(tmp_path / "long.jsonl", readings=80, steps_per_pass=50, loss=2.0, drop=0.1)
     short = write(tmp_path / "short.jsonl", readings=40, steps_per_pass=50, loss=2.0, drop=0.1)
@@ -72,8 +78,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         rank([run, run])
     with pytest.raises(InputError, match=r"short\.jsonl: expected at least 10 readings .* found 3"):
         rank([run, write(tmp_path / "short.jsonl", readings=3)])
-    with pytest.raises(InputError, match="expected layers of one shape"):
-        rank([run, write(tmp_path / "other.jsonl", n=32)])
+    with pytest.raises(InputError, match=r"expected layers of one fan-in, .* found n = 32, 64"):
+        rank([run, write(tmp_path / "narrow.jsonl", n=32)])
+    with pytest.raises(InputError, match=r"expected layers of one vocabulary: .* found m = 100, 200"):
+        rank([run, write(tmp_path / "other.jsonl", m=200)])
     with pytest.raises(InputError, match=r"sparse\.jsonl: expected at least 10 readings up to step 390"):
         rank([run, write(tmp_path / "sparse.jsonl", every=100)])
     with pytest.raises(RunError, match="found nothing there"):

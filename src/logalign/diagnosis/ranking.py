@@ -14,13 +14,14 @@ task at equal steps: an estimate is of the training distribution of its own run.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from logalign.diagnosis.epochs import memorized
+from logalign.diagnosis.series import FORM_NAMES
 from logalign.diagnosis.trend import Vector, noise
 from logalign.errors import InputError
 from logalign.readings import UNEMBEDDING
@@ -79,8 +80,8 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None) -> list[Ranked]:
 
     Raises:
         RunError: a run cannot be read.
-        InputError: fewer than two runs, the same run twice, layers of different shape, or fewer than ten readings with
-            a defined LAR before the last step in common.
+        InputError: fewer than two runs, the same run twice, layers that do not compare (`scores`), or fewer than ten
+            readings with a defined LAR before the last step in common.
     """
     opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
     names = [str(run.path) for run in opened]
@@ -94,12 +95,6 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None) -> list[Ranked]:
         if np.isfinite(each["lar"]).sum() < LAST_READINGS:
             found = int(np.isfinite(each["lar"]).sum())
             raise InputError(f"{name}: expected at least {LAST_READINGS} readings with a defined LAR, found {found}")
-    shapes = {(_first(each["m"]), _first(each["n"])) for each in columns}
-    if len({shape for shape in shapes if None not in shape}) > 1:
-        raise InputError(
-            f"expected layers of one shape (m, n), found {', '.join(map(str, sorted(shapes, key=str)))}; "
-            "runs of different models are not compared"
-        )
     last = min(int(each["step"].max()) for each in columns)
     parts = [_until(each, last) for each in columns]
     for name, each in zip(names, parts, strict=True):
@@ -108,33 +103,49 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None) -> list[Ranked]:
                 f"{name}: expected at least {LAST_READINGS} readings up to step {last:,}, the last that all runs have, "
                 f"found {int(np.isfinite(each['lar']).sum())}"
             )
-    scored = _by_held_out_loss(parts)
-    quantity, best_first = HELD_OUT_LOSS, 1
-    if scored is None:
-        form = "lar_vocab_centered" if all(_defined(each, "lar_vocab_centered") for each in parts) else "lar"
-        quantity = "vocabulary-centered LAR" if form == "lar_vocab_centered" else "plain LAR"
-        scored, best_first = [_lar_at_end(each[form]) for each in parts], -1
+    quantity, scored = scores(parts)
     ranked = [
         Ranked(
             run=name, score=score, low=score - SIGMAS * error, high=score + SIGMAS * error, quantity=quantity, step=last
         )
         for name, (score, error) in zip(names, scored, strict=True)
     ]
-    return sorted(ranked, key=lambda each: (best_first * each.score, each.run))
+    less_is_better = quantity == HELD_OUT_LOSS
+    return sorted(ranked, key=lambda each: (each.score if less_is_better else -each.score, each.run))
 
 
-def _by_held_out_loss(parts: Sequence[dict[str, Vector]]) -> list[tuple[float, float]] | None:
-    """(estimate, standard error) of every run, or None where one of them cannot give it."""
-    scores = []
-    for columns in parts:
-        found = memorized(columns["epoch"], loss_of(columns))
-        if found is None:
-            return None
-        scores.append((found.held_out_loss, found.error))
-    return scores
+def scores(parts: Sequence[Mapping[str, Vector]]) -> tuple[str, list[tuple[float, float]]]:
+    """The quantity that several runs are compared by, and (score, standard error) of each.
+
+    Args:
+        parts: Columns of each run as `Run.columns()` gives them, up to the step at which all are judged.
+
+    Raises:
+        InputError: layers whose numbers do not compare: other vocabularies, or, where LAR decides, other fan-ins.
+    """
+    _check_equal(parts, "m", "one vocabulary: losses and LARs of different ones do not compare")
+    scored = [_held_out_loss(columns) for columns in parts]
+    known = [score for score in scored if score is not None]
+    if len(known) == len(parts):
+        return HELD_OUT_LOSS, known
+    _check_equal(parts, "n", "one fan-in, for LARs are compared here: passes are too short for an estimate of the loss")
+    form = "lar_vocab_centered" if all(_defined(each, "lar_vocab_centered") for each in parts) else "lar"
+    return FORM_NAMES[form], [_lar_at_end(each[form]) for each in parts]
 
 
-def loss_of(columns: dict[str, Vector]) -> Vector:
+def _check_equal(parts: Sequence[Mapping[str, Vector]], name: str, what: str) -> None:
+    found = sorted({value for columns in parts if (value := _first(columns[name])) is not None})
+    if len(found) > 1:
+        raise InputError(f"expected layers of {what}, found {name} = {', '.join(map(str, found))}")
+
+
+def _held_out_loss(columns: Mapping[str, Vector]) -> tuple[float, float] | None:
+    """The estimate with its standard error, or None where it cannot be had."""
+    found = memorized(columns["epoch"], loss_of(columns))
+    return None if found is None else (found.held_out_loss, found.error)
+
+
+def loss_of(columns: Mapping[str, Vector]) -> Vector:
     """The mean loss since the reading before, where it was recorded, else that of the reading's own step."""
     means = columns["loss_mean"]
     loss: Vector = np.where(np.isfinite(means), means, columns["loss"])
@@ -146,12 +157,12 @@ def _lar_at_end(lar: Vector) -> tuple[float, float]:
     return float(values.mean()), float(noise(values) / np.sqrt(values.size))
 
 
-def _until(columns: dict[str, Vector], step: int) -> dict[str, Vector]:
+def _until(columns: Mapping[str, Vector], step: int) -> dict[str, Vector]:
     kept = columns["step"] <= step
     return {name: values[kept] for name, values in columns.items()}
 
 
-def _defined(columns: dict[str, Vector], name: str) -> bool:
+def _defined(columns: Mapping[str, Vector], name: str) -> bool:
     return bool(np.isfinite(columns[name]).sum() >= LAST_READINGS)
 
 
