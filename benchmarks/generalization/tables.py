@@ -18,6 +18,7 @@ from benchmarks.generalization.configs import FAMILIES, is_for_fitting
 from benchmarks.generalization.score import Context, Detected, Interval, Signal
 from benchmarks.generalization.store import Made
 from benchmarks.generalization.truth import outcome, phases
+from logalign.diagnosis import ranking
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
 SCORED = ("language", "finetuning", "vision")
@@ -139,12 +140,22 @@ def group_of(run: Made) -> str:
 def ranking_table(found: Sequence[Context]) -> list[Row]:
     """(d) Spearman of each signal at the end with the final held-out loss, within groups of comparable runs."""
     groups = list(dict.fromkeys(group_of(c.run) for c in found if c.run.config.family in SCORED))
-    rows = []
+    compared = {group: compare_score([c for c in found if group_of(c.run) == group]) for group in groups}
+    rows = [{"signal": "**`logalign compare`**"} | {group: number(compared[group]) for group in groups}]
     for name, signal in ALL_SIGNALS.items():
         scores = score.ranking([c for c in found if c.run.config.family in SCORED], signal, group_of)
         row = {"signal": name} | {group: number(scores.get(group, math.nan)) for group in groups}
         rows.append(row)
     return rows
+
+
+def compare_score(found: Sequence[Context]) -> float:
+    """Spearman of the order of `logalign compare`, best first, with the final held-out losses."""
+    columns = [{**c.run.columns, "loss_mean": c.run.columns["train_loss"]} for c in found]
+    quantity, scored = ranking.scores(columns)
+    sign = 1.0 if quantity == ranking.HELD_OUT_LOSS else -1.0
+    order = np.array([sign * each for each, _ in scored])
+    return score.spearman(order, np.array([c.run.truth["val_final"] for c in found]))
 
 
 def dimension_table(runs: Sequence[Made]) -> list[Row]:
