@@ -12,6 +12,7 @@ import numpy as np
 from logalign.errors import InputError
 from logalign.readings import UNEMBEDDING, Reading
 from logalign.report import figures
+from logalign.report.names import short_names
 from logalign.report.page import Section, write_page
 from logalign.runlog import Run, open_run
 
@@ -59,7 +60,7 @@ def write_run_report(runs: Sequence[str | os.PathLike[str] | Run], out: str | os
     for run in opened:
         if not run.readings:
             raise InputError(f"{run.path}: expected at least one reading to draw, found none yet")
-    names = _names(opened)
+    names = short_names([run.path for run in opened])
     title = names[0] if len(opened) == 1 else f"{len(opened)} runs"
     lead = "\n\n".join(_in_words(run, name if len(opened) > 1 else "") for run, name in zip(opened, names, strict=True))
     sections = [*_curves(opened, names), *_sites(opened)]
@@ -69,16 +70,6 @@ def write_run_report(runs: Sequence[str | os.PathLike[str] | Run], out: str | os
     sections += [Section("How to read this", HOW_TO_READ), Section("Limits", LIMITS)]
     facts = _facts(opened[0]) if len(opened) == 1 else {}
     return write_page(out, title=f"Log-alignment ratio: {title}", lead=lead, sections=sections, facts=facts)
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """The shortest endings of the runs' paths that tell them apart."""
-    paths = [run.path.resolve().parts for run in runs]
-    for length in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(parts[-length:]) for parts in paths]
-        if len(set(names)) == len(names):
-            return names
-    raise InputError(f"expected different runs; {runs[0].path} and others are the same one given twice")
 
 
 def _site_names(run: Run) -> list[str]:

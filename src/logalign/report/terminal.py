@@ -10,6 +10,7 @@ from rich.text import Text
 
 from logalign.diagnosis.ranking import HELD_OUT_LOSS, Ranked
 from logalign.diagnosis.verdict import Outcome, Verdict, shown
+from logalign.report.names import short_names
 
 STYLES: dict[Outcome, str] = {
     "healthy": "bold green",
@@ -65,22 +66,22 @@ def print_ranking(ranked: Sequence[Ranked], *, console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("", justify="right")
     table.add_column("run", overflow="fold")
-    table.add_column(f"{best.quantity} ({'less' if less_is_better else 'more'} is better)", justify="right")
+    table.add_column(best.quantity, justify="right")
     table.add_column("95 %", justify="right")
     table.add_column("order")
-    for place, each in enumerate(ranked, 1):
+    for place, (each, name) in enumerate(zip(ranked, short_names([each.run for each in ranked]), strict=True), 1):
         after = ranked[place] if place < len(ranked) else None
         sure = after is None or (each.high < after.low if less_is_better else each.low > after.high)
         table.add_row(
             str(place),
-            Text(each.run),
+            Text(name),
             f"{each.score:.3f}",
             f"{each.low:.3f} to {each.high:.3f}",
             "" if sure else "could change with the next",
         )
     console.print(table)
     console.print(
-        f"At step {best.step:,}, the last that all runs have. The intervals are the scatter of readings; runs of other "
-        "seeds lie farther apart.",
+        f"At step {best.step:,}, the last that all runs have; {'less' if less_is_better else 'more'} is better. The "
+        "intervals are the scatter of readings; runs of other seeds lie farther apart.",
         soft_wrap=True,
     )
