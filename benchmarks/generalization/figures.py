@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.generalization import score, signals, tables, verdicts
-from benchmarks.generalization.configs import is_for_fitting
 from benchmarks.generalization.score import Context
 from benchmarks.generalization.store import Made
 from benchmarks.generalization.truth import outcome, phases
@@ -41,16 +40,13 @@ def draw(runs: Sequence[Made], folder: Path = FOLDER) -> list[Path]:
 
 def leads(found: Sequence[Context]) -> Figure:
     """When alarms come, in epochs before the lowest held-out loss: logalign, and the rivals that find most on time."""
-    fit = [c for c in found if is_for_fitting(c.run.config) and c.run.config.family in tables.SCORED]
-    test = [c for c in found if not is_for_fitting(c.run.config) and c.run.config.family in tables.SCORED]
+    fit = [c for c in found if tables.is_for_fitting(c.run.config) and c.run.config.family in tables.SCORED]
+    test = [c for c in found if not tables.is_for_fitting(c.run.config) and c.run.config.family in tables.SCORED]
     rows = {
         "logalign, no baseline": verdicts.detection(test, with_baseline=False),
         "logalign, with baseline": verdicts.detection(test, with_baseline=True),
     }
-    rivals = {
-        name: score.detection(test, signal, score.fit_threshold(fit, signal))
-        for name, signal in tables.ALL_SIGNALS.items()
-    }
+    rivals = {name: tables.rival(tuple(fit), tuple(test), name) for name in tables.ALL_SIGNALS}
     best = sorted(rivals, key=lambda name: -sum(each.verdict == "on time" for each in rivals[name]))[:SHOWN_RIVALS]
     rows |= {name: rivals[name] for name in best}
     total = sum(outcome(context.run) == "overfit" for context in test)
@@ -94,10 +90,9 @@ def across(found: Sequence[Context]) -> Figure:
         figure = Figure(figsize=(7.5, 4.2), layout="constrained")
         axes = figure.subplots(1, len(tables.SCORED), sharey=True)
         for ax, family in zip(axes, tables.SCORED, strict=True):
-            mine = [c for c in found if c.run.config.family == family]
+            mine = tuple(c for c in found if c.run.config.family == family)
             for y, name in enumerate(shown):
-                at_end = score.at_share(mine, tables.ALL_SIGNALS[name], 1.0)
-                each = score.across_runs(at_end, partial=True, within_recipe=True)
+                each = tables.across(mine, name, partial=True)
                 if math.isfinite(each.value):
                     color = COLORS["plain"] if name.startswith("LAR") else COLORS["baseline"]
                     ax.plot([each.low, each.high], [y, y], color=color)

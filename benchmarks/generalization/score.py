@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -23,6 +24,7 @@ EARLY_EPOCHS, LATE_EPOCHS = 1.0, 0.5
 TOLERATED_READINGS = 5  # the same in readings, where an epoch has fewer
 SHARES = (0.25, 0.5, 0.75, 1.0)
 BOOTSTRAPS = 1000
+FEWEST_RUNS = 8  # that a correlation across runs is taken over
 
 Signal = Callable[[Context], Series]
 
@@ -96,43 +98,44 @@ def across_runs(table: Table, *, partial: bool, within_recipe: bool) -> Interval
     schedule are then compared. Partial correlations are of ranks, by least squares.
     """
 
-    def score(rows: np.ndarray) -> float:
-        columns = [table.signal[rows], table.gap[rows], table.loss[rows], table.epoch[rows]]
-        if within_recipe:
-            columns = [_without_group_mean(column, table.group[rows]) for column in columns]
-        if not partial:
-            return spearman(columns[0], columns[1])
-        return partial_spearman(columns[0], columns[1], columns[2:])
+    columns = [table.signal, table.gap, *((table.loss, table.epoch) if partial else ())]
+    values = np.append(np.stack(columns), np.full((len(columns), 1), np.nan), axis=1)  # row -1 is no run
+    group = np.append(np.unique(table.group, return_inverse=True)[1], 0)
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        drawn = np.moveaxis(values[:, rows], 0, -2)
+        return _rank_correlation(_without_group_means(drawn, group[rows]) if within_recipe else drawn)
 
     known = np.flatnonzero(np.isfinite(table.signal) & np.isfinite(table.gap))
-    if known.size < 8:
+    if known.size < FEWEST_RUNS:
         return Interval(math.nan, math.nan, math.nan, int(known.size))
     low, high = bootstrap(known, table.configuration, score)
-    return Interval(score(known), low, high, int(known.size))
+    return Interval(float(score(known)), low, high, int(known.size))
 
 
 def bootstrap(
-    rows: np.ndarray, clusters: np.ndarray, score: Callable[[np.ndarray], float], *, repeats: int = BOOTSTRAPS
+    rows: np.ndarray, clusters: np.ndarray, score: Callable[[np.ndarray], np.ndarray], *, repeats: int = BOOTSTRAPS
 ) -> tuple[float, float]:
-    """The 95 % interval of a score when whole configurations are drawn with replacement."""
-    generator = np.random.default_rng(0)
-    by_cluster = [rows[clusters[rows] == name] for name in np.unique(clusters[rows])]
-    scores = []
-    for _ in range(repeats):
-        drawn = generator.integers(0, len(by_cluster), len(by_cluster))
-        scores.append(score(np.concatenate([by_cluster[i] for i in drawn])))
-    low, high = np.nanpercentile(scores, [2.5, 97.5])
+    """The 95 % interval of a score when whole configurations are drawn with replacement.
+
+    `score` takes rows [repeats, L], in which -1 is none, and gives a score for each repeat.
+    """
+    members = [rows[clusters[rows] == name] for name in np.unique(clusters[rows])]
+    size = max(len(each) for each in members)
+    padded = np.array([np.pad(each, (0, size - len(each)), constant_values=-1) for each in members])
+    drawn = np.random.default_rng(0).integers(0, len(members), (repeats, len(members)))
+    scores = score(padded[drawn].reshape(repeats, -1))
+    scores = scores[np.isfinite(scores)]
+    if not scores.size:
+        return math.nan, math.nan
+    low, high = np.percentile(scores, [2.5, 97.5])
     return float(low), float(high)
 
 
 def alarm(values: Series, threshold: float) -> int | None:
     """The first reading at which the last three lie above the threshold."""
-    above = np.nan_to_num(values, nan=-np.inf) > threshold
-    above[:WARM_UP_READINGS] = False
-    for i in range(IN_A_ROW - 1, len(above)):
-        if above[i - IN_A_ROW + 1 : i + 1].all():
-            return i
-    return None
+    found = int(_first_above(_sustained(values), threshold))
+    return found if found < len(values) else None
 
 
 @dataclass(frozen=True)
@@ -179,21 +182,29 @@ def fit_threshold(found: Sequence[Context], signal: Signal, *, candidates: int =
     NaN where the signal is undefined on all runs.
     """
     series = [(context.run, signal(context)) for context in found]
-    levels = [_sustained(values) for _, values in series]
-    highest = [level for (run, _), level in zip(series, levels, strict=True) if outcome(run) == "healthy"]
     finite = np.concatenate([values[np.isfinite(values)] for _, values in series])
     if finite.size == 0:
         return math.nan
+    highest = [_sustained(values)[-1] for run, values in series if outcome(run) == "healthy"]
     quiet = max([level for level in highest if math.isfinite(level)], default=float(finite.min()))
     above = finite[finite >= quiet]
     choices = np.unique(np.concatenate([[quiet], np.quantile(above, np.linspace(0, 1, candidates))]))
+    on_time, late, early = (np.zeros(len(choices), dtype=int) for _ in range(3))
+    for run, values in series:
+        if outcome(run) == "overfit":
+            verdicts = _verdict_by_reading(run)[_first_above(_sustained(values), choices)]
+            on_time += verdicts == "on time"
+            late += verdicts == "late"
+            early += verdicts == "early"
+    worth = list(zip(on_time, on_time + late - early, strict=True))
+    return float(choices[max(range(len(choices)), key=worth.__getitem__)])
 
-    def worth(threshold: float) -> tuple[int, int]:
-        verdicts = [judge(run, alarm(values, threshold)).verdict for run, values in series if outcome(run) == "overfit"]
-        on_time = verdicts.count("on time")
-        return on_time, on_time + verdicts.count("late") - verdicts.count("early")
 
-    return float(max(choices, key=worth))
+@cache
+def _verdict_by_reading(run: Made) -> np.ndarray:
+    """The verdict on an alarm at each reading, and last the one on none."""
+    readings = [*range(len(run.columns["step"])), None]
+    return np.array([judge(run, reading).verdict for reading in readings])
 
 
 def detection(found: Sequence[Context], signal: Signal, threshold: float) -> list[Detected]:
@@ -220,26 +231,31 @@ def wilson(count: int, of: int) -> Interval:
 
 def spearman(x: Series, y: Series) -> float:
     """Spearman's rank correlation where both are defined; NaN where it is undefined."""
-    known = np.isfinite(x) & np.isfinite(y)
-    x, y = x[known], y[known]
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    return float(stats.spearmanr(x, y).statistic)
+    return partial_spearman(x, y, ())
 
 
 def partial_spearman(x: Series, y: Series, given: Sequence[Series]) -> float:
     """Correlation of the ranks of x and y once the ranks of others are taken out of both by least squares."""
-    known = np.isfinite(x) & np.isfinite(y) & np.all([np.isfinite(each) for each in given], axis=0)
-    if known.sum() < 3 + len(given):
-        return math.nan
-    others = np.stack([np.ones(known.sum()), *(stats.rankdata(each[known]) for each in given)], axis=1)
-    residuals = []
-    for values in (x, y):
-        ranks = stats.rankdata(values[known])
-        residuals.append(ranks - others @ np.linalg.lstsq(others, ranks, rcond=None)[0])
-    if min(np.ptp(residual) for residual in residuals) < 1e-9:
-        return math.nan
-    return float(np.corrcoef(*residuals)[0, 1])
+    return float(_rank_correlation(np.stack([x, y, *given])))
+
+
+def _rank_correlation(columns: np.ndarray) -> np.ndarray:
+    """Partial rank correlation [...] of columns [..., C, L]: of the first two, given the others, where all are defined.
+
+    NaN where fewer than C + 1 rows are, or where nothing but rounding is left of one of the two.
+    """
+    known = np.isfinite(columns).all(axis=-2, keepdims=True)
+    count = known.sum(axis=-1, keepdims=True)
+    ranks = stats.rankdata(np.where(known, columns, np.inf), axis=-1)  # the undefined rank last, and do not count
+    means = np.where(known, ranks, 0).sum(axis=-1, keepdims=True) / np.maximum(count, 1)
+    ranks = np.where(known, ranks - means, 0)
+    pair, given = ranks[..., :2, :], ranks[..., 2:, :]
+    products = np.linalg.pinv(given @ _turned(given), rcond=1e-12, hermitian=True) @ (given @ _turned(pair))
+    left = pair - _turned(products) @ given
+    x, y = left[..., 0, :], left[..., 1, :]
+    defined = (count[..., 0, 0] > columns.shape[-2]) & (np.abs(left).max(axis=-1) > 1e-6).all(axis=-1)
+    spread = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
+    return np.where(defined, (x * y).sum(axis=-1) / np.where(defined, spread, 1), np.nan)
 
 
 def shares(found: Sequence[Detected]) -> Mapping[str, Interval]:
@@ -253,18 +269,30 @@ def shares(found: Sequence[Detected]) -> Mapping[str, Interval]:
     return {**by_verdict, "false alarm": wilson(sum(e.verdict == "false alarm" for e in healthy), len(healthy))}
 
 
-def _sustained(values: Series) -> float:
-    """The highest threshold that would raise an alarm: the largest minimum of three readings in a row."""
+def _sustained(values: Series) -> Series:
+    """At each reading, the threshold under which an alarm has been raised by then.
+
+    It is the largest minimum so far of three readings in a row, after the first readings.
+    """
     values = np.where(np.arange(len(values)) < WARM_UP_READINGS, -np.inf, np.nan_to_num(values, nan=-np.inf))
-    if len(values) < IN_A_ROW:
-        return -math.inf
-    windows = np.lib.stride_tricks.sliding_window_view(values, IN_A_ROW)
-    return float(windows.min(axis=1).max())
-
-
-def _without_group_mean(values: Series, group: np.ndarray) -> Series:
-    found = values.copy()
-    for name in np.unique(group):
-        rows = group == name
-        found[rows] -= np.nanmean(values[rows]) if np.isfinite(values[rows]).any() else 0.0
+    padded = np.concatenate([np.full(IN_A_ROW - 1, -np.inf), values])
+    lowest = np.lib.stride_tricks.sliding_window_view(padded, IN_A_ROW).min(axis=1)
+    found: Series = np.maximum.accumulate(lowest)
     return found
+
+
+def _first_above(sustained: Series, thresholds: float | Series) -> np.ndarray:
+    """The first reading above each threshold; one past the last where there is none."""
+    return np.searchsorted(sustained, thresholds, side="right")
+
+
+def _without_group_means(columns: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Columns [..., C, L] less the mean of the defined values of their group, given as whole numbers [..., L]."""
+    known = np.isfinite(columns)
+    belongs = np.eye(group.max() + 1)[group]  # [..., L, groups]
+    sums, counts = np.where(known, columns, 0) @ belongs, known @ belongs
+    return columns - (sums / np.maximum(counts, 1)) @ _turned(belongs)
+
+
+def _turned(matrices: np.ndarray) -> np.ndarray:
+    return np.swapaxes(matrices, -1, -2)

@@ -60,8 +60,8 @@ def trailing_mean(values: Series, readings: int = SMOOTHING) -> Series:
     known = np.isfinite(values)
     sums = np.cumsum(np.where(known, values, 0.0))
     counts = np.cumsum(known).astype(float)
-    before_sums = np.concatenate([np.zeros(readings), sums[:-readings]])
-    before_counts = np.concatenate([np.zeros(readings), counts[:-readings]])
+    before_sums = np.concatenate([np.zeros(readings), sums])[: len(sums)]
+    before_counts = np.concatenate([np.zeros(readings), counts])[: len(counts)]
     with np.errstate(invalid="ignore", divide="ignore"):
         mean: Series = (sums - before_sums) / (counts - before_counts)
     return mean
@@ -75,7 +75,7 @@ def slope(context: Context, name: str, readings: int = 15) -> Series:
         part = slice(i - readings + 1, i + 1)
         known = np.isfinite(values[part])
         if known.sum() >= readings // 2:
-            found[i] = 100 * np.polyfit(steps[part][known], values[part][known], 1)[0]
+            found[i] = 100 * _least_squares_slope(steps[part][known], values[part][known])
     return found
 
 
@@ -88,8 +88,13 @@ def log_slope(context: Context, name: str, factor: float = 1.5) -> Series:
         part = slice(max(first, 1), i + 1)
         known = np.isfinite(values[part])
         if known.sum() >= 5:
-            found[i] = np.polyfit(np.log(steps[part][known]), values[part][known], 1)[0]
+            found[i] = _least_squares_slope(np.log(steps[part][known]), values[part][known])
     return found
+
+
+def _least_squares_slope(x: Series, y: Series) -> float:
+    centered = x - x.mean()
+    return float(centered @ y / (centered @ centered))
 
 
 def fall_from_peak(context: Context, name: str) -> Series:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.generalization import score, signals, verdicts
-from benchmarks.generalization.configs import FAMILIES, is_for_fitting
+from benchmarks.generalization import configs, score, signals, verdicts
+from benchmarks.generalization.configs import FAMILIES
 from benchmarks.generalization.score import Context, Detected, Interval, Signal
 from benchmarks.generalization.store import Made
 from benchmarks.generalization.truth import outcome, phases
@@ -22,7 +22,11 @@ from logalign.diagnosis import ranking
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
 SCORED = ("language", "finetuning", "vision")
-ALL_SIGNALS: dict[str, Signal] = {**signals.WITHOUT_BASELINE, **signals.WITH_BASELINE}
+is_for_fitting = cache(configs.is_for_fitting)
+# Each is taken once of a run, for all tables and figures.
+ALL_SIGNALS: dict[str, Signal] = {
+    name: cache(signal) for name, signal in {**signals.WITHOUT_BASELINE, **signals.WITH_BASELINE}.items()
+}
 
 Row = dict[str, str]
 Tables = dict[str, list[Row]]
@@ -82,16 +86,20 @@ def within_table(found: Sequence[Context]) -> list[Row]:
 def across_table(found: Sequence[Context]) -> list[Row]:
     """(b) Spearman with the gap across runs of one recipe at the end, and given training loss and epoch."""
     rows = []
-    for name, signal in ALL_SIGNALS.items():
+    for name in ALL_SIGNALS:
         row = {"signal": name}
         for family in SCORED:
-            table = score.at_share([c for c in found if c.run.config.family == family], signal, 1.0)
-            plain = score.across_runs(table, partial=False, within_recipe=True)
-            given = score.across_runs(table, partial=True, within_recipe=True)
-            row[family] = interval(plain)
-            row[f"{family}, given loss and epoch"] = interval(given)
+            mine = tuple(c for c in found if c.run.config.family == family)
+            row[family] = interval(across(mine, name, partial=False))
+            row[f"{family}, given loss and epoch"] = interval(across(mine, name, partial=True))
         rows.append(row)
     return rows
+
+
+@cache
+def across(found: tuple[Context, ...], name: str, *, partial: bool) -> Interval:
+    """(b) of one signal at the end of the runs, within recipes."""
+    return score.across_runs(score.at_share(found, ALL_SIGNALS[name], 1.0), partial=partial, within_recipe=True)
 
 
 def detection_table(fitting: Sequence[Context], testing: Sequence[Context]) -> list[Row]:
@@ -102,10 +110,15 @@ def detection_table(fitting: Sequence[Context], testing: Sequence[Context]) -> l
         _detection_row("**logalign, no baseline**", verdicts.detection(test, with_baseline=False)),
         _detection_row("**logalign, with baseline**", verdicts.detection(test, with_baseline=True)),
     ]
-    for name, signal in ALL_SIGNALS.items():
-        threshold = score.fit_threshold(fit, signal)
-        rows.append(_detection_row(name, score.detection(test, signal, threshold)))
+    rows += [_detection_row(name, rival(tuple(fit), tuple(test), name)) for name in ALL_SIGNALS]
     return rows
+
+
+@cache
+def rival(fitting: tuple[Context, ...], testing: tuple[Context, ...], name: str) -> list[Detected]:
+    """(c) What one signal, with the threshold fitted on some runs, says of others."""
+    signal = ALL_SIGNALS[name]
+    return score.detection(testing, signal, score.fit_threshold(fitting, signal))
 
 
 def families_table(found: Sequence[Context]) -> list[Row]:
@@ -203,13 +216,13 @@ def phases_table(found: Sequence[Context]) -> list[Row]:
         solve = never = found_in_time = wrongly = memorized = missed = 0
         delays = []
         for context in mine:
-            true, said = phases(context.run), verdicts.verdicts(context, with_baseline=False)
-            generalizing = verdicts.first_alarm(said, ("generalizing",))
+            true, said = phases(context.run), verdicts.outcomes(context, with_baseline=False)
+            generalizing = verdicts.first_of(said, ("generalizing",))
             at = None if generalizing is None else int(context.run.columns["step"][generalizing])
             if true.solved is None or true.begins is None:
                 never += 1
                 wrongly += at is not None
-                memorized += said[-1].outcome == "memorizing"
+                memorized += said[-1] == "memorizing"
             else:
                 solve += 1
                 missed += at is None

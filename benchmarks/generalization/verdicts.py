@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from benchmarks.generalization.store import Made
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Detector
 from logalign.diagnosis.overfitting import OverfitDetector
-from logalign.diagnosis.verdict import Verdict
+from logalign.diagnosis.verdict import Outcome, Verdict
 from logalign.errors import InputError
 from logalign.readings import Reading
 
@@ -60,14 +62,43 @@ def verdicts(context: Context, *, with_baseline: bool, detector: type = Detector
         raise RuntimeError(f"{context.run.name}: {error}") from error
 
 
-def first_alarm(found: Sequence[Verdict], outcomes: Sequence[str] = ALARMS) -> int | None:
-    """The first reading whose verdict is one of these."""
-    return next((i for i, verdict in enumerate(found) if verdict.outcome in outcomes), None)
+Judged = tuple[Made, tuple[Made, ...]]
+_outcomes: dict[Judged, tuple[Outcome, ...]] = {}
+
+
+def outcomes(context: Context, *, with_baseline: bool) -> tuple[Outcome, ...]:
+    """The outcome after every reading; a run and its baselines are judged once in a process."""
+    key = _key(context, with_baseline)
+    if key not in _outcomes:
+        _outcomes[key] = _judge(key)
+    return _outcomes[key]
+
+
+def prepare(contexts: Sequence[Context], *, jobs: int) -> None:
+    """Judge all runs with and without their baselines, several at a time, so that `outcomes` knows them."""
+    keys = {_key(context, with_baseline) for context in contexts for with_baseline in (False, True)}
+    missing = sorted(keys - _outcomes.keys(), key=lambda key: -len(key[0].columns["step"]))
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        _outcomes.update(zip(missing, pool.map(_judge, missing, chunksize=4), strict=True))
+
+
+def _key(context: Context, with_baseline: bool) -> Judged:
+    return context.run, tuple(context.baselines) if with_baseline else ()
+
+
+def _judge(key: Judged) -> tuple[Outcome, ...]:
+    said = verdicts(Context(*key), with_baseline=bool(key[1]))
+    return tuple(verdict.outcome for verdict in said)
+
+
+def first_of(said: Sequence[Outcome], sought: Sequence[str] = ALARMS) -> int | None:
+    """The first reading after which the outcome is one of these."""
+    return next((i for i, outcome in enumerate(said) if outcome in sought), None)
 
 
 def detection(contexts: Sequence[Context], *, with_baseline: bool) -> list[Detected]:
     """Hold the first "approaching" or "overfitting" of every run against the truth."""
-    return [judge(context.run, first_alarm(verdicts(context, with_baseline=with_baseline))) for context in contexts]
+    return [judge(context.run, first_of(outcomes(context, with_baseline=with_baseline))) for context in contexts]
 
 
 def _number(value: float) -> float | None:
