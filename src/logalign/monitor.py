@@ -21,8 +21,8 @@ import logalign
 from logalign.diagnosis.detector import as_baseline, check_regime
 from logalign.diagnosis.guarded import GuardedDetector
 from logalign.errors import InputError, LogAlignError, LogAlignWarning, MissingExtraError
-from logalign.readings import FIELDS, UNEMBEDDING, Reading, Readings, finite
-from logalign.runlog import SPECTRA, RunWriter, open_run
+from logalign.readings import UNEMBEDDING, Reading, Readings, finite
+from logalign.runlog import RunWriter, open_run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from logalign.diagnosis.detector import Choice
     from logalign.diagnosis.verdict import Verdict
     from logalign.runlog import Run
-    from logalign.spectrum import Spectra
     from logalign.torch.hooks import Recorder
     from logalign.torch.meter import Meter
 
@@ -251,8 +250,10 @@ class Monitor:
             return None
         if self._closed:
             raise LogAlignError("step() on a monitor that is closed; watch the model again to go on")
+        from logalign.torch.values import check_values
+
         given = {"loss": loss, "lr": lr, "epoch": epoch}
-        _check_values(given, extra)
+        check_values(given, extra)
         if loss is not None:
             self._add(loss)
         total, count = self._losses
@@ -381,7 +382,9 @@ class Monitor:
 
     def _add(self, loss: float | Tensor) -> None:
         """Add a loss to the mean under way: at once, for a replayed CUDA graph overwrites it, and without waiting."""
-        _check_values({"loss": loss}, {})
+        from logalign.torch.values import check_values
+
+        check_values({"loss": loss}, {})
         total, count = self._losses
         value = loss.detach().float() if hasattr(loss, "detach") else float(loss)
         self._losses = (total + value, count + 1)
@@ -411,6 +414,7 @@ class Monitor:
 
     def _read(self, step: int, given: Mapping[str, Any], extra: Mapping[str, Any]) -> Readings:
         from logalign.torch.meter import unpack
+        from logalign.torch.values import to_host
 
         recorder = self._recorder
         recorder.settle()
@@ -418,7 +422,7 @@ class Monitor:
         meters = recorder.take()
         spectral = recorder.spectral
         packed = {site: meter.pack() for site, meter in meters.items()}
-        hosts, numbers = _to_host({site: each.vector for site, each in packed.items()}, {**given, **extra})
+        hosts, numbers = to_host({site: each.vector for site, each in packed.items()}, {**given, **extra})
         self._arm()
         if unstepped >= UNSTEPPED_UPDATES:
             self._warn_later(
@@ -483,6 +487,7 @@ class Monitor:
         return Reading(site=site, lar=None, m=m, n=n, tokens=0, nonfinite=0, reason=reason, **common)
 
     def _spectral_fields(self, step: int, site: str, meter: Meter) -> dict[str, Any]:
+        from logalign.arrays import to_numpy
         from logalign.spectrum import spectra_of_grams
 
         if meter.grams is None:
@@ -490,7 +495,7 @@ class Monitor:
         found = spectra_of_grams(*meter.grams)
         if self._writer is not None:
             try:
-                _save_spectra(self._writer.path / SPECTRA, step, site, found)
+                self._writer.spectra(step, site, p=to_numpy(found.p), q=to_numpy(found.q))
             except OSError as error:
                 self._warn_of_writing(error)
         return {
@@ -560,64 +565,3 @@ def _say(message: str) -> None:
         log.info(message)
     else:
         print(f"logalign: {message}", file=sys.stderr)
-
-
-def _check_values(given: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    import torch
-
-    for name in extra:
-        if name in FIELDS:
-            raise InputError(f"step({name}=...): expected a name of your own, found one that readings use themselves")
-    for name, value in {**given, **extra}.items():
-        if isinstance(value, torch.Tensor):
-            if value.numel() != 1:
-                raise InputError(f"step({name}=...): expected one number, found a tensor of shape {tuple(value.shape)}")
-        elif value is not None:
-            try:
-                float(value)
-            except (TypeError, ValueError):
-                raise InputError(f"step({name}=...): expected a number, found {value!r}") from None
-
-
-def _to_host(vectors: Mapping[str, Tensor], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sums and numbers on the host, by one transfer for each device that holds any."""
-    import torch
-
-    tensors: dict[str, Tensor] = {f"site {name}": vector for name, vector in vectors.items()}
-    numbers: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, torch.Tensor):
-            tensors[f"value {name}"] = value.detach().reshape(1)
-        elif value is not None:
-            numbers[name] = finite(float(value))
-    by_device: dict[torch.device, list[str]] = {}
-    for name, tensor in tensors.items():
-        by_device.setdefault(tensor.device, []).append(name)
-    hosts: dict[str, Any] = {}
-    for device, names in by_device.items():
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        flat = torch.cat([tensors[name].to(dtype) for name in names]).cpu().numpy()
-        start = 0
-        for name in names:
-            hosts[name] = flat[start : start + tensors[name].numel()]
-            start += tensors[name].numel()
-    for name in values:
-        if f"value {name}" in hosts:
-            numbers[name] = finite(float(hosts[f"value {name}"][0]))
-        numbers.setdefault(name, None)
-    return {name: hosts[f"site {name}"] for name in vectors}, numbers
-
-
-def _save_spectra(folder: Any, step: int, site: str, found: Spectra) -> None:
-    """Add a site's p and q to the step's safetensors file, which is replaced in one move."""
-    from safetensors.numpy import load_file, save_file
-
-    from logalign.arrays import to_numpy
-
-    folder.mkdir(exist_ok=True)
-    path = folder / f"step-{step:08d}.safetensors"
-    arrays = load_file(path) if path.exists() else {}
-    arrays |= {f"{site}.p": to_numpy(found.p), f"{site}.q": to_numpy(found.q)}
-    draft = path.with_suffix(".draft")
-    save_file(arrays, draft)
-    draft.replace(path)

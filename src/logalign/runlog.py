@@ -214,6 +214,18 @@ class RunWriter:
         self._append(READINGS, reading.line())
         self.last = self.latest[reading.site] = reading
 
+    def spectra(self, step: int, site: str, **vectors: np.ndarray[Any, Any]) -> None:
+        """Add a site's p and q to the step's safetensors file, which is replaced in one move."""
+        from safetensors.numpy import load_file, save_file
+
+        folder = self.path / SPECTRA
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step-{step:08d}.safetensors"
+        arrays = load_file(path) if path.exists() else {}
+        draft = path.with_suffix(".draft")
+        save_file(arrays | {f"{site}.{name}": vector for name, vector in vectors.items()}, draft)
+        draft.replace(path)
+
     def event(self, event: str, **entries: Any) -> None:
         """Write one event with its time."""
         record = {"event": event, "time": time.time(), **entries}
