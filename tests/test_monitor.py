@@ -932,9 +932,7 @@ def test_a_run_that_can_no_longer_be_written_stops_no_training(tmp_path, monkeyp
             full = 2 <= step < 4
             monkeypatch.setattr(
                 "logalign.runlog.RunWriter.spectra",
-                (lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
-                if full
-                else (lambda *_, **__: None),
+                refuse if full else lambda *_, **__: None,
             )
             labels = torch.full((4, 6), -100) if step == 3 else tokens_of(step)
             model(tokens_of(step), labels=labels)
