@@ -71,8 +71,23 @@ def test_a_run_that_repeats_its_text_against_one_on_fresh_text():
     assert "the baseline is one run" in verdict.limits[0]
 
 
-def test_without_a_baseline_the_same_run_cannot_be_decided():
+def test_without_a_baseline_its_passes_over_the_text_tell_the_same():
     changes, detector = outcomes(recorded(REPEATED))
+    first = {outcome: step for step, outcome in reversed(changes)}
+    assert 200 <= first["approaching"] <= 650
+    assert 400 <= first["overfitting"] <= 900
+    verdict = detector.verdict
+    assert verdict.outcome == "overfitting"
+    assert "from seeing the same samples again" in verdict.reason
+    assert verdict.evidence["memorization"] > 0
+    assert verdict.evidence["lar_decline"] > 0
+
+
+def test_without_a_baseline_and_without_epoch_or_loss_the_same_run_cannot_be_decided():
+    changes, detector = outcomes(recorded(REPEATED, epoch=None))
+    assert [outcome for _, outcome in changes] == ["undecidable"]
+    assert detector.verdict.reason.startswith("there is no baseline, and LAR's decline does not speed up")
+    changes, detector = outcomes(recorded(REPEATED, loss=None))
     assert [outcome for _, outcome in changes] == ["healthy", "undecidable"]
     assert "expected a first epoch that outlasts the warm-up" in detector.verdict.reason
 
@@ -189,7 +204,7 @@ def test_the_first_epoch_stands_for_a_baseline():
 
 
 def test_far_beyond_the_first_epoch_the_band_is_too_wide_to_call_anything_healthy():
-    changes, detector = outcomes(by_hand(count=1500, **epochs(800)))
+    changes, detector = outcomes(by_hand(count=1500, loss=None, **epochs(800)))
     assert changes[-1][1] == "undecidable"
     assert "too wide to tell" in detector.verdict.reason
 
@@ -239,6 +254,7 @@ def test_the_rule_is_a_function_of_signals_and_stands_by_what_it_said():
     for previous in (None, "healthy", "approaching", "overfitting", "undecidable"):
         outcome, _, rests_on = decide(signals, thresholds, previous)
         assert (outcome, rests_on) == ("overfitting", "baseline")
+    signals = replace(signals, repetition=None)
     shallow = replace(signals, deviation=replace(signals.deviation, now=0.03, low=0.029, high=0.031))
     assert decide(shallow, thresholds, None)[0] == "approaching"
     assert decide(shallow, thresholds, "overfitting")[0] == "overfitting"

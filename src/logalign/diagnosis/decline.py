@@ -138,7 +138,7 @@ def lately(steps: Vector, values: Vector) -> float | None:
     x, y = x[known], running_median(y[known], 3)
     if y.size < MIN_SLOPE_READINGS:
         return None
-    u = np.log(x[1:-1])
+    u = np.log(x[1:-1] / x[-1])  # of the ratio: logarithms of very large steps do not differ
     u = u - u.mean()
     return float(u @ y / (u @ u))
 
@@ -147,14 +147,17 @@ def spread(series: Series, form: str, *, hold: int) -> float | None:
     """By what factor k has grown since it was lowest, `n^(2 (highest LAR - LAR now))`: the least of the last `hold`.
 
     LAR is a running median of five readings; the first of all readings, in which it rises from its initial value, are
-    left out. None where n is not recorded or there are too few readings.
+    left out. None where n is not recorded, there are too few readings, or no float can hold it.
     """
     _, lar = series.past(form)
     lar = lar[np.isfinite(lar)][SPREAD_SKIPPED:]
     smooth = running_median(lar, SPREAD_SMOOTHING)
     if series.n is None or smooth.size < hold:
         return None
-    return float(series.n ** (2 * (smooth.max() - smooth[-hold:].max())))
+    try:
+        return math.pow(series.n, 2 * float(smooth.max() - smooth[-hold:].max()))
+    except OverflowError:
+        return None
 
 
 def judged(series: Series, warm_up: float | None, count: int) -> slice:

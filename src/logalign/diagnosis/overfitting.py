@@ -19,6 +19,7 @@ import numpy as np
 
 from logalign.diagnosis.baseline import Axis, Baseline, first_epoch
 from logalign.diagnosis.decline import (
+    LATELY,
     Deviation,
     Repetition,
     Trend,
@@ -32,7 +33,7 @@ from logalign.diagnosis.decline import (
     x_of,
 )
 from logalign.diagnosis.judge import FROZEN, Judge, Judgment, frozen
-from logalign.diagnosis.series import FORM_NAMES, Series
+from logalign.diagnosis.series import FORM_NAMES, FORMS, Series
 from logalign.diagnosis.trend import lr_changes, warm_up_end
 from logalign.diagnosis.verdict import Number, Outcome
 from logalign.errors import InputError
@@ -40,7 +41,7 @@ from logalign.readings import Reading
 
 INTERPOLATION = 0.05
 """Training loss, as a share of log m, under which a network interpolates its data."""
-SPREAD_FORM = "lar_vocab_centered"
+PLAIN = "lar"
 RestsOn = Literal["epoch", "baseline", "passes", "spread", "acceleration", "nothing"]
 
 
@@ -66,13 +67,23 @@ class OverfitThresholds:
         shortfall: Without a baseline, LAR lost to the acceleration of the decline: "approaching".
         shortfall_alarm: The same, "overfitting"; only where the learning rate is recorded and has not changed.
         acceleration_sigmas: The acceleration has to be so many standard errors from none.
+        memorization: Training loss lost by seeing the same samples again, in nats per unit of log(step), above which a
+            run memorizes. This and those below are fitted on the fitting half of the benchmark (docs/benchmark.md).
+        decline: LAR lost per unit of log(step) over the last factor of 1.8 in steps, above which new directions come
+            into use. "Approaching" is a run that memorizes and declines.
+        spread: Factor by which vocabulary-centered k has grown since it was lowest, in a classifier: "approaching".
+        spread_alarm: The same, "overfitting".
+        learning: Training loss lost inside passes, in nats per unit of log(step). A run that memorizes and declines is
+            "overfitting" once it is below 0, that is, once the loss rises inside passes, and stays so until it is above
+            this.
+        hold_repetition: So many readings in a row have to be beyond `memorization`, `decline` and `spread`.
     """
 
-    form: str = "lar"
-    smoothing: int = 15
-    hold: int = 5
-    approaching: float = 0.015
-    overfitting: float = 0.035
+    form: str = "lar_vocab_centered"
+    smoothing: int = 10
+    hold: int = 3
+    approaching: float = 0.03
+    overfitting: float = 0.05
     keep: float = 0.75
     sigmas: float = 2.0
     between_one_run: float = 0.007
@@ -81,8 +92,8 @@ class OverfitThresholds:
     shortfall_alarm: float = 0.06
     acceleration_sigmas: float = 3.0
     memorization: float = 0.6
-    decline: float = 0.06
-    spread: float = 1.3
+    decline: float = 0.0625
+    spread: float = 1.25
     spread_alarm: float = 1.8
     learning: float = 0.75
     hold_repetition: int = 3
@@ -100,6 +111,7 @@ class OverfitSignals:
         source: Where the baseline comes from; None without one.
         reached: Whether the baseline has a value at the last reading.
         deviation: In the form that is judged.
+        deviation_plain: In the plain form.
         deviation_vocab_centered: In the vocabulary-centered form.
         deviation_centered: In the centered form.
         deviation_loss: Of the training loss, a rival signal.
@@ -120,6 +132,7 @@ class OverfitSignals:
     source: Literal["runs", "first epoch"] | None
     reached: bool
     deviation: Deviation | None
+    deviation_plain: Deviation | None
     deviation_vocab_centered: Deviation | None
     deviation_centered: Deviation | None
     deviation_loss: Deviation | None
@@ -144,12 +157,13 @@ class OverfitSignals:
 
     def numbers(self, thresholds: OverfitThresholds) -> dict[str, Number]:
         """The signals by name, as a verdict's evidence shows them."""
-        slow = self.trend
+        slow, passes = self.trend, self.repetition
         return {
             "deviation": _now(self.deviation),
             "deviation_low": None if self.deviation is None else self.deviation.low,
             "band": self.width(thresholds),
             "deviation_slope": None if slow is None else slow.deviation_slope,
+            "deviation_plain": _now(self.deviation_plain),
             "deviation_vocab_centered": _now(self.deviation_vocab_centered),
             "deviation_centered": _now(self.deviation_centered),
             "deviation_loss": _now(self.deviation_loss),
@@ -157,6 +171,10 @@ class OverfitSignals:
             "acceleration": None if slow is None else slow.acceleration,
             "acceleration_error": None if slow is None else slow.acceleration_error,
             "shortfall": None if slow is None else slow.shortfall,
+            "memorization": None if passes is None else passes.memorization,
+            "learning": None if passes is None else passes.learning,
+            "lar_decline": None if passes is None else passes.decline,
+            "spread": self.spread,
             "head_norm_growth": None if slow is None else slow.head_norm_growth,
             "loss": self.loss,
             "epoch": self.epoch,
@@ -363,7 +381,7 @@ class OverfitDetector(Judge):
             raise InputError("signals: expected at least one reading with a defined LAR, found none")
         found: dict[str, Deviation | None] = {}
         axis = self._axis()
-        for form in (t.form, "lar_vocab_centered", "lar_centered", "loss"):
+        for form in (*FORMS, "loss"):
             found[form] = None
             if baseline is not None:
                 found[form] = deviation(
@@ -377,15 +395,16 @@ class OverfitDetector(Judge):
             loss=series.last("loss"),
             warm_up=warm_up,
             source=None if baseline is None else baseline.source,
-            reached=baseline is not None and reaches(series, baseline, t.form, axis=axis),
-            deviation=found[t.form],
+            reached=baseline is not None and reaches(series, baseline, self._form, axis=axis),
+            deviation=found[self._form],
+            deviation_plain=found["lar"],
             deviation_vocab_centered=found["lar_vocab_centered"],
             deviation_centered=found["lar_centered"],
             deviation_loss=found["loss"],
             schedule_difference=None if self._difference is None else self._difference[0],
             lr_just_changed=bool(changes.size),
-            repetition=repetition(series, t.form, hold=t.hold_repetition),
-            spread=spread(series, SPREAD_FORM, hold=t.hold_repetition),
+            repetition=repetition(series, self._form, hold=t.hold_repetition),
+            spread=spread(series, self._form, hold=t.hold_repetition),
             classifies=series.m is not None and series.n is not None and series.m <= series.n,
             spent_early=_spent(series, warm_up),
             trend=self._slow_signals(axis),
@@ -395,6 +414,13 @@ class OverfitDetector(Judge):
     @property
     def _warm_up_end(self) -> float | None:
         return None if self._warm_up is None else self._warm_up[0]
+
+    @property
+    def _form(self) -> str:
+        """The form that is judged: the thresholds' one where run and baseline have it, else plain LAR."""
+        form, baseline = self.thresholds.form, self.baseline
+        recorded = self.series.last(form) is not None
+        return form if recorded and (baseline is None or baseline.has(form)) else PLAIN
 
     def _axis(self) -> Axis:
         tokens = self.series.last("tokens_seen") is not None
@@ -439,7 +465,7 @@ class OverfitDetector(Judge):
         if self._trend is None or self._trend[0] != key:
             self._trend = (
                 key,
-                trend(self.series, self.thresholds.form, warm_up=self._warm_up_end, baseline=self.baseline, axis=axis),
+                trend(self.series, self._form, warm_up=self._warm_up_end, baseline=self.baseline, axis=axis),
             )
         return self._trend[1]
 
@@ -468,7 +494,7 @@ class OverfitDetector(Judge):
 
     def _basis(self, rests_on: RestsOn) -> tuple[str, ...]:
         t, baseline = self.thresholds, self.baseline
-        name = FORM_NAMES[t.form]
+        name = FORM_NAMES[self._form]
         fitted = "developed on one pair of runs of a small GPT, not yet fitted on the benchmark"
         if rests_on == "epoch":
             return ("the epoch: data that has not repeated cannot have been memorized",)
@@ -478,6 +504,20 @@ class OverfitDetector(Judge):
                 f"{name} against {baseline.describe()}, along {'tokens' if self._axis() == 'tokens' else 'steps'}",
                 f"approaching: {t.approaching} below it in {t.hold} medians of {t.smoothing} readings, and outside "
                 f"{t.sigmas:g} standard deviations; overfitting: {t.overfitting}; {fitted}",
+            )
+        if rests_on == "passes":
+            return (
+                "what the training loss does inside passes over the data and from one to the next, and the slope of "
+                f"{name} in log(step) over the last factor of {LATELY:g} in steps",
+                f"approaching: {t.memorization:g} nats of loss per unit of log(step) from seeing the same samples "
+                f"again, and {t.decline:g} of LAR, in {t.hold_repetition} readings; overfitting: if the loss rises "
+                "inside passes, too; fitted on the fitting half of the benchmark (docs/benchmark.md)",
+            )
+        if rests_on == "spread":
+            return (
+                f"{name} of a layer with no more outputs than inputs: k against its lowest value",
+                f"approaching: {t.spread:g} times as large, in {t.hold_repetition} readings; overfitting: "
+                f"{t.spread_alarm:g}; fitted on the fitting half of the benchmark (docs/benchmark.md)",
             )
         if rests_on == "acceleration":
             return (
