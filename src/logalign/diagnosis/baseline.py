@@ -175,6 +175,10 @@ class Baseline:
         """The curve of one form, None where it was not recorded."""
         return self.curves.get(axis, {}).get(form)
 
+    def has(self, form: str) -> bool:
+        """Whether there is a curve of this form along any axis."""
+        return any(form in curves for curves in self.curves.values())
+
     def axis_for(self, *, tokens: bool) -> Axis:
         """Along what to compare a run that recorded tokens, or did not.
 

@@ -41,6 +41,8 @@ from logalign.readings import Reading
 
 INTERPOLATION = 0.05
 """Training loss, as a share of log m, under which a network interpolates its data."""
+EARLY_READINGS = 30
+"""A classifier that has fitted its data within so many readings has done so before k could be seen to grow."""
 PLAIN = "lar"
 RestsOn = Literal["epoch", "baseline", "passes", "spread", "acceleration", "nothing"]
 
@@ -120,7 +122,7 @@ class OverfitSignals:
         repetition: What passes over the same data have lately made of the loss and of LAR.
         spread: By what factor vocabulary-centered k has grown since it was lowest.
         classifies: Whether the layer has no more outputs than inputs, as classifiers do and language models do not.
-        spent_early: Whether the training loss was under 5 % of log m when the warm-up ended.
+        spent_early: Whether the training loss was under 5 % of log m within the first 30 readings.
         trend: The slow signals.
         why_no_baseline: Why this run's own first epoch gives none.
     """
@@ -256,8 +258,8 @@ def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
         return (
             "undecidable",
             (
-                "the training data were fitted within the first readings, before k could be seen to grow; take "
-                "readings more often."
+                f"the training data were fitted within the first {EARLY_READINGS} readings, before k could be seen to "
+                "grow; take readings more often."
             ),
             "nothing",
         )
@@ -305,13 +307,14 @@ def _why_undecidable(s: OverfitSignals, t: OverfitThresholds) -> str:
     return f"LAR is within the baseline's band, which is too wide to tell: {width:.3f}."
 
 
-def _spent(series: Series, warm_up: float | None) -> bool:
-    """Whether the last loss known before the warm-up ended is under 5 % of log m."""
-    if warm_up is None or series.m is None or series.m < 2:
+def _spent_early(series: Series) -> bool:
+    """Whether the training loss was under 5 % of log m within the first readings."""
+    if series.m is None or series.m < 2:
         return False
-    steps, losses = series.past("loss")
-    early = losses[(steps <= warm_up) & np.isfinite(losses)]
-    return bool(early.size) and bool(early[-1] < INTERPOLATION * math.log(series.m))
+    history = series.history
+    early = history.column("loss")[: max(1, EARLY_READINGS // history.stride)]
+    early = early[np.isfinite(early)]
+    return bool(early.size) and bool(early.min() < INTERPOLATION * math.log(series.m))
 
 
 def _baseline_words(s: OverfitSignals) -> str:
@@ -406,7 +409,7 @@ class OverfitDetector(Judge):
             repetition=repetition(series, self._form, hold=t.hold_repetition),
             spread=spread(series, self._form, hold=t.hold_repetition),
             classifies=series.m is not None and series.n is not None and series.m <= series.n,
-            spent_early=_spent(series, warm_up),
+            spent_early=_spent_early(series),
             trend=self._slow_signals(axis),
             why_no_baseline=self._why_no_baseline,
         )
