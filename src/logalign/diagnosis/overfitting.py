@@ -134,7 +134,7 @@ class OverfitSignals:
     source: Literal["runs", "first epoch"] | None
     reached: bool
     deviation: Deviation | None
-    deviation_plain: Deviation | None
+    deviation_plain: Deviation | None = None
     deviation_vocab_centered: Deviation | None
     deviation_centered: Deviation | None
     deviation_loss: Deviation | None
@@ -464,7 +464,7 @@ class OverfitDetector(Judge):
         """Taken anew only when some bins of the history have been filled, so that a long run costs less per reading."""
         history, bins = self.series.history, fitted_bins(self.series)
         end = float(history.x[bins - 1]) if bins else None
-        key = (history.stride, bins, end, self._warm_up, self._own_step, axis)
+        key = (history.stride, bins, end, self._warm_up, self._own_step, axis, self._form)
         if self._trend is None or self._trend[0] != key:
             self._trend = (
                 key,
