@@ -4,7 +4,7 @@
 
 Prints, from the stored runs, Spearman's rank correlation with the generalization gap over the pilot's runs at equal
 shares of training, and the partial one given training loss and epoch. Language and fine-tuning runs are taken together,
-for one family alone has too few; in the vision runs all epochs are equal at equal steps.
+for one family alone has too few.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ def main() -> None:
         for name, signal in tables.ALL_SIGNALS.items():
             cells = [each for share in SHARES for each in correlations(chosen, signal, share)]
             table.add_row(name, *(tables.number(each) for each in cells))
-        Console().print(table)
+        Console(width=120).print(table)
 
 
 def correlations(found: list[Context], signal: score.Signal, share: float) -> tuple[float, float]:
     """Plain and partial rank correlation with the gap at one share of training."""
     at = score.at_share(found, signal, share)
-    given = [at.loss, at.epoch] if len(set(at.epoch)) > 1 else [at.loss]
-    return score.spearman(at.signal, at.gap), score.partial_spearman(at.signal, at.gap, given)
+    return score.spearman(at.signal, at.gap), score.partial_spearman(at.signal, at.gap, [at.loss, at.epoch])
 
 
 if __name__ == "__main__":
