@@ -64,6 +64,7 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/detectors.py
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict
