@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logalign import Reading
@@ -109,6 +109,53 @@ def test_only_the_last_readings_are_kept_as_they_are():
     assert series.last("lar") == 0.49
     assert series.last("loss") is None
     assert Series().last("lar") is None
+
+
+def test_the_whole_past_is_the_last_readings_and_coarser_bins_before_them():
+    assert [each.tolist() for each in Series().past("lar")] == [[], []]
+    steps, lar = fed(*((step, step / 100) for step in range(6))).past("lar")
+    assert steps.tolist() == list(range(6))
+    assert lar.tolist() == [step / 100 for step in range(6)]
+    series = fed(*((step, step / 100) for step in range(50)))
+    steps, lar, loss = series.past("lar", "loss")
+    # Bins of four readings up to step 39, then the eight last readings; 40 and 41 share a bin with two of these.
+    assert series.history.stride == 4
+    assert steps.tolist() == [1.5 + 4 * i for i in range(10)] + list(range(42, 50))
+    assert lar == pytest.approx(steps / 100)
+    assert np.isnan(loss).all()
+
+
+def test_the_whole_past_after_a_resume():
+    near = fed(*((step, step / 100) for step in range(50)), (46, 0.9))
+    # Rows that came back from the history stand at the last steps of their bins, with the bins' means.
+    assert near.past("lar")[0].tolist() == [1.5 + 4 * i for i in range(7)] + [31, 35, 39, 42, 43, 44, 45, 46]
+    assert near.past("lar")[1][-6:].tolist() == pytest.approx([0.375, 0.42, 0.43, 0.44, 0.45, 0.9])
+    far = fed(*((step, step / 100) for step in range(50)), (30, 0.9))
+    steps, lar = far.past("lar")
+    assert steps.tolist() == [3, 7, 11, 15, 19, 23, 27, 30]
+    assert lar.tolist() == pytest.approx([0.015, 0.055, 0.095, 0.135, 0.175, 0.215, 0.255, 0.9])
+    assert Series.from_state(json.loads(json.dumps(far.state()))).past("lar")[1].tolist() == lar.tolist()
+
+
+@settings(deadline=None)
+@given(jumps=st.lists(st.integers(-12, 4), max_size=120))
+def test_the_steps_of_the_whole_past_always_rise(jumps):
+    series, step = Series(recent=8, capacity=16), 0
+    for jump in jumps:
+        step = max(0, step + jump)
+        reading = Reading(step=step, lar=0.5, epoch=step / 7, loss=1.0, loss_mean=1.0)
+        if series.goes_back(reading):
+            series.rewind(step)
+        series.add(reading)
+        steps, completed = series.past("completed")
+        assert np.all(np.diff(steps) > 0)
+        assert steps[-1] == step
+        assert np.isfinite(completed).all()
+        back = Series.from_state(json.loads(json.dumps(series.state(), allow_nan=False)))
+        assert all(
+            np.array_equal(a, b, equal_nan=True)
+            for a, b in zip(series.past(*COLUMNS), back.past(*COLUMNS), strict=True)
+        )
 
 
 def test_readings_of_another_layer_or_shape_are_refused():
