@@ -11,7 +11,7 @@ INSTALL := $(PIP) install -qq -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-all format bench docs clean
+.PHONY: help demo test check check-all format bench bench-generalization docs clean
 
 help:
 	@echo "make demo       train two demos here and now: label noise, then a small language model (about 5 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make check-all  make check, and the slow tests"
 	@echo "make format     format the code and mend what the linter can mend"
 	@echo "make bench      what monitoring costs: time and memory"
+	@echo "make bench-generalization  how far verdicts can be trusted: three runs made anew, all tables rebuilt (5 minutes)"
 	@echo "make docs       build the documentation into site/"
 	@echo "make clean      remove the environment, the built files and the caches; demo runs stay"
 
@@ -40,6 +41,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing logalign with all development tools into $(VENV) ..."
 	$(INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/.test $(VENV)/.demo
+
+$(VENV)/.benchmark: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing logalign with the rivals that it is compared with into $(VENV) ..."
+	$(INSTALL) -e ".[benchmark]"
+	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo
 	$(BIN)/logalign demo label-noise
@@ -65,6 +71,10 @@ format: $(VENV)/.dev
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/detectors.py
+
+bench-generalization: $(VENV)/.benchmark
+	$(BIN)/python -m benchmarks.generalization subset
+	$(BIN)/python -m benchmarks.generalization tables
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict

@@ -1,9 +1,11 @@
-"""The benchmark's command.
+"""The benchmark's command, from the root of the repository.
 
     python -m benchmarks.generalization train --pilot          thirty runs, on which the detectors were designed
     python -m benchmarks.generalization train [--only TEXT]    all runs that are not there yet
     python -m benchmarks.generalization collect                put them into one Parquet file
     python -m benchmarks.generalization status                 how many runs there are
+    python -m benchmarks.generalization tables                 rebuild docs/benchmark.md and its figures, no training
+    python -m benchmarks.generalization subset                 make three runs anew, compare them with the stored ones
 
 Each run is a process of one thread; several run side by side (--jobs). A run that is there is not made again.
 """
@@ -14,14 +16,16 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.generalization import configs
-from benchmarks.generalization.store import is_made
+from benchmarks.generalization.store import PARQUET, Made, is_made
 
+ROOT = Path(__file__).parents[2]
 WORK = Path(__file__).parent / "work"
 
 
@@ -32,12 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train = commands.add_parser("train", help="make runs")
     train.add_argument("--pilot", action="store_true", help="the pilot's runs only")
     train.add_argument("--only", default="", help="runs whose name holds this text")
-    train.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     one = commands.add_parser("one", help="make one run, in this process")
     one.add_argument("name")
     commands.add_parser("collect", help="put all runs into the Parquet file")
     commands.add_parser("status", help="count the runs")
+    tables = commands.add_parser("tables", help="rebuild every table and figure from the Parquet file")
+    tables.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmark.md and images/")
+    subset = commands.add_parser("subset", help="make three runs anew and compare them with those of the Parquet file")
+    for each in (train, tables, subset):
+        each.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of runs under way")
+    parser.add_argument("--stored", type=Path, default=PARQUET, help="the Parquet file")
     options = parser.parse_args(arguments)
     if options.command == "train":
         chosen = configs.pilot() if options.pilot else configs.all_configs()
@@ -49,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.command == "collect":
         from benchmarks.generalization.store import collect
 
-        collect(options.work)
+        collect(options.work, options.stored)
+    elif options.command == "tables":
+        rebuild(options.stored, options.docs, options.jobs)
+    elif options.command == "subset":
+        compare_subset(options.stored, options.jobs)
     else:
         every = configs.all_configs()
         made = [config for config in every if is_made(config, options.work)]
@@ -66,9 +79,9 @@ def train_all(chosen: Sequence[configs.Config], work: Path, jobs: int) -> None:
     def make(numbered: tuple[int, configs.Config]) -> bool:
         number, config = numbered
         begun = time.monotonic()
-        command = [sys.executable, "-m", "benchmarks.generalization", "--work", str(work), "one", config.name]
+        command = [sys.executable, "-m", "benchmarks.generalization", "--work", str(work.resolve()), "one", config.name]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
         took = time.monotonic() - begun
         print(
             f"{number}/{len(missing)} {took:.0f} s {'' if done.returncode == 0 else 'FAILED '}{config.name}", flush=True
@@ -82,6 +95,51 @@ def train_all(chosen: Sequence[configs.Config], work: Path, jobs: int) -> None:
     print(f"{sum(succeeded)} made in {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
     if not all(succeeded):
         raise SystemExit(f"{len(succeeded) - sum(succeeded)} runs failed: see above")
+
+
+def rebuild(stored: Path, docs: Path, jobs: int) -> None:
+    """Write every table of the page, and every figure, from the stored runs."""
+    from benchmarks.generalization import figures, score, tables, verdicts
+
+    started = time.monotonic()
+    runs = _stored_runs(stored)
+    print(f"judging {len(runs)} runs with and without their baselines ...", flush=True)
+    verdicts.prepare(score.contexts(runs), jobs=jobs)
+    page = docs / "benchmark.md"
+    built = tables.build(runs)
+    tables.write(built, page)
+    print(f"{page}: {', '.join(built)}")
+    for path in figures.draw(runs, docs / "images"):
+        print(path)
+    print(f"rebuilt in {time.monotonic() - started:.0f} s")
+
+
+def compare_subset(stored: Path, jobs: int) -> None:
+    """Make the runs of the subset in a temporary folder and compare them with the stored ones.
+
+    Raises:
+        SystemExit: the truth about a run is another one here.
+    """
+    from benchmarks.generalization import subset, tables
+    from benchmarks.generalization.store import load_work
+
+    runs = _stored_runs(stored)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        train_all(subset.chosen(), work, jobs)
+        compared = subset.compare(load_work(work), runs)
+    print("\n".join(tables.markdown(subset.rows(compared))))
+    differing = [each.run for each in compared if each.here != each.stored]
+    if differing:
+        raise SystemExit(f"another truth here than in {stored.name}: {'; '.join(differing)}")
+
+
+def _stored_runs(stored: Path) -> list[Made]:
+    from benchmarks.generalization.store import load
+
+    if not stored.exists():
+        raise SystemExit(f"{stored}: no such file; `train` makes the runs and `collect` puts them there")
+    return load(stored)
 
 
 if __name__ == "__main__":
