@@ -209,37 +209,35 @@ def k_of(run: Made, form: str) -> float:
 
 
 def phases_table(found: Sequence[Context]) -> list[Row]:
-    """What the verdicts say of the algorithmic runs."""
+    """What the verdicts say of the algorithmic runs: those that reach 0.9, those that get past 0.05 only, the others."""
     rows = []
     for half, chosen in (("fitted on", True), ("other half", False)):
         mine = [c for c in found if c.run.config.family == "algorithmic" and is_for_fitting(c.run.config) is chosen]
-        solve = never = found_in_time = wrongly = memorized = missed = 0
-        delays = []
+        places: list[float] = []  # of the first "generalizing" between 0.05 (0) and 0.9 (1)
+        solved, partly, never = [], [], []
         for context in mine:
             true, said = phases(context.run), verdicts.outcomes(context, with_baseline=False)
-            generalizing = verdicts.first_of(said, ("generalizing",))
-            at = None if generalizing is None else int(context.run.columns["step"][generalizing])
-            if true.solved is None or true.begins is None:
-                never += 1
-                wrongly += at is not None
-                memorized += said[-1] == "memorizing"
+            first = verdicts.first_of(said, ("generalizing",))
+            at = None if first is None else float(context.run.columns["step"][first])
+            if true.begins is None:
+                never.append((at, said[-1]))
+            elif true.solved is None:
+                partly.append(at is not None and at >= true.begins)
             else:
-                solve += 1
-                missed += at is None
+                solved.append(at is not None and at <= true.solved)
                 if at is not None:
-                    delays.append((at - true.begins) / max(10.0, true.solved - true.begins))
-                    found_in_time += at <= true.solved
+                    places.append((at - true.begins) / max(10.0, true.solved - true.begins))
         rows.append(
             {
                 "half": half,
-                "runs that generalize": str(solve),
-                '"generalizing" by accuracy 0.9': str(found_in_time),
-                "later": str(solve - found_in_time - missed),
-                "never said": str(missed),
-                "median place between 0.05 and 0.9": f"{np.median(delays):.2f}" if delays else "–",
-                "runs that never do": str(never),
-                'wrongly "generalizing"': str(wrongly),
-                '"memorizing" at the end': str(memorized),
+                "reach accuracy 0.9": str(len(solved)),
+                '"generalizing" before': str(sum(solved)),
+                "median place between 0.05 (0) and 0.9 (1)": number(float(np.median(places))) if places else "–",
+                "end between 0.05 and 0.9": str(len(partly)),
+                'of these "generalizing"': str(sum(partly)),
+                "stay under 0.05": str(len(never)),
+                'of these "generalizing", wrongly': str(sum(at is not None for at, _ in never)),
+                'of these "memorizing" at the end': str(sum(last == "memorizing" for _, last in never)),
             }
         )
     return rows
