@@ -209,7 +209,7 @@ def k_of(run: Made, form: str) -> float:
 
 
 def phases_table(found: Sequence[Context]) -> list[Row]:
-    """What the verdicts say of the algorithmic runs: those that reach 0.9, those that get past 0.05 only, the others."""
+    """What the verdicts say of the algorithmic runs: that reach 0.9, that get past 0.05 only, and the others."""
     rows = []
     for half, chosen in (("fitted on", True), ("other half", False)):
         mine = [c for c in found if c.run.config.family == "algorithmic" and is_for_fitting(c.run.config) is chosen]
