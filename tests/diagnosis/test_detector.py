@@ -113,7 +113,9 @@ def test_where_grokking_logic_has_nothing_to_say_decline_logic_speaks():
     verdict = diagnose(few_directions)
     assert (verdict.outcome, verdict.regime) == ("undecidable", "grokking")
     assert "never sat on a memorization plateau" in verdict.reason
-    assert "there is no baseline" in verdict.reason
+    assert "And: the training data were fitted within the first" in verdict.reason
+    many_outputs = diagnose([replace(reading, m=65, loss=0.001) for reading in few_directions])
+    assert "And: there is no baseline" in many_outputs.reason
     assert diagnose(interpolating(0.55, epoch=0.5)).outcome == "healthy"
 
 
