@@ -63,3 +63,9 @@ def make_run() -> MakeRun:
 def overfits() -> np.ndarray:
     """A held-out loss that falls for 20 readings and then rises: lowest at step 200."""
     return np.abs(np.arange(40.0) - 20) / 10 + 4
+
+
+@pytest.fixture
+def between() -> np.ndarray:
+    """A held-out loss that ends 0.03 nat above its lowest: neither healthy nor overfit."""
+    return np.concatenate([np.linspace(5, 4, 20), np.full(10, 4.0), np.full(10, 4.03)])
