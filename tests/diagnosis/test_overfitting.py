@@ -1,5 +1,6 @@
 """OverfitDetector on recorded runs of a small GPT whose held-out loss is known, and on series made by hand."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -267,7 +268,7 @@ def signals(**given):
     nothing = {
         "loss": None, "source": None, "reached": False, "deviation": None, "deviation_plain": None,
         "deviation_vocab_centered": None, "deviation_centered": None, "deviation_loss": None,
-        "schedule_difference": None, "lr_just_changed": False, "repetition": None, "spread": None,
+        "schedule_difference": None, "lr_just_changed": False, "lr_dropped": False, "repetition": None, "spread": None,
         "classifies": False, "spent_early": False, "trend": None, "why_no_baseline": None,
     }  # fmt: skip
     return OverfitSignals(**({"step": 1000, "epoch": 5.0, "warm_up": 100.0} | nothing | given))
@@ -277,6 +278,7 @@ def repeating(memorization=0.0, decline=0.0, learning=1.0):
     """Passes whose memorization and decline are these shares of their thresholds."""
     return Repetition(
         memorization=memorization * T.memorization,
+        memorization_high=memorization * T.memorization,
         decline=decline * T.decline,
         learning=learning * T.learning,
         steps_per_pass=100.0,
@@ -308,12 +310,48 @@ def test_what_passes_said_stands_until_it_is_clearly_over():
         assert decided("healthy", repetition=found)[0] == "healthy"
         assert decided("approaching", repetition=found)[0] == "approaching"
     below = 0.99 * T.keep
-    for found in (repeating(below, 1.1), repeating(1.1, below)):
-        assert decided("approaching", repetition=found)[0] == "healthy"
+    assert decided("approaching", repetition=repeating(below, 1.1))[0] == "healthy"
+    # That LAR has stopped falling undoes nothing while the same samples are still being memorized.
+    flat = repeating(1.1, 0.0, -0.5)
+    assert decided(repetition=flat)[0] == "healthy"
+    assert decided("approaching", repetition=flat) == ("overfitting", "passes")
+    one_weak_reading = replace(repeating(0.5 * T.keep, 0.0), memorization_high=1.1 * T.memorization)
+    assert decided("approaching", repetition=one_weak_reading)[0] == "approaching"
     learns_a_little = repeating(1.1, 1.1, 0.9)
     assert decided("approaching", repetition=learns_a_little)[0] == "approaching"
     assert decided("overfitting", repetition=learns_a_little)[0] == "overfitting"
     assert decided("overfitting", repetition=repeating(1.1, 1.1, 1.1))[0] == "approaching"
+
+
+def test_a_learning_rate_that_has_just_dropped_is_no_memorizing():
+    assert decided(repetition=repeating(2.0, 2.0), lr_dropped=True)[0] == "undecidable"
+    assert decided("approaching", repetition=repeating(2.0, 2.0), lr_dropped=True)[0] == "approaching"
+    drops = [replace(each, lr=1e-3 if each.step < 1000 else 1e-4) for each in by_hand(lambda x: 0.6, epoch=3.0)]
+    detector = OverfitDetector()
+    for each in drops:
+        detector.update(each)
+        assert detector.signals.lr_dropped == (1000 <= each.step < 1290)
+
+
+def test_how_far_k_has_grown_is_known_in_a_long_run_and_after_a_resume_from_before():
+    def reading(step, lar):
+        return Reading(step=step, lar=lar, lar_vocab_centered=lar, n=64, m=10, loss=1.0, epoch=1.0 + step)
+
+    def curve(step):
+        return 0.75 - 0.1 * min(1.0, step / 200)
+
+    detector = OverfitDetector()
+    for step in range(5000):
+        detector.update(reading(step, curve(step)))
+    grown = 64 ** (2 * (curve(4) - curve(4999)))
+    assert detector.signals.spread == pytest.approx(grown, rel=0.01)
+    state = json.loads(json.dumps(detector.state_dict()))
+    restored = OverfitDetector()
+    restored.load_state_dict(state)
+    assert restored.signals == detector.signals
+    for step in range(20):  # resumed from the beginning, on another curve: the old heights are forgotten
+        detector.update(reading(step, 0.6))
+    assert detector.signals.spread == pytest.approx(1)
 
 
 def test_while_nothing_has_repeated_or_the_warm_up_lasts_passes_and_spread_say_nothing():

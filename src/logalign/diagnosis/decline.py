@@ -91,12 +91,14 @@ class Repetition:
 
     Attributes:
         memorization: Loss that was lost by seeing the same samples again, in nats per unit of log(step).
+        memorization_high: The most of the last readings.
         learning: Loss that was lost inside passes, in the same unit; negative where it rises there.
         decline: LAR that was lost, per unit of log(step), over the last factor of 1.8 in steps.
         steps_per_pass: The length of a pass.
     """
 
     memorization: float
+    memorization_high: float
     learning: float
     decline: float
     steps_per_pass: float
@@ -119,6 +121,7 @@ def repetition(series: Series, form: str, *, hold: int) -> Repetition | None:
     last = found[-1][0]
     return Repetition(
         memorization=min(seen.memorization for seen, _ in found),
+        memorization_high=max(seen.memorization for seen, _ in found),
         learning=max(seen.learning for seen, _ in found),
         decline=min(rate for _, rate in found),
         steps_per_pass=last.steps_per_pass,
@@ -143,11 +146,20 @@ def lately(steps: Vector, values: Vector) -> float | None:
     return float(u @ y / (u @ u))
 
 
-def spread(series: Series, form: str, *, hold: int) -> float | None:
+def smoothed_lar(series: Series, form: str) -> float | None:
+    """The median of the last five readings; None where one is undefined, or among the first, in which LAR rises."""
+    values = series.recent(form, SPREAD_SMOOTHING)
+    if series.taken < SPREAD_SKIPPED + SPREAD_SMOOTHING or not np.isfinite(values).all():
+        return None
+    return float(np.median(values))
+
+
+def spread(series: Series, form: str, *, hold: int, highest: float = -math.inf) -> float | None:
     """By what factor k has grown since it was lowest, `n^(2 (highest LAR - LAR now))`: the least of the last `hold`.
 
     LAR is a running median of five readings; the first of all readings, in which it rises from its initial value, are
-    left out. None where n is not recorded, there are too few readings, or no float can hold it.
+    left out. `highest` is what it has reached before, which the history of a long run no longer resolves. None where n
+    is not recorded, there are too few readings, or no float can hold it.
     """
     _, lar = series.past(form)
     lar = lar[np.isfinite(lar)][SPREAD_SKIPPED:]
@@ -155,7 +167,7 @@ def spread(series: Series, form: str, *, hold: int) -> float | None:
     if series.n is None or smooth.size < hold:
         return None
     try:
-        return math.pow(series.n, 2 * float(smooth.max() - smooth[-hold:].max()))
+        return math.pow(series.n, 2 * float(max(highest, smooth.max()) - smooth[-hold:].max()))
     except OverflowError:
         return None
 

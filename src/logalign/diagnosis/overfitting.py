@@ -27,6 +27,7 @@ from logalign.diagnosis.decline import (
     fitted_bins,
     reaches,
     repetition,
+    smoothed_lar,
     spread,
     tokens_per_step,
     trend,
@@ -41,8 +42,10 @@ from logalign.readings import Reading
 
 INTERPOLATION = 0.05
 """Training loss, as a share of log m, under which a network interpolates its data."""
+LR_DROP, LR_READINGS = 2 / 3, 30
 EARLY_READINGS = 30
 """A classifier that has fitted its data within so many readings has done so before k could be seen to grow."""
+REMEMBERED_HIGHS = 32
 PLAIN = "lar"
 RestsOn = Literal["epoch", "baseline", "passes", "spread", "acceleration", "nothing"]
 
@@ -119,6 +122,7 @@ class OverfitSignals:
         deviation_loss: Of the training loss, a rival signal.
         schedule_difference: How the schedule differs from the baseline's, in words.
         lr_just_changed: Whether the learning rate changed materially within the readings that are smoothed.
+        lr_dropped: Whether it dropped by more than a third from one to the next of the readings that passes look at.
         repetition: What passes over the same data have lately made of the loss and of LAR.
         spread: By what factor vocabulary-centered k has grown since it was lowest.
         classifies: Whether the layer has no more outputs than inputs, as classifiers do and language models do not.
@@ -140,6 +144,7 @@ class OverfitSignals:
     deviation_loss: Deviation | None
     schedule_difference: str | None
     lr_just_changed: bool
+    lr_dropped: bool
     repetition: Repetition | None
     spread: float | None
     classifies: bool
@@ -231,29 +236,38 @@ def _by_passes(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
     found = s.repetition
     if found is None:
         return None
-    keep = t.keep if previous in ("approaching", "overfitting") else 1.0
-    memorizes = found.memorization > keep * t.memorization
     repeated = f"{found.memorization:.2f} nats per unit of log(step) from seeing the same samples again"
-    if memorizes and found.decline > keep * t.decline:
+    if previous in ("approaching", "overfitting") and found.memorization_high > t.keep * t.memorization:
+        # LAR may have stopped falling, for all is memorized or the schedule has cooled down: that undoes nothing.
+        stands = found.learning < (t.learning if previous == "overfitting" else 0.0)
+        said = f"the training loss still falls by {repeated}, as since the first alarm"
+        return "overfitting" if stands else "approaching", f"{said}; inside a pass the loss {_moves(found)}.", "passes"
+    if s.lr_dropped:
+        return "undecidable", "the learning rate has just dropped, and with it the loss.", "nothing"
+    memorizes = found.memorization > t.memorization
+    if memorizes and found.decline > t.decline:
         said = f"the training loss falls by {repeated}, and LAR by {found.decline:.3f}"
-        if found.learning < (t.learning if previous == "overfitting" else 0.0):
-            return "overfitting", f"{said}; inside a pass the loss rises.", "passes"
-        return "approaching", f"{said}; inside a pass the loss still falls.", "passes"
-    limit = f"LAR only by {found.decline:.3f}, and {t.decline:.3f} mark overfitting"
+        outcome: Outcome = "overfitting" if found.learning < 0 else "approaching"
+        return outcome, f"{said}; inside a pass the loss {_moves(found)}.", "passes"
+    limit = f"LAR only by {found.decline:.3f}, and {t.decline:.4g} mark its approach"
     if not memorizes:
-        limit = f"{t.memorization:.2f} mark overfitting"
+        limit = f"{t.memorization:.2f} mark the approach of overfitting"
     return "healthy", f"the training loss falls by {repeated}; {limit}.", "passes"
+
+
+def _moves(found: Repetition) -> str:
+    return "rises" if found.learning < 0 else "falls"
 
 
 def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
     """In a classifier: whether it needs many more directions than it began with, as it does to fit single samples."""
     if s.spread is None or not s.classifies or s.repetition is not None:
         return None
-    said = f"vocabulary-centered k is {s.spread:.2f} times as large as when it was lowest"
+    said = f"k is {s.spread:.2f} times as large as when it was lowest"
     if s.spread > (t.keep if previous == "overfitting" else 1.0) * t.spread_alarm:
         return "overfitting", f"{said}: single samples are being fitted.", "spread"
     if s.spread > (t.keep if previous in ("approaching", "overfitting") else 1.0) * t.spread:
-        return "approaching", f"{said}; {t.spread:.2f} mark overfitting.", "spread"
+        return "approaching", f"{said}; {t.spread:.2f} mark the approach of overfitting.", "spread"
     if s.spent_early:
         return (
             "undecidable",
@@ -263,7 +277,7 @@ def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
             ),
             "nothing",
         )
-    return "healthy", f"{said}; {t.spread:.2f} mark overfitting.", "spread"
+    return "healthy", f"{said}; {t.spread:.2f} mark the approach of overfitting.", "spread"
 
 
 def _by_deviation(found: Deviation, width: float, t: OverfitThresholds, previous: Outcome | None) -> Outcome:
@@ -305,6 +319,13 @@ def _why_undecidable(s: OverfitSignals, t: OverfitThresholds) -> str:
     if s.source == "first epoch" and s.lr_just_changed:
         return "the learning rate has just changed, which moves LAR, too."
     return f"LAR is within the baseline's band, which is too wide to tell: {width:.3f}."
+
+
+def _dropped(series: Series, warm_up: float | None) -> bool:
+    """Whether the learning rate dropped abruptly among the last readings, the warm-up left out."""
+    steps, rates = series.steps[-LR_READINGS:], series.recent("lr", LR_READINGS)
+    rates = rates[(steps > (math.inf if warm_up is None else warm_up)) & np.isfinite(rates)]
+    return bool((rates[1:] < LR_DROP * rates[:-1]).any())
 
 
 def _spent_early(series: Series) -> bool:
@@ -365,6 +386,7 @@ class OverfitDetector(Judge):
         self._why_no_baseline: str | None = None
         self._warm_up: tuple[float, int] | None = None  # its last step, and when that was known
         self._difference: tuple[str, int] | None = None
+        self._highs: list[tuple[int, float]] = []  # step and smoothed LAR, each higher than all before
         self._trend: tuple[tuple[object, ...], Trend | None] | None = None  # of which history, what
 
     @property
@@ -406,8 +428,9 @@ class OverfitDetector(Judge):
             deviation_loss=found["loss"],
             schedule_difference=None if self._difference is None else self._difference[0],
             lr_just_changed=bool(changes.size),
+            lr_dropped=_dropped(series, warm_up),
             repetition=repetition(series, self._form, hold=t.hold_repetition),
-            spread=spread(series, self._form, hold=t.hold_repetition),
+            spread=spread(series, self._form, hold=t.hold_repetition, highest=self._highest),
             classifies=series.m is not None and series.n is not None and series.m <= series.n,
             spent_early=_spent_early(series),
             trend=self._slow_signals(axis),
@@ -417,6 +440,11 @@ class OverfitDetector(Judge):
     @property
     def _warm_up_end(self) -> float | None:
         return None if self._warm_up is None else self._warm_up[0]
+
+    @property
+    def _highest(self) -> float:
+        """The highest smoothed LAR so far."""
+        return self._highs[-1][1] if self._highs else -math.inf
 
     @property
     def _form(self) -> str:
@@ -442,6 +470,9 @@ class OverfitDetector(Judge):
             history = series.history
             end = warm_up_end(history.x, history.column("lar"), history.column("lr"))
             self._warm_up = None if end is None else (end, step)
+        level = smoothed_lar(series, self.thresholds.form)
+        if level is not None and level > self._highest:
+            self._highs = [*self._highs, (step, level)][-REMEMBERED_HIGHS:]
         epoch = series.last("epoch")
         if self._given is None and self._own_step is None and epoch is not None and epoch >= 1:
             self._take_first_epoch(step)
@@ -479,6 +510,7 @@ class OverfitDetector(Judge):
             self._own = self._own_step = self._why_no_baseline = None
         if self._difference is not None and self._difference[1] >= step:
             self._difference = None
+        self._highs = [high for high in self._highs if high[0] < step]
         self._trend = None
 
     def _judge(self, before: Outcome | None) -> Judgment:
@@ -555,6 +587,7 @@ class OverfitDetector(Judge):
             "warm_up": None if self._warm_up is None else list(self._warm_up),
             "difference": None if self._difference is None else list(self._difference),
             "own_step": self._own_step,
+            "highs": [list(high) for high in self._highs],
             "why_no_baseline": self._why_no_baseline,
             "own": None if self._own is None else self._own.state(),
         }
@@ -563,6 +596,7 @@ class OverfitDetector(Judge):
         self._warm_up = None if state["warm_up"] is None else (state["warm_up"][0], state["warm_up"][1])
         self._difference = None if state["difference"] is None else (state["difference"][0], state["difference"][1])
         self._own_step = state["own_step"]
+        self._highs = [(step, level) for step, level in state["highs"]]
         self._why_no_baseline = state["why_no_baseline"]
         self._own = None if state["own"] is None else Baseline.from_state(state["own"])
         self._trend = None
