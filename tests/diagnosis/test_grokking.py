@@ -83,7 +83,7 @@ def test_evidence_of_the_generalized_dimension():
         "plateau", "rise", "level", "generalized_k", "k_ratio", "steepness", "effective_dim", "loss", "loss_limit",
         "epoch",
     }  # fmt: skip
-    assert "not yet fitted on the benchmark" in verdict.basis[1]
+    assert "scored on others: docs/benchmark.md" in verdict.basis[1]
 
 
 def test_a_language_model_that_does_not_interpolate_is_not_judged():
