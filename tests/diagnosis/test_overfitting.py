@@ -179,7 +179,7 @@ def test_beyond_the_baselines_end_an_outcome_stands_and_nothing_new_is_said():
     overfits = by_hand(lambda x: healthy(x) - 0.06 * (x > 500), count=200)
     changes, detector = judged(overfits, baseline=baseline(count=120))
     assert changes[-1][1] == "overfitting"
-    assert detector.verdict.reason == "the baseline ends before this step, and so it was when it did."
+    assert detector.verdict.reason == "the baseline ends before this step, and the alarm that was raised before stands."
     changes, detector = judged(by_hand(count=200), baseline=baseline(count=120))
     assert changes[-1] == (1200, "undecidable")
     assert detector.verdict.reason == "the baseline has no value at this step."

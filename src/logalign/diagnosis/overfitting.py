@@ -218,7 +218,7 @@ def _by_baseline(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
     """How far LAR lies below the baseline: the first of the paper's two signals."""
     width = s.width(t)
     if s.source is not None and not s.reached and previous in ("approaching", "overfitting"):
-        return previous, "the baseline ends before this step, and so it was when it did.", "baseline"
+        return previous, "the baseline ends before this step, and the alarm that was raised before stands.", "baseline"
     if s.deviation is None or width is None or (s.source == "first epoch" and s.lr_just_changed):
         return None
     outcome = _by_deviation(s.deviation, width, t, previous)
