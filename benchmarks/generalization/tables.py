@@ -43,6 +43,7 @@ def build(runs: Sequence[Made]) -> Tables:
         "across": across_table(found),
         "detection": detection_table(fitting, testing),
         "detection-families": families_table(found),
+        "detection-left-out": left_out_table(found),
         "ranking": ranking_table(found),
         "dimension": dimension_table(runs),
         "phases": phases_table(found),
@@ -119,6 +120,25 @@ def rival(fitting: tuple[Context, ...], testing: tuple[Context, ...], name: str)
     """(c) What one signal, with the threshold fitted on some runs, says of others."""
     signal = ALL_SIGNALS[name]
     return score.detection(testing, signal, score.fit_threshold(fitting, signal))
+
+
+def left_out_table(found: Sequence[Context]) -> list[Row]:
+    """(c) Every signal alone, its threshold fitted on the other families: on time, found at all, and false alarms."""
+    rows = []
+    for name in ALL_SIGNALS:
+        row = {"signal": name}
+        for family in SCORED:
+            fit = tuple(c for c in found if c.run.config.family in SCORED and c.run.config.family != family)
+            said = rival(fit, tuple(c for c in found if c.run.config.family == family), name)
+            overfit = [each for each in said if each.truth == "overfit"]
+            healthy = [each for each in said if each.truth == "healthy"]
+            on_time = sum(each.verdict == "on time" for each in overfit)
+            at_all = sum(each.verdict != "missed" for each in overfit)
+            row[f"{family}: on time, found, of"] = f"{on_time}, {at_all}, {len(overfit)}"
+            alarmed = sum(each.verdict == "false alarm" for each in healthy)
+            row[f"{family}: false alarms"] = f"{alarmed} of {len(healthy)}"
+        rows.append(row)
+    return rows
 
 
 def families_table(found: Sequence[Context]) -> list[Row]:
