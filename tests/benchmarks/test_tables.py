@@ -9,7 +9,10 @@ from benchmarks.generalization.store import collect
 
 from .test_store import keep
 
-NAMES = ("runs", "within", "across", "detection", "detection-families", "ranking", "dimension", "phases")
+NAMES = (
+    "runs", "within", "across", "detection", "detection-families", "detection-left-out", "ranking", "dimension",
+    "phases",
+)  # fmt: skip
 DIMENSIONS = ("dimension", "dimension_additive", "dimension_energy")
 PAGE = "# A page\n\n" + "\n\n".join(f"<!-- begin: {name} -->\nold\n<!-- end: {name} -->\nText." for name in NAMES)
 
@@ -54,6 +57,14 @@ def test_tables_count_every_scored_run_once(built, runs):
     without = [row for row in built["detection-families"] if row["detector"] == "no baseline"]
     counted = [row["on time"].split(" of ")[1].split()[0] for row in without if row["on time"] != "–"]
     assert sum(map(int, counted)) == overfit
+
+
+def test_a_left_out_family_is_scored_on_all_of_its_runs(built, runs):
+    for family in tables.SCORED:
+        overfit = sum(tables.outcome(run) == "overfit" for run in runs if run.config.family == family)
+        for row in built["detection-left-out"]:
+            on_time, found, of = map(int, row[f"{family}: on time, found, of"].split(", "))
+            assert 0 <= on_time <= found <= of == overfit
 
 
 def test_writing_replaces_what_is_between_the_markers_and_nothing_else(tmp_path):
