@@ -10,7 +10,8 @@ import pytest
 
 from logalign import Baseline, Reading, open_run
 from logalign.diagnosis.decline import Deviation, Repetition
-from logalign.diagnosis.overfitting import OverfitDetector, OverfitSignals, OverfitThresholds, decide
+from logalign.diagnosis.overfit_rule import OverfitSignals, OverfitThresholds, decide
+from logalign.diagnosis.overfitting import OverfitDetector
 from logalign.diagnosis.verdict import OUTCOMES
 from logalign.errors import InputError
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from logalign.diagnosis.baseline import Baseline, main_site, only_site
 from logalign.diagnosis.grokking import GrokDetector, GrokThresholds
-from logalign.diagnosis.overfitting import OverfitDetector, OverfitThresholds
+from logalign.diagnosis.overfit_rule import OverfitThresholds
+from logalign.diagnosis.overfitting import OverfitDetector
 from logalign.diagnosis.verdict import Verdict, combined
 from logalign.errors import InputError
 from logalign.readings import Reading, Readings

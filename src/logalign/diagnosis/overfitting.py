@@ -1,19 +1,19 @@
 """Overfitting: does LAR fall as in healthy training, or beyond it?
 
-Method: LAR falls in healthy training, too, so the fall itself says nothing. What does is the deviation from a baseline
-that does not overfit, beyond what scatter and seeds explain; and, where there is no baseline, a decline that speeds up
-in log(step) though the learning rate has not changed. While no data has repeated, there is nothing to overfit to.
-Held-out losses are never looked at.
+Method: LAR falls in healthy training, too, so the fall itself says nothing. What does: the deviation from a baseline
+that does not overfit; where data comes in passes, whether LAR falls while loss is lost by seeing the same samples
+again; in a classifier, whether k grows; and a decline that speeds up. While no data has repeated, there is nothing to
+overfit to. Held-out losses are never looked at.
 
-Signals (`decline.py`) and rule (`decide`) are kept apart: the rule is a pure function of numbers and thresholds.
+This module keeps the state and feeds the rule: signals are in `decline.py`, what they mean is decided in
+`overfit_rule.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from logalign.diagnosis.baseline import Axis, Baseline, first_epoch
 from logalign.diagnosis.decline import (
     LATELY,
     Deviation,
-    Repetition,
     Trend,
     deviation,
     fitted_bins,
@@ -34,292 +33,18 @@ from logalign.diagnosis.decline import (
     x_of,
 )
 from logalign.diagnosis.judge import FROZEN, Judge, Judgment, frozen
+from logalign.diagnosis.overfit_rule import EARLY_READINGS, OverfitSignals, OverfitThresholds, RestsOn, decide
 from logalign.diagnosis.series import FORM_NAMES, FORMS, Series
 from logalign.diagnosis.trend import lr_changes, warm_up_end
-from logalign.diagnosis.verdict import Number, Outcome
+from logalign.diagnosis.verdict import Outcome
 from logalign.errors import InputError
 from logalign.readings import Reading
 
 INTERPOLATION = 0.05
 """Training loss, as a share of log m, under which a network interpolates its data."""
 LR_DROP, LR_READINGS = 2 / 3, 30
-EARLY_READINGS = 30
-"""A classifier that has fitted its data within so many readings has done so before k could be seen to grow."""
 REMEMBERED_HIGHS = 32
 PLAIN = "lar"
-RestsOn = Literal["epoch", "baseline", "passes", "spread", "acceleration", "nothing"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverfitThresholds:
-    """When a decline counts as approaching overfitting, and as overfitting.
-
-    `form`, `smoothing`, `hold`, `approaching`, `memorization`, `decline` and `spread` are fitted on the fitting half of
-    the benchmark, without a false alarm there, and scored on the other, where it is not so good: docs/benchmark.md.
-    `overfitting`, `spread_alarm` and `learning` mark what is clearly beyond, and are not fitted; those of the
-    acceleration were developed on one pair of runs (tests/data/lm_fresh.jsonl and lm_repeat200k.jsonl).
-
-    Attributes:
-        form: The form of LAR that is judged.
-        smoothing: Readings of the running median.
-        hold: So many running medians in a row have to be beyond.
-        approaching: Deviation from the baseline.
-        overfitting: Deviation from the baseline.
-        keep: An outcome stands until all running medians are below this share of its threshold.
-        sigmas: A deviation has to be beyond so many standard deviations of the band, too.
-        between_one_run: Standard deviation between runs, where the baseline is one run and does not know it: assumed,
-            the size of the scatter of one reading.
-        schedule_factor: How much wider the band is where the schedule differs from the baseline's: assumed.
-        shortfall: Without a baseline, LAR lost to the acceleration of the decline: "approaching".
-        shortfall_alarm: The same, "overfitting"; only where the learning rate is recorded and has not changed.
-        acceleration_sigmas: The acceleration has to be so many standard errors from none.
-        memorization: Training loss lost by seeing the same samples again, in nats per unit of log(step), above which a
-            run memorizes.
-        decline: LAR lost per unit of log(step) over the last factor of 1.8 in steps, above which new directions come
-            into use. "Approaching" is a run that memorizes and declines.
-        spread: Factor by which vocabulary-centered k has grown since it was lowest, in a classifier: "approaching".
-        spread_alarm: The same, "overfitting".
-        learning: Training loss lost inside passes, in nats per unit of log(step). A run that memorizes and declines is
-            "overfitting" once it is below 0, that is, once the loss rises inside passes, and stays so until it is above
-            this.
-        hold_repetition: So many readings in a row have to be beyond `memorization`, `decline` and `spread`.
-    """
-
-    form: str = "lar_vocab_centered"
-    smoothing: int = 10
-    hold: int = 3
-    approaching: float = 0.03
-    overfitting: float = 0.05
-    keep: float = 0.75
-    sigmas: float = 2.0
-    between_one_run: float = 0.007
-    schedule_factor: float = 2.0
-    shortfall: float = 0.03
-    shortfall_alarm: float = 0.06
-    acceleration_sigmas: float = 3.0
-    memorization: float = 0.6
-    decline: float = 0.0625
-    spread: float = 1.25
-    spread_alarm: float = 1.8
-    learning: float = 0.75
-    hold_repetition: int = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverfitSignals:
-    """The numbers that the rule looks at; None where a number could not be had.
-
-    Attributes:
-        step: Of the last reading.
-        epoch: Passes over the data.
-        loss: Training loss of the last reading.
-        warm_up: Step of the last reading of the warm-up; None while it lasts.
-        source: Where the baseline comes from; None without one.
-        reached: Whether the baseline has a value at the last reading.
-        deviation: In the form that is judged.
-        deviation_plain: In the plain form.
-        deviation_vocab_centered: In the vocabulary-centered form.
-        deviation_centered: In the centered form.
-        deviation_loss: Of the training loss, a rival signal.
-        schedule_difference: How the schedule differs from the baseline's, in words.
-        lr_just_changed: Whether the learning rate changed materially within the readings that are smoothed.
-        lr_dropped: Whether it dropped by more than a third from one to the next of the readings that passes look at.
-        repetition: What passes over the same data have lately made of the loss and of LAR.
-        spread: By what factor vocabulary-centered k has grown since it was lowest.
-        classifies: Whether the layer has no more outputs than inputs, as classifiers do and language models do not.
-        spent_early: Whether the training loss was under 5 % of log m within the first 30 readings.
-        trend: The slow signals.
-        why_no_baseline: Why this run's own first epoch gives none.
-    """
-
-    step: int
-    epoch: float | None
-    loss: float | None
-    warm_up: float | None
-    source: Literal["runs", "first epoch"] | None
-    reached: bool
-    deviation: Deviation | None
-    deviation_plain: Deviation | None = None
-    deviation_vocab_centered: Deviation | None
-    deviation_centered: Deviation | None
-    deviation_loss: Deviation | None
-    schedule_difference: str | None
-    lr_just_changed: bool
-    lr_dropped: bool
-    repetition: Repetition | None
-    spread: float | None
-    classifies: bool
-    spent_early: bool
-    trend: Trend | None
-    why_no_baseline: str | None
-
-    def width(self, thresholds: OverfitThresholds) -> float | None:
-        """Half the width of the band that a healthy run may lie in; None without a deviation."""
-        found = self.deviation
-        if found is None:
-            return None
-        between = thresholds.between_one_run if found.between is None else found.between
-        if self.schedule_difference is not None:
-            between *= thresholds.schedule_factor
-        return float(thresholds.sigmas * (between**2 + found.scatter**2) ** 0.5)
-
-    def numbers(self, thresholds: OverfitThresholds) -> dict[str, Number]:
-        """The signals by name, as a verdict's evidence shows them."""
-        slow, passes = self.trend, self.repetition
-        return {
-            "deviation": _now(self.deviation),
-            "deviation_low": None if self.deviation is None else self.deviation.low,
-            "band": self.width(thresholds),
-            "deviation_slope": None if slow is None else slow.deviation_slope,
-            "deviation_plain": _now(self.deviation_plain),
-            "deviation_vocab_centered": _now(self.deviation_vocab_centered),
-            "deviation_centered": _now(self.deviation_centered),
-            "deviation_loss": _now(self.deviation_loss),
-            "decline_rate": None if slow is None else slow.decline_rate,
-            "acceleration": None if slow is None else slow.acceleration,
-            "acceleration_error": None if slow is None else slow.acceleration_error,
-            "shortfall": None if slow is None else slow.shortfall,
-            "memorization": None if passes is None else passes.memorization,
-            "learning": None if passes is None else passes.learning,
-            "lar_decline": None if passes is None else passes.decline,
-            "spread": self.spread,
-            "head_norm_growth": None if slow is None else slow.head_norm_growth,
-            "loss": self.loss,
-            "epoch": self.epoch,
-            "warm_up_end": self.warm_up,
-        }
-
-
-def decide(
-    signals: OverfitSignals, thresholds: OverfitThresholds, previous: Outcome | None
-) -> tuple[Outcome, str, RestsOn]:
-    """The outcome, the reason, and what it rests on: the rule, free of any state but the outcome that stands so far."""
-    s, t = signals, thresholds
-    if s.epoch is not None and s.epoch < 1:
-        reason = f"no data has repeated so far (epoch {s.epoch:.2f})"
-        if s.deviation is not None and s.deviation.low > t.approaching:
-            reason += f", though LAR is {s.deviation.now:.3f} below the baseline"
-        return "healthy", f"{reason}.", "epoch"
-    if s.warm_up is None:
-        return "undecidable", "the warm-up is not over: LAR moves fast in it, in every training.", "nothing"
-    found = [by(s, t, previous) for by in (_by_baseline, _by_passes, _by_spread, _by_acceleration)]
-    for outcome in ("overfitting", "approaching", "healthy"):
-        for conclusion in found:
-            if conclusion is not None and conclusion[0] == outcome:
-                return conclusion
-    undecidable = next((conclusion for conclusion in found if conclusion is not None), None)
-    return undecidable or ("undecidable", _why_undecidable(s, t), "nothing")
-
-
-Conclusion = tuple[Outcome, str, RestsOn]
-
-
-def _by_baseline(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
-    """How far LAR lies below the baseline: the first of the paper's two signals."""
-    width = s.width(t)
-    if s.source is not None and not s.reached and previous in ("approaching", "overfitting"):
-        return previous, "the baseline ends before this step, and the alarm that was raised before stands.", "baseline"
-    if s.deviation is None or width is None or (s.source == "first epoch" and s.lr_just_changed):
-        return None
-    outcome = _by_deviation(s.deviation, width, t, previous)
-    said = f"LAR is {s.deviation.now:.3f} below {_baseline_words(s)}"
-    if outcome == "overfitting":
-        return outcome, f"{said}, more than the {max(t.overfitting, width):.3f} that mark overfitting.", "baseline"
-    if outcome == "approaching":
-        return outcome, f"{said}, outside its band of {max(t.approaching, width):.3f}.", "baseline"
-    if width < t.overfitting:
-        return "healthy", f"LAR stays within {max(t.approaching, width):.3f} of {_baseline_words(s)}.", "baseline"
-    return None
-
-
-def _by_passes(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
-    """Whether new directions come into use while the loss falls by seeing the same samples again."""
-    found = s.repetition
-    if found is None:
-        return None
-    repeated = f"{found.memorization:.2f} nats per unit of log(step) from seeing the same samples again"
-    if previous in ("approaching", "overfitting") and found.memorization_high > t.keep * t.memorization:
-        # LAR may have stopped falling, for all is memorized or the schedule has cooled down: that undoes nothing.
-        stands = found.learning < (t.learning if previous == "overfitting" else 0.0)
-        said = f"the training loss still falls by {repeated}, as since the first alarm"
-        return "overfitting" if stands else "approaching", f"{said}; inside a pass the loss {_moves(found)}.", "passes"
-    if s.lr_dropped:
-        return "undecidable", "the learning rate has just dropped, and with it the loss.", "nothing"
-    memorizes = found.memorization > t.memorization
-    if memorizes and found.decline > t.decline:
-        said = f"the training loss falls by {repeated}, and LAR by {found.decline:.3f}"
-        outcome: Outcome = "overfitting" if found.learning < 0 else "approaching"
-        return outcome, f"{said}; inside a pass the loss {_moves(found)}.", "passes"
-    limit = f"LAR only by {found.decline:.3f}, and {t.decline:.4g} mark its approach"
-    if not memorizes:
-        limit = f"{t.memorization:.2f} mark the approach of overfitting"
-    return "healthy", f"the training loss falls by {repeated}; {limit}.", "passes"
-
-
-def _moves(found: Repetition) -> str:
-    return "rises" if found.learning < 0 else "falls"
-
-
-def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
-    """In a classifier: whether it needs many more directions than it began with, as it does to fit single samples."""
-    if s.spread is None or not s.classifies or s.repetition is not None:
-        return None
-    said = f"k is {s.spread:.2f} times as large as when it was lowest"
-    if s.spread > (t.keep if previous == "overfitting" else 1.0) * t.spread_alarm:
-        return "overfitting", f"{said}: single samples are being fitted.", "spread"
-    if s.spread > (t.keep if previous in ("approaching", "overfitting") else 1.0) * t.spread:
-        return "approaching", f"{said}; {t.spread:.2f} mark the approach of overfitting.", "spread"
-    if s.spent_early:
-        return (
-            "undecidable",
-            (
-                f"the training data were fitted within the first {EARLY_READINGS} readings, before k could be seen to "
-                "grow; take readings more often."
-            ),
-            "nothing",
-        )
-    return "healthy", f"{said}; {t.spread:.2f} mark the approach of overfitting.", "spread"
-
-
-def _by_deviation(found: Deviation, width: float, t: OverfitThresholds, previous: Outcome | None) -> Outcome:
-    alarm, limit = max(t.overfitting, width), max(t.approaching, width)
-    if found.low > alarm or (previous == "overfitting" and found.high > t.keep * alarm):
-        return "overfitting"
-    if found.low > limit or (previous in ("approaching", "overfitting") and found.high > t.keep * limit):
-        return "approaching"
-    return "healthy"
-
-
-def _by_acceleration(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
-    """Whether LAR's decline speeds up: the second of the paper's signals."""
-    slow = s.trend
-    keep = t.keep if previous in ("approaching", "overfitting") else 1.0
-    keep_alarm = t.keep if previous == "overfitting" else 1.0
-    if slow is None or slow.decline_rate >= 0 or slow.shortfall <= keep * t.shortfall:
-        return None
-    if slow.acceleration > -keep * t.acceleration_sigmas * slow.acceleration_error:
-        return None
-    said = f"LAR falls faster than before, and has lost {slow.shortfall:.3f} more than it would have"
-    if slow.lr_changed_at is not None:
-        at = f"{slow.lr_changed_at:,.0f}"
-        return "undecidable", f"{said}, but the learning rate changed at step {at}, which moves LAR, too.", "nothing"
-    if slow.lr_known and slow.shortfall > keep_alarm * t.shortfall_alarm:
-        return "overfitting", f"{said}, at an unchanged learning rate.", "acceleration"
-    return "approaching", f"{said}.", "acceleration"
-
-
-def _why_undecidable(s: OverfitSignals, t: OverfitThresholds) -> str:
-    width = s.width(t)
-    if s.source is None:
-        own = f" ({s.why_no_baseline})" if s.why_no_baseline else ""
-        return f"there is no baseline{own}, and LAR's decline does not speed up: it may be healthy or not."
-    if not s.reached:
-        return "the baseline has no value at this step."
-    if s.deviation is None or width is None:
-        return f"fewer than {t.smoothing + t.hold - 1} readings after the warm-up can be compared with the baseline."
-    if s.source == "first epoch" and s.lr_just_changed:
-        return "the learning rate has just changed, which moves LAR, too."
-    return f"LAR is within the baseline's band, which is too wide to tell: {width:.3f}."
 
 
 def _dropped(series: Series, warm_up: float | None) -> bool:
@@ -337,14 +62,6 @@ def _spent_early(series: Series) -> bool:
     early = history.column("loss")[: max(1, EARLY_READINGS // history.stride)]
     early = early[np.isfinite(early)]
     return bool(early.size) and bool(early.min() < INTERPOLATION * math.log(series.m))
-
-
-def _baseline_words(s: OverfitSignals) -> str:
-    return "what its first epoch leads to" if s.source == "first epoch" else "the baseline"
-
-
-def _now(found: Deviation | None) -> float | None:
-    return None if found is None else found.now
 
 
 SUGGESTIONS: Mapping[Outcome, str] = {
