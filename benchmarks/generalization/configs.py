@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 FAMILIES = ("language", "finetuning", "vision", "algorithmic")
@@ -23,7 +24,8 @@ class Config:
         settings: What decides the run beside the seed; plain values.
         seed: Of initial weights, order and, where data are drawn, of the data.
         baseline: Whether it can be the baseline of other runs of its recipe: no data repeat, or labels are clean.
-        recipe: The names of those settings that make runs comparable.
+        recipe_keys: The names of those settings that make runs comparable.
+        batch: In which of the batches it was made; each batch was split into halves by itself, before it was made.
     """
 
     family: str
@@ -31,6 +33,7 @@ class Config:
     seed: int = 0
     baseline: bool = False
     recipe_keys: tuple[str, ...] = ()
+    batch: int = 1
 
     @property
     def configuration(self) -> str:
@@ -87,6 +90,45 @@ def _language() -> Iterator[Config]:
             yield Config(family="language", settings=settings, seed=0, recipe_keys=keys)
 
 
+# The second batch: data closer to the threshold between healthy and overfit, and two recipes that train longer.
+MORE_LANGUAGE_DATA: tuple[tuple[int, float, float], ...] = (
+    (30_000, 0.1, 0.0),
+    (30_000, 0.1, 0.3),
+    (75_000, 0.1, 0.0),
+    (75_000, 1.0, 0.1),
+    (150_000, 0.1, 0.0),
+)
+LONG_LANGUAGE_RECIPES: tuple[dict[str, Any], ...] = (
+    {"text": "python", "width": 96, "tied": False, "lr": 1e-3, "schedule": "constant", "steps": 2000},
+    {"text": "python", "width": 64, "tied": True, "lr": 2e-3, "schedule": "constant", "steps": 2000},
+)
+LONG_LANGUAGE_DATA: tuple[tuple[int, float, float], ...] = (
+    (100_000, 0.1, 0.0),
+    (200_000, 0.1, 0.0),
+    (200_000, 0.1, 0.2),
+    (400_000, 0.1, 0.0),
+)
+
+
+def _more_language() -> Iterator[Config]:
+    keys = tuple(LANGUAGE_RECIPES[0])
+    for recipe in LANGUAGE_RECIPES:
+        for unique, decay, dropout in MORE_LANGUAGE_DATA:
+            settings = {**recipe, "unique": unique, "decay": decay, "dropout": dropout}
+            yield Config(family="language", settings=settings, recipe_keys=keys, batch=2)
+        for unique in (50_000, 100_000):  # another seed of configurations of the first batch, in their half
+            settings = {**recipe, "unique": unique, "decay": 0.1, "dropout": 0.0}
+            yield Config(family="language", settings=settings, seed=1, recipe_keys=keys, batch=2)
+    keys = tuple(LONG_LANGUAGE_RECIPES[0])
+    for recipe in LONG_LANGUAGE_RECIPES:
+        for seed in (100, 101):
+            settings = {**recipe, "unique": 0, "decay": 0.1, "dropout": 0.0}
+            yield Config(family="language", settings=settings, seed=seed, baseline=True, recipe_keys=keys, batch=2)
+        for unique, decay, dropout in LONG_LANGUAGE_DATA:
+            settings = {**recipe, "unique": unique, "decay": decay, "dropout": dropout}
+            yield Config(family="language", settings=settings, recipe_keys=keys, batch=2)
+
+
 FINETUNING_STEPS = 400
 
 
@@ -101,6 +143,21 @@ def _finetuning() -> Iterator[Config]:
                     yield Config(family="finetuning", settings=settings, seed=seed, baseline=True, recipe_keys=keys)
                 for unique in (20_000, 60_000, 150_000):
                     yield Config(family="finetuning", settings={**recipe, "unique": unique}, recipe_keys=keys)
+
+
+def _more_finetuning() -> Iterator[Config]:
+    """Less data and more steps, and readings twice as often: in the first batch three runs of forty overfit."""
+    keys = ("direction", "method", "lr", "steps", "every")
+    for direction in ("python-to-prose", "prose-to-python"):
+        for method, lr in (("full", 3e-4), ("full", 1e-3), ("lora", 3e-3)):
+            recipe = {"direction": direction, "method": method, "lr": lr, "steps": 800, "every": 5}
+            for seed in (100, 101):
+                settings = {**recipe, "unique": 0}
+                yield Config(
+                    family="finetuning", settings=settings, seed=seed, baseline=True, recipe_keys=keys, batch=2
+                )
+            for unique in (10_000, 20_000, 40_000, 80_000):
+                yield Config(family="finetuning", settings={**recipe, "unique": unique}, recipe_keys=keys, batch=2)
 
 
 VISION_STEPS = {"mlp": 1500, "cnn": 600}
@@ -171,7 +228,8 @@ def _algorithmic() -> Iterator[Config]:
 
 def all_configs() -> list[Config]:
     """Every run of the benchmark, by family."""
-    configs = [*_language(), *_finetuning(), *_vision(), *_algorithmic()]
+    language = [*_language(), *_more_language()]
+    configs = [*language, *_finetuning(), *_more_finetuning(), *_vision(), *_algorithmic()]
     names = [config.name for config in configs]
     assert len(set(names)) == len(names)
     return configs
@@ -180,27 +238,32 @@ def all_configs() -> list[Config]:
 def is_for_fitting(config: Config) -> bool:
     """Whether thresholds may be fitted on this run; all seeds of a configuration fall on one side.
 
-    Within each family the configurations are put in the order of a hash of their names, and every second one, beginning
-    with the first, is for fitting.
+    Within each family and batch the configurations are put in the order of a hash of their names, and every second one,
+    beginning with the first, is for fitting. A configuration belongs to the first batch that has it.
     """
     return config.configuration in _fitting()
 
 
-def _fitting() -> set[str]:
+@cache
+def _fitting() -> frozenset[str]:
+    batch_of: dict[str, tuple[str, int]] = {}
+    for config in all_configs():
+        found = batch_of.setdefault(config.configuration, (config.family, config.batch))
+        batch_of[config.configuration] = min(found, (config.family, config.batch))
     chosen: set[str] = set()
-    for family in FAMILIES:
-        names = {config.configuration for config in all_configs() if config.family == family}
-        ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-        chosen.update(ordered[::2])
-    return chosen
+    for group in set(batch_of.values()):
+        names = [name for name, mine in batch_of.items() if mine == group]
+        chosen.update(sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())[::2])
+    return frozenset(chosen)
 
 
 def pilot() -> list[Config]:
-    """Thirty runs of the fitting half, evenly over the families' lists: what the detectors were designed on."""
+    """Thirty runs of the first batch's fitting half, evenly over its lists: the detectors were designed on them."""
     counts = {"language": 14, "finetuning": 5, "vision": 7, "algorithmic": 6}
     chosen = []
     for family, count in counts.items():
-        fitting = [config for config in all_configs() if config.family == family and is_for_fitting(config)]
+        first = [config for config in all_configs() if config.family == family and config.batch == 1]
+        fitting = [config for config in first if is_for_fitting(config)]
         step = len(fitting) / count
         chosen += [fitting[int(i * step)] for i in range(count)]
     return chosen

@@ -23,6 +23,7 @@ from logalign.demos.gpt import GPT
 
 BATCH, CONTEXT, LAYERS, HEADS = 16, 64, 2, 4
 HELD_OUT = 128
+EVERY = 10
 WARM_UP = 50
 PRETRAINING_STEPS, PRETRAINING_WIDTH = 1000, 96
 
@@ -31,7 +32,8 @@ def train_language(config: Config, work: Path) -> tuple[Recorder, dict[str, Any]
     """Train one GPT from scratch."""
     settings = config.settings
     train, held_out = tokens_of(settings["text"], work)
-    unique = settings["unique"] or LANGUAGE_STEPS * BATCH * CONTEXT + 1
+    steps = settings.get("steps", LANGUAGE_STEPS)
+    unique = settings["unique"] or steps * BATCH * CONTEXT + 1
     torch.manual_seed(config.seed)
     model = GPT(
         vocabulary=VOCABULARY,
@@ -48,7 +50,7 @@ def train_language(config: Config, work: Path) -> tuple[Recorder, dict[str, Any]
         ["blocks.0.query_key_value", f"blocks.{LAYERS - 1}.mlp.2"],
         train[:unique],
         held_out,
-        steps=LANGUAGE_STEPS,
+        steps=steps,
         lr=settings["lr"],
         schedule=settings["schedule"],
         decay=settings["decay"],
@@ -61,7 +63,8 @@ def train_finetuning(config: Config, work: Path) -> tuple[Recorder, dict[str, An
     settings = config.settings
     source, target = settings["direction"].split("-to-")
     train, held_out = tokens_of(target, work, tokenizer_of=source)
-    unique = settings["unique"] or FINETUNING_STEPS * BATCH * CONTEXT + 1
+    steps = settings.get("steps", FINETUNING_STEPS)
+    unique = settings["unique"] or steps * BATCH * CONTEXT + 1
     model: nn.Module = pretrained(source, work)
     torch.manual_seed(config.seed)
     prefix = ""
@@ -78,7 +81,8 @@ def train_finetuning(config: Config, work: Path) -> tuple[Recorder, dict[str, An
         [],
         train[:unique],
         held_out,
-        steps=FINETUNING_STEPS,
+        steps=steps,
+        every=settings.get("every", EVERY),
         lr=settings["lr"],
         schedule="constant",
         decay=0.1,
@@ -121,12 +125,13 @@ def _train(
     schedule: str,
     decay: float,
     seed: int,
+    every: int = EVERY,
 ) -> tuple[Recorder, dict[str, Any]]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, betas=(0.9, 0.95))
     windows = torch.from_numpy(blocks(held_out, CONTEXT, count=HELD_OUT))
     rare = torch.from_numpy(rare_types(tokens))
-    recorder = Recorder(model, head, steps=steps, every=10, evaluate_every=20, others=others)
+    recorder = Recorder(model, head, steps=steps, every=every, evaluate_every=20, others=others)
 
     @torch.no_grad()
     def evaluate() -> dict[str, Any]:
