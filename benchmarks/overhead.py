@@ -180,7 +180,7 @@ def extra_memory(arguments: argparse.Namespace) -> Rows:
 
 def measure(weight: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
     """What one monitored forward computes."""
-    meter = Meter(weight.shape[1], weight.shape[0], weight.device)
+    meter = Meter(tuple(weight.shape), weight.device)
     meter.add(weight, inputs, outputs=outputs)
     return meter.pack().vector
 

@@ -42,7 +42,7 @@ def assert_agree(found, exact, rel):
 @pytest.mark.parametrize("masked", [False, True])
 def test_calls_pool_to_the_energies_of_all_tokens(dtype, biased, masked):
     W, b, Xs = layer_of(dtype)
-    meter = Meter(8, 23, CPU)
+    meter = Meter((23, 8), CPU)
     masks = [torch.arange(X.shape[0] * X.shape[1]).reshape(X.shape[:-1]) % 3 != 0 for X in Xs]
     for X, mask in zip(Xs, masks, strict=True):
         outputs = torch.nn.functional.linear(X, W, b if biased else None)
@@ -57,7 +57,7 @@ def test_calls_pool_to_the_energies_of_all_tokens(dtype, biased, masked):
 
 def test_outputs_are_measured_as_they_are():
     W, _, Xs = layer_of(torch.float64, calls=1)
-    meter = Meter(8, 23, CPU)
+    meter = Meter((23, 8), CPU)
     meter.add(W, Xs[0], outputs=2 * Xs[0] @ W.T)
     assert energies_of(meter)[0].output == pytest.approx(4 * (Xs[0] @ W.T).square().sum().item(), rel=1e-12)
 
@@ -67,14 +67,14 @@ def test_without_outputs(tokens):
     generator = torch.Generator().manual_seed(0)
     W, X = (torch.randn(rows, 8, generator=generator, dtype=torch.float64) for rows in (50, tokens))
     b = torch.randn(50, generator=generator, dtype=torch.float64)
-    meter = Meter(8, 50, CPU)
+    meter = Meter((50, 8), CPU)
     meter.add(W, X, bias=b)
     assert_agree(energies_of(meter)[0], Energies.of(W, X), 1e-11)
 
 
 def test_a_bias_far_larger_than_the_logits_is_taken_out():
     W, b, Xs = layer_of(torch.float64, calls=2)
-    meter = Meter(8, 23, CPU)
+    meter = Meter((23, 8), CPU)
     for X in Xs:
         meter.add(W, X, outputs=X @ W.T + 1e3 * b, bias=1e3 * b)
     exact = Energies.of(W, torch.cat([X.reshape(-1, 8) for X in Xs]))
@@ -83,7 +83,7 @@ def test_a_bias_far_larger_than_the_logits_is_taken_out():
 
 def test_undefined_where_a_bias_leaves_nothing_but_rounding():
     W, b, Xs = layer_of(torch.float32, calls=1)
-    meter = Meter(8, 23, CPU)
+    meter = Meter((23, 8), CPU)
     meter.add(W, Xs[0], outputs=Xs[0] @ W.T + 1e8 * b, bias=1e8 * b)
     found = energies_of(meter)[0]
     assert np.isnan(found.lar)
@@ -95,7 +95,7 @@ def test_undefined_where_a_bias_leaves_nothing_but_rounding():
 
 def test_calls_with_and_without_a_bias_do_not_pool():
     W, b, Xs = layer_of(torch.float64)
-    meter = Meter(8, 23, CPU)
+    meter = Meter((23, 8), CPU)
     meter.add(W, Xs[0], outputs=Xs[0] @ W.T + b, bias=b)
     with pytest.raises(InputError, match="to be with a bias in their outputs, or all without, found both"):
         meter.add(W, Xs[1])
@@ -107,7 +107,7 @@ def test_what_the_mask_leaves_out_may_be_nan():
     mask = torch.arange(X.shape[0]) != 3
     exact = Energies.of(W, X, mask=mask)
     X[3] = float("nan")
-    meter = Meter(8, 23, CPU, spectral=True)
+    meter = Meter((23, 8), CPU, spectral=True)
     meter.add(W, X, outputs=X @ W.T + b, bias=b, mask=mask)
     assert_agree(energies_of(meter)[0], exact, 1e-11)
     assert meter.grams[1].isfinite().all()
@@ -120,7 +120,7 @@ def test_rows_that_are_not_finite_are_counted(bad, place):
     X = Xs[0].reshape(-1, 8)
     Z = X @ W.T
     {"weight": W, "inputs": X, "outputs": Z}[place][2, 1] = bad
-    meter = Meter(8, 23, CPU)
+    meter = Meter((23, 8), CPU)
     meter.add(W, X, outputs=Z)
     found = energies_of(meter)[0]
     assert found.nonfinite == 1
@@ -130,7 +130,7 @@ def test_rows_that_are_not_finite_are_counted(bad, place):
 
 def test_nothing_kept_is_said_so():
     W, b, Xs = layer_of(torch.float32, calls=1)
-    meter = Meter(8, 23, CPU)
+    meter = Meter((23, 8), CPU)
     meter.add(W, Xs[0], outputs=Xs[0] @ W.T + b, bias=b, mask=torch.zeros(Xs[0].shape[:-1], dtype=torch.bool))
     found, offered, masked = energies_of(meter)
     assert (found.tokens, offered, masked) == (0, 10, True)
@@ -140,17 +140,17 @@ def test_nothing_kept_is_said_so():
 
 def test_gram_matrices_pool_over_calls():
     W, _, Xs = layer_of(torch.bfloat16)
-    meter = Meter(8, 23, CPU, spectral=True)
+    meter = Meter((23, 8), CPU, spectral=True)
     for X in Xs:
         meter.add(W, X, outputs=X @ W.T)
     X = torch.cat([X.reshape(-1, 8) for X in Xs]).double()
     torch.testing.assert_close(meter.grams[0], W.double().T @ W.double(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(meter.grams[1], X.T @ X, rtol=1e-12, atol=1e-12)
-    assert Meter(8, 23, CPU).grams is None
+    assert Meter((23, 8), CPU).grams is None
 
 
 def test_counts_beyond_what_float32_holds():
-    meter = Meter(2, 1, CPU)
+    meter = Meter((1, 2), CPU)
     X = torch.ones(1, 2).expand(2**24 + 1, 2)
     meter.add(torch.ones(1, 2), X, outputs=torch.full((1, 1), 2.0).expand(2**24 + 1, 1))
     found, offered, _ = energies_of(meter)
@@ -161,7 +161,7 @@ def test_counts_beyond_what_float32_holds():
 def test_tensors_that_require_gradients_leave_no_graph_behind():
     W = torch.nn.Parameter(torch.randn(23, 8))
     X = torch.randn(5, 8, requires_grad=True)
-    meter = Meter(8, 23, CPU, spectral=True)
+    meter = Meter((23, 8), CPU, spectral=True)
     meter.add(W, X, outputs=X @ W.T)
     assert not meter.pack().vector.requires_grad
     assert not any(each.requires_grad for each in meter.grams)
@@ -169,7 +169,7 @@ def test_tensors_that_require_gradients_leave_no_graph_behind():
 
 def test_autocast_does_not_reach_the_sums():
     W, _, Xs = layer_of(torch.float32)
-    meters = [Meter(8, 23, CPU), Meter(8, 23, CPU)]
+    meters = [Meter((23, 8), CPU), Meter((23, 8), CPU)]
     for X in Xs:
         meters[0].add(W, X)
         with torch.autocast("cpu", dtype=torch.bfloat16):

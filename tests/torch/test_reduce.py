@@ -76,7 +76,8 @@ def test_column_sum_product_and_gram(dtype, monkeypatch):
         ):
             assert found.dtype == torch.float64
             torch.testing.assert_close(found, exact, **near)
-        torch.testing.assert_close(reduce.gram(rows), wide.T @ wide, rtol=1e-12, atol=1e-11)
+        gram = reduce.gram([rows[:3], rows[3:]], rows.shape[1], rows.device)
+        torch.testing.assert_close(gram, wide.T @ wide, rtol=1e-12, atol=1e-11)
 
     compare()
     monkeypatch.setattr(reduce, "blocks", lambda rows: torch.split(rows, 7))
@@ -88,14 +89,15 @@ def test_column_sum_product_and_gram(dtype, monkeypatch):
 def test_output_energy(dtype, m, tokens, n):
     W, X = random(m, n, dtype=dtype), random(tokens, n, dtype=dtype, seed=1)
     exact = (X.double() @ W.double().T).square().sum().item()
-    assert reduce.output_energy(W, X).item() == pytest.approx(exact, rel=1e-12 if dtype == torch.float64 else 2e-6)
+    found = reduce.output_energy([W], W.shape[0], X).item()
+    assert found == pytest.approx(exact, rel=1e-12 if dtype == torch.float64 else 2e-6)
 
 
 def test_output_energy_of_weight_and_inputs_of_two_dtypes():
     W, X = random(300, 4, dtype=torch.bfloat16), random(200, 4, seed=1)
     exact = (X.double() @ W.double().T).square().sum().item()
-    assert reduce.output_energy(W, X).item() == pytest.approx(exact, rel=1e-6)
-    assert reduce.output_energy(X, W).item() == pytest.approx(exact, rel=1e-6)
+    assert reduce.output_energy([W], W.shape[0], X).item() == pytest.approx(exact, rel=1e-6)
+    assert reduce.output_energy([X], X.shape[0], W).item() == pytest.approx(exact, rel=1e-6)
 
 
 def largest_allocation(function):
@@ -116,7 +118,7 @@ def test_output_energy_builds_no_matrix_of_logits():
     narrow, wide = (random(4096, 8), random(4096, 8)), (random(6000, 3000), random(4096, 3000))
     for W, X in (narrow, wide):
         logits = 4 * W.shape[0] * X.shape[0]
-        assert largest_allocation(lambda W=W, X=X: reduce.output_energy(W, X)) < 0.3 * logits
+        assert largest_allocation(lambda W=W, X=X: reduce.output_energy(reduce.blocks(W), W.shape[0], X)) < 0.3 * logits
 
 
 def test_segments_of_an_entry_each_are_as_far_off_as_documented():

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from logalign.errors import InputError, SiteError
-from logalign.torch.sites import find_sites, weight_of
+from logalign.torch.linear import weight_of
+from logalign.torch.sites import find_sites
 
 
 class Language(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from logalign.errors import InputError, SiteError
 from logalign.torch.masks import TokenMask
 from logalign.torch.meter import Meter
-from logalign.torch.sites import Found, Site, weight_of
+from logalign.torch.sites import Found, Site
 
 _watched: WeakSet[nn.Module] = WeakSet()
 
@@ -81,8 +81,8 @@ class Recorder:
 
     def record(self, site: Site, inputs: Tensor, outputs: Tensor) -> None:
         """Add a training forward of a site to its meter."""
-        weight = weight_of(site.module)
-        m, n = weight.shape
+        mapped = site.map
+        m, n = mapped.shape
         if inputs.shape[-1] != n or outputs.shape[-1] != m:
             raise SiteError(
                 f"layer {site.name!r}: expected inputs [..., {n}] and outputs [..., {m}] for its weight {(m, n)}, "
@@ -100,14 +100,13 @@ class Recorder:
                 "name another site in observe()"
             )
         mask = self._mask_for(site, inputs.shape[:-1], trial=trial)
-        meter = meters.pop(key, None) or Meter(n, m, inputs.device, spectral=self.spectral)
+        meter = meters.pop(key, None) or Meter((m, n), inputs.device, spectral=self.spectral, softmax=site.softmax)
         meters[key] = meter  # popped and put back: the last to run stands last
-        version = weight._version
-        if self._versions.setdefault(site.name, version) != version:
+        version = mapped.version
+        if version is not None and self._versions.setdefault(site.name, version) != version:
             self._versions[site.name] = version
             self.unstepped += 1
-        bias = getattr(site.module, "bias", None)
-        meter.add(weight, inputs, outputs=outputs, bias=bias, mask=mask)
+        meter.add(mapped, inputs, outputs=outputs, bias=mapped.bias, mask=mask)
 
     def observe(self, label: str, weight: Tensor, inputs: Tensor, **rest: Tensor | None) -> None:
         """Add what the user hands over instead of a forward; checked by the caller."""
@@ -119,7 +118,7 @@ class Recorder:
                 )
             self._drop_guess()
         m, n = weight.shape
-        meter = self.meters.get(label) or Meter(n, m, inputs.device, spectral=self.spectral)
+        meter = self.meters.get(label) or Meter((m, n), inputs.device, spectral=self.spectral)
         if (meter.m, meter.n) != (m, n):
             raise InputError(
                 f"site {label!r}: expected a weight of shape {(meter.m, meter.n)} as before in this step, "

@@ -2,11 +2,16 @@
 
 Everything that is measured is a sum over tokens, so the micro-batches of a step pool by addition. Of the weight, each
 quantity is taken at the step's first forward. Nothing here waits for the device but `Packed` on its way to the host.
+
+Where a layer lies over several ranks, each of them adds what it has, and a `Part` says what that is of the whole: then
+the vectors of all ranks add up to the whole's. Sums of W are taken at every rank that sees W, and divided by how many
+did. `|W s|^2`, with s the sum of all inputs, is no sum over tokens: across ranks the vector `W s` [m] is kept instead.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,22 +22,56 @@ from torch import Tensor
 from logalign.energies import Energies
 from logalign.errors import InputError
 from logalign.torch import reduce
+from logalign.torch.linear import Dense, LinearMap
 
 ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 5e-4, torch.float16: 5e-4}
 """Bound on the relative error of the energies, by the dtype of the outputs; a centered energy below it is undefined."""
 
 SCALARS = (
     "weight",
-    "input",
-    "biased_output",
-    "logit_sum_energy",
-    "output_sum_energy",
-    "bias_dot_output_sum",
     "bias_energy",
+    "weight_nonfinite",
+    "weighed",
+    "input",
+    "logit_sum_energy",
     "tokens",
     "tokens_offered",
-    "nonfinite",
+    "input_nonfinite",
+    "biased_output",
+    "output_nonfinite",
+    "output_sum_energy",
+    "bias_dot_output_sum",
+    "masked",
 )
+OF_WEIGHT = ("weight", "bias_energy", "weight_nonfinite")
+"""Sums that every rank which measured the weight has added, `weighed` times in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one rank has of a layer whose W is [m, n].
+
+    Attributes:
+        shape: (m, n) of the whole.
+        first_row: The first row of W that this rank has; its outputs are those of its rows.
+        first_column: The first column of W that this rank has; its inputs have those features.
+        of_weight: This rank's share in sums of W: 1 where it has a part of its own, 1/r where r ranks have the same.
+        of_input: The same for sums over inputs.
+        of_output: The same for sums over outputs.
+        of_tokens: The same for counts of tokens.
+        spread: Whether there are other ranks to add to, of any kind.
+        whole_row_sum: Completes the sum of a rank's rows [n] to that of all rows: a collective.
+    """
+
+    shape: tuple[int, int]
+    first_row: int = 0
+    first_column: int = 0
+    of_weight: float = 1.0
+    of_input: float = 1.0
+    of_output: float = 1.0
+    of_tokens: float = 1.0
+    spread: bool = False
+    whole_row_sum: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,42 +82,47 @@ class Packed:
     n: int
     m: int
     rounding: float
-    masked: bool
+    spread: bool = False
 
 
 class Meter:
     """Sums of one layer `z = W x + b` over the forwards of one monitored step.
 
     Args:
-        n: Fan-in.
-        m: Fan-out.
+        part: What this rank has of the layer; (m, n) of W, where that is all.
         device: Where the layer's tensors are.
         spectral: Accumulate the Gram matrices `W^T W` and `X^T X`, too.
+        softmax: Whether outputs are logits, so that the mean over the vocabulary is looked at.
     """
 
-    def __init__(self, n: int, m: int, device: torch.device, *, spectral: bool = False) -> None:
-        self.n, self.m = n, m
+    def __init__(
+        self, part: Part | tuple[int, int], device: torch.device, *, spectral: bool = False, softmax: bool = True
+    ) -> None:
+        self.part = part if isinstance(part, Part) else Part(shape=part)
+        self.m, self.n = self.part.shape
         dtype = reduce.wide(device)
         self._sums = {name: torch.zeros((), dtype=dtype, device=device) for name in SCALARS}
-        self._row_sum: Tensor | None = None
-        self._input_sum = torch.zeros(n, dtype=dtype, device=device)
+        self._row_sum = torch.zeros(self.n, dtype=dtype, device=device)
+        self._input_sum = torch.zeros(self.n, dtype=dtype, device=device)
+        self._output_sum = torch.zeros(self.m if self.part.spread else 0, dtype=dtype, device=device)
+        self._whole_row_sum: Tensor | None = None  # of the columns that this rank has
         self._rounding = 0.0
-        self._masked = False
         self._biased = False
         self._spectral = spectral
+        self._softmax = softmax
         self.grams: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def add(
         self,
-        weight: Tensor,
+        weight: LinearMap | Tensor,
         inputs: Tensor,
         *,
         outputs: Tensor | None = None,
         bias: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> None:
-        """Add one call of the layer.
+        """Add one call of the layer: the part of it that this rank has.
 
         Shapes: weight [m, n], inputs [..., n], outputs [..., m] with the bias in it, mask [...] of bool. Without
         outputs E_Z is taken from weight and inputs.
@@ -86,10 +130,11 @@ class Meter:
         Raises:
             InputError: some calls of the step have a bias in their outputs and others have not.
         """
-        weight, inputs = weight.detach(), inputs.detach()
+        mapped = weight if isinstance(weight, LinearMap) else Dense(weight)
+        inputs = inputs.detach()
         if outputs is None:
             bias = None  # what is computed here has none in it
-        if self._row_sum is not None and self._biased != (bias is not None):
+        if self._whole_row_sum is not None and self._biased != (bias is not None):
             raise InputError(
                 "expected all calls of a layer within one step to be with a bias in their outputs, or all without, "
                 "found both; pass outputs and bias to every call, or to none"
@@ -97,96 +142,118 @@ class Meter:
         self._biased = bias is not None
         with torch.autocast(inputs.device.type, enabled=False):
             flat_mask = None if mask is None else mask.to(inputs.device).reshape(-1)
-            tokens = inputs.numel() // self.n
+            n = mapped.shape[1]
+            tokens = inputs.numel() // n
+            sums, part = self._sums, self.part
             if flat_mask is None:
-                rows = inputs.reshape(-1, self.n)
+                rows = inputs.reshape(-1, n)
             else:
                 # Selected, not multiplied: a NaN in a token that does not count must not survive as 0 * NaN.
-                rows = torch.where(flat_mask[:, None], inputs.reshape(-1, self.n), inputs.new_zeros(()))
-                self._masked = True
+                rows = torch.where(flat_mask[:, None], inputs.reshape(-1, n), inputs.new_zeros(()))
+                sums["masked"].fill_(1)
             input_rows = reduce.row_energies(rows)
-            self._input_sum += reduce.column_sum(rows)
-            self._row_sum = self._add_weight(weight, bias)
-            sums = self._sums
-            sums["input"] += input_rows.sum()
-            sums["logit_sum_energy"] += reduce.product(rows, self._row_sum).square().sum()
-            sums["nonfinite"] += (~input_rows.isfinite()).sum()
-            sums["tokens"] += tokens if flat_mask is None else flat_mask.sum()
-            sums["tokens_offered"] += tokens
-            self._add_outputs(weight, rows, outputs, flat_mask)
+            columns = slice(part.first_column, part.first_column + n)
+            self._input_sum[columns] += part.of_input * reduce.column_sum(rows)
+            whole_row_sum = self._add_weight(mapped, bias, columns)
+            sums["input"] += part.of_input * input_rows.sum()
+            if self._softmax:
+                logit_sums = reduce.product(rows, whole_row_sum)
+                sums["logit_sum_energy"] += part.of_input * logit_sums.square().sum()
+            sums["input_nonfinite"] += part.of_input * (~input_rows.isfinite()).sum()
+            sums["tokens"] += part.of_tokens * (tokens if flat_mask is None else flat_mask.sum())
+            sums["tokens_offered"] += part.of_tokens * tokens
+            self._add_outputs(mapped, rows, outputs, flat_mask)
             if self._spectral:
-                self._add_grams(weight, rows)
+                self._add_grams(mapped, rows)
 
-    def _add_weight(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """One pass over W, block by block while a block is in the cache; the sum of its rows.
+    def _add_weight(self, weight: LinearMap, bias: Tensor | None, columns: slice) -> Tensor:
+        """One pass over W, block by block while a block is in the cache; the sum of all rows, of these columns.
 
-        What needs the inputs of the whole step, `|W s|^2` with s their sum, is formed anew at every forward from the
-        sum so far, so that the last one has it all, and no vector of the vocabulary's length is kept.
+        What needs the inputs of the whole step, `W s` with s their sum, is formed anew at every forward from the sum so
+        far, so that the last one has it all; its vector of the vocabulary's length is kept only across ranks.
         """
-        sums, row_sum = self._sums, self._row_sum
-        first = row_sum is None
-        if row_sum is None:
-            row_sum = torch.zeros_like(self._input_sum)
-        for name in ("output_sum_energy", "bias_dot_output_sum", "bias_energy"):
+        sums, part = self._sums, self.part
+        first = self._whole_row_sum is None
+        row_sum = torch.zeros_like(self._input_sum[columns])
+        input_sum = self._input_sum[columns] / part.of_input
+        for name in ("output_sum_energy", "bias_dot_output_sum"):
             sums[name].zero_()
         start = 0
-        for block in reduce.blocks(weight):
+        for block in weight.blocks():
             block = reduce.at_least_float32(block)
+            end = start + block.shape[0]
             if first:
                 energies = reduce.row_energies(block)
-                sums["weight"] += energies.sum()
-                sums["nonfinite"] += (~energies.isfinite()).sum()
+                sums["weight"] += part.of_weight * energies.sum()
+                sums["weight_nonfinite"] += part.of_weight * (~energies.isfinite()).sum()
                 row_sum += block.sum(0)
-            output_sum = (block @ self._input_sum.to(block.dtype)).to(row_sum.dtype)
+            output_sum = part.of_weight * (block @ input_sum.to(block.dtype)).to(row_sum.dtype)
+            if part.spread:
+                self._output_sum[part.first_row + start : part.first_row + end] = output_sum
             sums["output_sum_energy"] += output_sum.square().sum()
             if bias is not None:
-                part = bias.detach()[start : start + block.shape[0]].to(row_sum.dtype)
-                sums["bias_dot_output_sum"] += part @ output_sum
-                sums["bias_energy"] += part.square().sum()
-            start += block.shape[0]
-        return row_sum
+                own = bias.detach()[start:end].to(row_sum.dtype)
+                sums["bias_dot_output_sum"] += own @ output_sum
+                if first:
+                    sums["bias_energy"] += part.of_output * own.square().sum()
+            start = end
+        if first:
+            sums["weighed"].fill_(part.of_tokens)
+            self._row_sum[columns] = part.of_weight * row_sum
+            whole = part.whole_row_sum if self._softmax else None
+            self._whole_row_sum = row_sum if whole is None else whole(row_sum)
+        assert self._whole_row_sum is not None
+        return self._whole_row_sum
 
     def _add_outputs(
         self,
-        weight: Tensor,
+        weight: LinearMap,
         rows: Tensor,
         outputs: Tensor | None,
         mask: Tensor | None,
     ) -> None:
+        share = self.part.of_output
         if outputs is None:
-            self._sums["biased_output"] += reduce.output_energy(weight, rows)
+            self._sums["biased_output"] += share * reduce.output_energy(weight.blocks(), weight.shape[0], rows)
             self._rounding = max(self._rounding, ROUNDING[torch.promote_types(weight.dtype, torch.float32)])
             return
         energies = reduce.row_energies(outputs.detach()).reshape(-1)
         if mask is not None:
             energies = torch.where(mask, energies, energies.new_zeros(()))
-        self._sums["biased_output"] += energies.sum()
-        self._sums["nonfinite"] += (~energies.isfinite()).sum()
+        self._sums["biased_output"] += share * energies.sum()
+        self._sums["output_nonfinite"] += share * (~energies.isfinite()).sum()
         self._rounding = max(self._rounding, ROUNDING.get(outputs.dtype, ROUNDING[torch.float32]))
 
-    def _add_grams(self, weight: Tensor, rows: Tensor) -> None:
-        inputs_gram = reduce.gram(rows)
-        weight_gram = reduce.gram(weight) if self.grams is None else self.grams[0]
+    def _add_grams(self, weight: LinearMap, rows: Tensor) -> None:
+        n = weight.shape[1]
+        inputs_gram = reduce.gram(reduce.blocks(rows), n, rows.device)
+        weight_gram = reduce.gram(weight.blocks(), n, rows.device) if self.grams is None else self.grams[0]
         self.grams = (weight_gram, inputs_gram if self.grams is None else self.grams[1] + inputs_gram)
 
     def pack(self) -> Packed:
         """All sums as one vector."""
-        assert self._row_sum is not None
         scalars = torch.stack([self._sums[name] for name in SCALARS])
-        vector = torch.cat([scalars, self._row_sum, self._input_sum])
-        return Packed(vector, self.n, self.m, self._rounding, self._masked)
+        vector = torch.cat([scalars, self._row_sum, self._input_sum, self._output_sum])
+        return Packed(vector, self.n, self.m, self._rounding, self.part.spread)
 
 
 def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, bool]:
     """The energies that a packed vector holds once it is on the host; tokens before the mask; whether there was one."""
     sums = dict(zip(SCALARS, host.tolist(), strict=False))
-    row_sum, input_sum = np.split(host[len(SCALARS) :].astype(np.float64), 2)
-    tokens = int(sums["tokens"])
+    ends = np.cumsum([len(SCALARS), packed.n, packed.n])
+    row_sum, input_sum, output_sum = (part.astype(np.float64) for part in np.split(host, ends)[1:])
+    weighed = sums["weighed"] or 1.0
+    for name in OF_WEIGHT:
+        sums[name] /= weighed
+    if packed.spread:
+        sums["output_sum_energy"] = float(output_sum @ output_sum)
+    tokens = round(sums["tokens"])
     correction = 2 * sums["bias_dot_output_sum"] + tokens * sums["bias_energy"]
     if sums["bias_dot_output_sum"] == 0 and sums["bias_energy"] == 0:
         correction = 0.0
     output = sums["biased_output"] - correction
     magnified = sums["biased_output"] / output if output > 0 and math.isfinite(output) else 1.0
+    nonfinite = math.fsum(sums[f"{name}_nonfinite"] for name in ("weight", "input", "output"))
     energies = Energies(
         n=packed.n,
         m=packed.m,
@@ -194,11 +261,11 @@ def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, b
         weight=sums["weight"],
         input=sums["input"],
         output=output,
-        row_sum=row_sum,
+        row_sum=row_sum / weighed,
         input_sum=input_sum,
         logit_sum_energy=sums["logit_sum_energy"],
         output_sum_energy=sums["output_sum_energy"],
-        nonfinite=int(sums["nonfinite"]),
+        nonfinite=math.ceil(nonfinite - 1e-6),
         rounding=packed.rounding * max(1.0, magnified),
     )
-    return energies, int(sums["tokens_offered"]), packed.masked
+    return energies, round(sums["tokens_offered"]), sums["masked"] > 0

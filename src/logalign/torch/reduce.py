@@ -9,7 +9,7 @@ Shapes: any leading axes, the last one is reduced; T tokens, `W [m, n]`, `X [...
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -84,30 +84,31 @@ def product(rows: Tensor, vector: Tensor) -> Tensor:
     return torch.cat(parts).to(wide(rows.device))
 
 
-def gram(rows: Tensor) -> Tensor:
-    """`A^T A [n, n]` of A [rows, n], in the wide dtype."""
-    total = torch.zeros(rows.shape[-1], rows.shape[-1], dtype=wide(rows.device), device=rows.device)
-    for block in blocks(rows):
+def gram(blocks: Iterable[Tensor], n: int, device: torch.device) -> Tensor:
+    """`A^T A [n, n]`, in the wide dtype, of the matrix A [rows, n] whose consecutive rows are these."""
+    total = torch.zeros(n, n, dtype=wide(device), device=device)
+    for block in blocks:
         block = block.to(total.dtype)
         total.addmm_(block.T, block)
     return total
 
 
-def output_energy(weight: Tensor, inputs: Tensor) -> Tensor:
-    """`||X W^T||^2` for W [m, n], X [T, n], without its [T, m] matrix: by the Gram identity, or block by block.
+def output_energy(blocks: Iterable[Tensor], m: int, inputs: Tensor) -> Tensor:
+    """`||X W^T||^2` for W [m, n] in blocks of rows and X [T, n], without the [T, m] matrix.
 
-    Multiplied in at least float32, summed in the wide dtype.
+    By the Gram identity, or block by block. Multiplied in at least float32, summed in the wide dtype.
     """
-    (m, n), tokens = weight.shape, inputs.shape[0]
-    total = torch.zeros((), dtype=wide(weight.device), device=weight.device)
+    tokens, n = inputs.shape
+    total = torch.zeros((), dtype=wide(inputs.device), device=inputs.device)
     inputs = at_least_float32(inputs)
     if (tokens + m) * n < tokens * m:
         input_gram = inputs.T @ inputs
-        for block in blocks(weight):
+        for block in blocks:
             block = at_least_float32(block).to(inputs.dtype)
             total += ((block @ input_gram) * block).sum(-1).to(total.dtype).sum()
         return total
-    for block in torch.split(weight, max(1, (1 << 22) // tokens)):
-        outputs = inputs @ at_least_float32(block).to(inputs.dtype).T
-        total += row_energies(outputs).sum()
+    for rows in blocks:
+        for block in torch.split(rows, max(1, (1 << 22) // tokens)):
+            outputs = inputs @ at_least_float32(block).to(inputs.dtype).T
+            total += row_energies(outputs).sum()
     return total

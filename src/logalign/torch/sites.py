@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from logalign.errors import InputError, SiteError
 from logalign.readings import UNEMBEDDING
+from logalign.torch.linear import LinearMap, linear_map, weight_of
 
 WELL_KNOWN_ANYWHERE = ("lm_head", "embed_out", "unembed", "unembedding", "output_projection", "output_layer")
 WELL_KNOWN_AT_TOP = ("head", "classifier", "fc", "fc_out", "score", "output", "out")
@@ -43,17 +43,23 @@ class Site:
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n) of the weight."""
-        m, n = self.weight.shape
-        return m, n
+        return self.map.shape
 
     @property
-    def weight(self) -> Tensor:
-        """The layer's weight [m, n], as its forward uses it."""
-        return weight_of(self.module)
+    def map(self) -> LinearMap:
+        """The map that the layer computes now."""
+        found = linear_map(self.module)
+        if found is None:
+            raise SiteError(
+                f"layer {self.name!r}: expected the linear layer that it was when watch() was called, found "
+                f"{type(self.module).__name__} without a floating-point weight [m, n]; watch the model again"
+            )
+        return found
 
     def description(self) -> dict[str, Any]:
         """What run.json says of it."""
-        m, n = self.shape
+        mapped = self.map
+        m, n = mapped.shape
         return {
             "module": self.name,
             "kind": type(self.module).__name__,
@@ -62,17 +68,19 @@ class Site:
             "tied_to": list(self.tied_to),
             "m": m,
             "n": n,
-            "bias": getattr(self.module, "bias", None) is not None,
-            "dtype": str(self.weight.dtype).removeprefix("torch."),
+            "bias": mapped.bias is not None,
+            "dtype": str(mapped.dtype).removeprefix("torch."),
         }
 
     def sentence(self) -> str:
         """One line for people."""
-        m, n = self.shape
-        bias = "with bias" if getattr(self.module, "bias", None) is not None else "no bias"
+        mapped = self.map
+        m, n = mapped.shape
+        bias = "with bias" if mapped.bias is not None else "no bias"
         tied = f", tied to {', '.join(self.tied_to)}" if self.tied_to else ""
+        what = f", {mapped.what}" if mapped.what else ""
         place = f"'{self.name}'" if self.name else "the model itself"
-        return f"{self.label} = {place}, {type(self.module).__name__} {m} x {n}, {bias}{tied}: {self.how}"
+        return f"{self.label} = {place}, {type(self.module).__name__} {m} x {n}{what}, {bias}{tied}: {self.how}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,33 +135,6 @@ def find_sites(model: nn.Module, layers: str | Sequence[str]) -> Found:
     return Found(sites=tuple(unique.values()), candidates=candidates, main=main)
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    """The layer's weight as its forward used it."""
-    weight = _weight_if_any(module)
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def _weight_if_any(module: nn.Module) -> Any:
-    """What the module calls its weight.
-
-    A parametrized weight is computed anew on every access, and spectral normalization would take one more step of its
-    power iteration if it were asked in training mode: that would change the training.
-    """
-    if not parametrize.is_parametrized(module, "weight"):
-        return getattr(module, "weight", None)
-    parametrizations = module.parametrizations
-    assert isinstance(parametrizations, nn.ModuleDict)
-    steps = [step for step in parametrizations["weight"].modules() if step.training]
-    for step in steps:
-        step.training = False
-    try:
-        return module.weight
-    finally:
-        for step in steps:
-            step.training = True
-
-
 def _find_unembedding(model: nn.Module) -> Site | None:
     for owner in model.modules():
         getter = getattr(owner, "get_output_embeddings", None)
@@ -178,7 +159,7 @@ def _find_unembedding(model: nn.Module) -> Site | None:
 def _candidates(model: nn.Module) -> Iterator[Site]:
     found = False
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and _is_linear(module) and weight_of(module).shape[1] > 1:
+        if isinstance(module, nn.Linear) and (mapped := linear_map(module)) and mapped.shape[1] > 1:
             found = True
             how = "the last linear layer to run in the first forward"
             yield _site(model, name, label=UNEMBEDDING, how=how, softmax=True)
@@ -224,17 +205,16 @@ def _existing(model: nn.Module, pattern: str, names: list[str]) -> list[str]:
 
 def _site(model: nn.Module, name: str, *, label: str, how: str, softmax: bool) -> Site:
     module = model.get_submodule(name)
-    weight = _weight_if_any(module)
-    if not _is_linear(module):
+    mapped, weight = linear_map(module), weight_of(module)
+    if mapped is None:
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else "no weight"
         raise SiteError(
             f"layer {name!r}: expected a linear layer with a floating-point weight [m, n], found "
             f"{type(module).__name__} ({shape}); name a torch.nn.Linear"
         )
-    assert isinstance(weight, Tensor)
-    if weight.shape[1] < 2:
+    if mapped.shape[1] < 2:
         raise SiteError(
-            f"layer {name!r}: expected fan-in n of at least 2, found weight {tuple(weight.shape)}; log_n is undefined"
+            f"layer {name!r}: expected fan-in n of at least 2, found weight {mapped.shape}; log_n is undefined"
         )
     tied = tuple(
         other
@@ -246,11 +226,7 @@ def _site(model: nn.Module, name: str, *, label: str, how: str, softmax: bool) -
 
 def _is_linear(module: nn.Module) -> bool:
     """A module that maps [..., n] to [..., m] by a weight [m, n], as far as can be told before it runs."""
-    other = nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.modules.lazy.LazyModuleMixin
-    if isinstance(module, other) or type(module).__name__ == "Conv1D":  # Conv1D of GPT-2 keeps [in, out]
-        return False
-    weight = _weight_if_any(module)
-    return isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
+    return linear_map(module) is not None
 
 
 def _bare(name: str) -> str:
