@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from logalign import Reading, open_run
-from logalign.diagnosis.grokking import GrokDetector, GrokThresholds, decide, loss_limit
+from logalign.diagnosis.grokking import GrokDetector, GrokThresholds, decide
+from logalign.diagnosis.judge import loss_limit
 from logalign.errors import InputError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -189,8 +190,8 @@ def test_the_rule_is_a_function_of_signals_and_stands_by_what_it_said():
 
 
 def test_loss_limit():
-    assert loss_limit(59, GrokThresholds()) == pytest.approx(0.05 * np.log(59))
-    assert loss_limit(None, GrokThresholds()) is None
+    assert loss_limit(59) == pytest.approx(0.05 * np.log(59))
+    assert loss_limit(None) is None
 
 
 # Resumed and damaged series ----------------------------------------------------------------------------------------
@@ -230,5 +231,5 @@ def test_a_state_of_something_else_is_refused():
     with pytest.raises(InputError) as caught:
         GrokDetector().load_state_dict({"version": 1, "regime": "decline"})
     assert str(caught.value) == (
-        "state: expected what GrokDetector.state_dict() gives (version 1), found version 1, regime 'decline'"
+        "state: expected what GrokDetector.state_dict() gives (version 2), found version 1, regime 'decline'"
     )

@@ -172,13 +172,6 @@ def spread(series: Series, form: str, *, hold: int, highest: float = -math.inf) 
         return None
 
 
-def judged(series: Series, warm_up: float | None, count: int) -> slice:
-    """Which of the last readings count: after the warm-up, at most `count`."""
-    steps = series.steps
-    first = steps.size if warm_up is None else int(np.searchsorted(steps, warm_up, side="right"))
-    return slice(max(first, steps.size - count), steps.size)
-
-
 def x_of(series: Series, axis: Axis) -> Vector:
     """The last readings' steps or tokens."""
     return series.steps if axis == "step" else series.recent(X_COLUMN[axis])
@@ -189,15 +182,16 @@ def deviation(
 ) -> Deviation | None:
     """The deviation of the last readings from the baseline.
 
-    None where the baseline has no such curve, does not reach so far, or is too short to know its scatter; and where the
-    last `smoothing + hold - 1` readings are not all after the warm-up, or lack this form.
+    None where the baseline has no such curve, does not reach so far, or is too short to know its scatter; and where
+    fewer than `smoothing + hold - 1` of the last readings are after the warm-up and have this form.
     """
     curve = baseline.curve(form, axis)
     if curve is None:
         return None
-    part = judged(series, warm_up, smoothing + hold - 1)
-    x, values = x_of(series, axis)[part], series.recent(form)[part]
-    if x.size < smoothing + hold - 1 or not np.isfinite(x[0] - x[-1]):
+    steps, values, x = series.steps, series.recent(form), x_of(series, axis)
+    counts = (steps > (math.inf if warm_up is None else warm_up)) & np.isfinite(values) & np.isfinite(x)
+    x, values = x[counts][-(smoothing + hold - 1) :], values[counts][-(smoothing + hold - 1) :]
+    if x.size < smoothing + hold - 1:
         return None
     band = curve.at(x)
     medians = running_median(band.center - values, smoothing)

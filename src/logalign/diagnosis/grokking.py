@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from logalign.diagnosis.judge import FROZEN, Judge, Judgment, frozen
+from logalign.diagnosis.judge import FROZEN, INTERPOLATION, VERDICT, Judge, Judgment, Standing, frozen, loss_limit
 from logalign.diagnosis.series import Series
 from logalign.diagnosis.trend import median, running_median
 from logalign.diagnosis.verdict import Number, Outcome
@@ -60,7 +60,7 @@ class GrokThresholds:
             interpolating: plain LAR proves nothing after it.
     """
 
-    interpolation: float = 0.05
+    interpolation: float = INTERPOLATION
     loss_readings: int = 3
     lost_readings: int = 40
     plateau_readings: int = 10
@@ -130,11 +130,6 @@ class GrokSignals:
         return self.epoch is None or self.epoch >= 1
 
 
-def loss_limit(m: int | None, thresholds: GrokThresholds) -> float | None:
-    """The training loss under which a network of m classes interpolates; None where m is not known."""
-    return None if m is None else thresholds.interpolation * math.log(m)
-
-
 def signals_of(
     series: Series,
     form: str,
@@ -159,7 +154,7 @@ def signals_of(
     return GrokSignals(
         form=form,
         loss=_median_loss(series, thresholds.loss_readings),
-        loss_limit=loss_limit(series.m, thresholds),
+        loss_limit=loss_limit(series.m, thresholds.interpolation),
         loss_long=_median_loss(series, thresholds.lost_readings) if plateau else None,
         epoch=series.last("epoch"),
         plateau_readings=len(plateau),
@@ -270,7 +265,7 @@ class GrokDetector(Judge):
 
     def _follow(self) -> None:
         series, thresholds = self.series, self.thresholds
-        loss, limit = _median_loss(series, thresholds.loss_readings), loss_limit(series.m, thresholds)
+        loss, limit = _median_loss(series, thresholds.loss_readings), loss_limit(series.m, thresholds.interpolation)
         epoch = series.last("epoch")
         if loss is None or limit is None or loss >= limit or (epoch is not None and epoch < 1):
             return
@@ -292,11 +287,11 @@ class GrokDetector(Judge):
         if self._slingshot_step is not None and self._slingshot_step >= step:
             self._slingshot_step = None
 
-    def _judge(self, before: Outcome | None) -> Judgment:
+    def _judge(self, before: Standing) -> Judgment:
         if frozen(self.series):
             return FROZEN
         s = self.signals
-        outcome, reason = decide(s, self.thresholds, before)
+        outcome, reason = decide(s, self.thresholds, before.get(VERDICT))
         t = self.thresholds
         evidence: dict[str, Number] = {
             "plateau": s.plateau,

@@ -6,6 +6,7 @@ when it was asked, saved or loaded.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,13 +19,28 @@ from logalign.diagnosis.verdict import KNOWN_LIMITS, Number, Outcome, Regime, Ve
 from logalign.errors import InputError
 from logalign.readings import Reading
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 REMEMBERED_CHANGES = 16
+VERDICT = "verdict"
+INTERPOLATION = 0.05
+"""Training loss, as a share of log m, under which a network interpolates its data."""
+
+Standing = Mapping[str, Outcome]
+"""The outcome that stands, of the verdict (`VERDICT`) and of each kind of evidence by name."""
+
+
+def loss_limit(m: int | None, share: float = INTERPOLATION) -> float | None:
+    """The training loss under which a network of m classes interpolates; None where m is not known."""
+    return None if m is None else share * math.log(m)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgment:
-    """What a rule says of one step: a verdict but for the steps."""
+    """What a rule says of one step: a verdict but for the steps.
+
+    `standing` is the outcome by each kind of evidence, where a rule has several, so that an alarm of one kind stands by
+    itself and makes no other kind more ready to give one.
+    """
 
     outcome: Outcome
     reason: str
@@ -32,6 +48,7 @@ class Judgment:
     evidence: Mapping[str, Number] = field(default_factory=dict)
     basis: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    standing: Standing = field(default_factory=dict)
 
 
 class Judge(ABC):
@@ -46,8 +63,9 @@ class Judge(ABC):
 
     def __init__(self) -> None:
         self.series = Series()
-        self._changes: list[tuple[int, Outcome]] = []  # since when which outcome has stood, the current one last
-        self._before: Outcome | None = None  # the outcome that stood before the last reading
+        # Of the verdict and of each kind of evidence: since when which outcome has stood, the current one last.
+        self._changes: dict[str, list[tuple[int, Outcome]]] = {}
+        self._before: dict[str, Outcome] = {}  # what stood before the last reading
         self._conclude()
 
     @property
@@ -69,7 +87,7 @@ class Judge(ABC):
             self._rewind(reading.step)
         if self.series.add(reading):
             self._follow()
-        self._before = self._changes[-1][1] if self._changes else None
+        self._before = {kind: changes[-1][1] for kind, changes in self._changes.items()}
         self._conclude()
         return self._verdict
 
@@ -79,8 +97,8 @@ class Judge(ABC):
             "version": STATE_VERSION,
             "regime": self.regime,
             "series": self.series.state(),
-            "changes": [list(change) for change in self._changes],
-            "before": self._before,
+            "changes": {kind: [list(change) for change in changes] for kind, changes in self._changes.items()},
+            "before": dict(self._before),
             "own": self._own_state(),
         }
 
@@ -96,8 +114,8 @@ class Judge(ABC):
                 f"version {state.get('version')!r}, regime {state.get('regime')!r}"
             )
         self.series = Series.from_state(state["series"])
-        self._changes = [(step, outcome) for step, outcome in state["changes"]]
-        self._before = state["before"]
+        self._changes = {kind: [(step, said) for step, said in changes] for kind, changes in state["changes"].items()}
+        self._before = dict(state["before"])
         self._load_own_state(state["own"])
         self._conclude()
 
@@ -114,8 +132,8 @@ class Judge(ABC):
         """Forget what was concluded from readings at this step and beyond."""
 
     @abstractmethod
-    def _judge(self, before: Outcome | None) -> Judgment:
-        """What the rules say now, given the outcome that stood before the last reading."""
+    def _judge(self, before: Standing) -> Judgment:
+        """What the rules say now, given what stood before the last reading."""
 
     @abstractmethod
     def _own_state(self) -> dict[str, Any]: ...
@@ -125,19 +143,23 @@ class Judge(ABC):
 
     def _rewind(self, step: int) -> None:
         self.series.rewind(step)
-        self._changes = [change for change in self._changes if change[0] < step]
+        kept = {kind: [each for each in changes if each[0] < step] for kind, changes in self._changes.items()}
+        self._changes = {kind: changes for kind, changes in kept.items() if changes}
         self._forget(step)
 
     def _conclude(self) -> None:
         step = self.series.last_step
         judgment = self._judge(self._before) if step is not None else _nothing_to_judge(self.series)
-        if step is not None and (not self._changes or self._changes[-1][1] != judgment.outcome):
-            self._changes = [*self._changes, (step, judgment.outcome)][-REMEMBERED_CHANGES:]
+        if step is not None:
+            for kind, outcome in {VERDICT: judgment.outcome, **judgment.standing}.items():
+                changes = self._changes.get(kind, [])
+                if not changes or changes[-1][1] != outcome:
+                    self._changes[kind] = [*changes, (step, outcome)][-REMEMBERED_CHANGES:]
         self._verdict = Verdict(
             outcome=judgment.outcome,
             regime=self.regime if step is not None else "unknown",
             step=step,
-            since_step=self._changes[-1][0] if step is not None else None,
+            since_step=self._changes[VERDICT][-1][0] if step is not None else None,
             reason=judgment.reason,
             suggestion=judgment.suggestion,
             evidence=judgment.evidence,

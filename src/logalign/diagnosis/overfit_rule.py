@@ -1,10 +1,11 @@
-"""The rule of overfitting: signals and thresholds in, outcome and reason out, with no state but the outcome before.
+"""The rule of overfitting: signals and thresholds in, outcome and reason out, with no state but what stood before.
 
 Kept apart from what feeds it (`overfitting.py`), so that it can be read, tested and replaced by itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,9 @@ from logalign.diagnosis.verdict import Number, Outcome
 
 EARLY_READINGS = 30
 """A classifier that has fitted its data within so many readings has done so before k could be seen to grow."""
-RestsOn = Literal["epoch", "baseline", "passes", "spread", "acceleration", "nothing"]
+Kind = Literal["baseline", "passes", "spread", "acceleration"]
+RestsOn = Literal[Kind, "epoch", "nothing"]
+ALARMS = ("approaching", "overfitting")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,8 @@ class OverfitThresholds:
         sigmas: A deviation has to be beyond so many standard deviations of the band, too.
         between_one_run: Standard deviation between runs, where the baseline is one run and does not know it: assumed,
             the size of the scatter of one reading.
-        schedule_factor: How much wider the band is where the schedule differs from the baseline's: assumed.
+        schedule_factor: How much farther below the baseline a run may be where the schedule differs from the
+            baseline's: assumed.
         shortfall: Without a baseline, LAR lost to the acceleration of the decline: "approaching".
         shortfall_alarm: The same, "overfitting"; only where the learning rate is recorded and has not changed.
         acceleration_sigmas: The acceleration has to be so many standard errors from none.
@@ -125,9 +129,11 @@ class OverfitSignals:
         if found is None:
             return None
         between = thresholds.between_one_run if found.between is None else found.between
-        if self.schedule_difference is not None:
-            between *= thresholds.schedule_factor
-        return float(thresholds.sigmas * (between**2 + found.scatter**2) ** 0.5)
+        return self.caution(thresholds) * float(thresholds.sigmas * (between**2 + found.scatter**2) ** 0.5)
+
+    def caution(self, thresholds: OverfitThresholds) -> float:
+        """By what factor a deviation has to be larger, for the schedule is not the baseline's."""
+        return 1.0 if self.schedule_difference is None else thresholds.schedule_factor
 
     def numbers(self, thresholds: OverfitThresholds) -> dict[str, Number]:
         """The signals by name, as a verdict's evidence shows them."""
@@ -156,45 +162,66 @@ class OverfitSignals:
         }
 
 
-def decide(
-    signals: OverfitSignals, thresholds: OverfitThresholds, previous: Outcome | None
-) -> tuple[Outcome, str, RestsOn]:
-    """The outcome, the reason, and what it rests on: the rule, free of any state but the outcome that stands so far."""
+Conclusion = tuple[Outcome, str, RestsOn]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What the rule says of one reading.
+
+    Attributes:
+        outcome: The one that stands.
+        reason: Why, in one sentence.
+        rests_on: The evidence that it rests on.
+        standing: The outcome by each kind of evidence, "undecidable" where it has nothing to say.
+    """
+
+    outcome: Outcome
+    reason: str
+    rests_on: RestsOn
+    standing: Mapping[str, Outcome]
+
+
+def decide(signals: OverfitSignals, thresholds: OverfitThresholds, previous: Mapping[str, Outcome]) -> Decision:
+    """The rule, free of any state but the outcome that stands so far by each kind of evidence."""
     s, t = signals, thresholds
     if s.epoch is not None and s.epoch < 1:
         reason = f"no data has repeated so far (epoch {s.epoch:.2f})"
         if s.deviation is not None and s.deviation.low > t.approaching:
             reason += f", though LAR is {s.deviation.now:.3f} below the baseline"
-        return "healthy", f"{reason}.", "epoch"
+        return Decision(outcome="healthy", reason=f"{reason}.", rests_on="epoch", standing={})
     if s.warm_up is None:
-        return "undecidable", "the warm-up is not over: LAR moves fast in it, in every training.", "nothing"
-    found = [by(s, t, previous) for by in (_by_baseline, _by_passes, _by_spread, _by_acceleration)]
-    for outcome in ("overfitting", "approaching", "healthy"):
-        for conclusion in found:
-            if conclusion is not None and conclusion[0] == outcome:
+        reason = "the warm-up is not over: LAR moves fast in it, in every training."
+        return Decision(outcome="undecidable", reason=reason, rests_on="nothing", standing={})
+    found = {kind: by(s, t, previous.get(kind)) for kind, by in BY_KIND.items()}
+    standing: dict[str, Outcome] = {kind: "undecidable" if each is None else each[0] for kind, each in found.items()}
+    outcome, reason, rests_on = _first([each for each in found.values() if each is not None], s, t)
+    return Decision(outcome=outcome, reason=reason, rests_on=rests_on, standing=standing)
+
+
+def _first(said: list[Conclusion], s: OverfitSignals, t: OverfitThresholds) -> Conclusion:
+    for outcome in ("overfitting", "approaching", "healthy", "undecidable"):
+        for conclusion in said:
+            if conclusion[0] == outcome:
                 return conclusion
-    undecidable = next((conclusion for conclusion in found if conclusion is not None), None)
-    return undecidable or ("undecidable", _why_undecidable(s, t), "nothing")
-
-
-Conclusion = tuple[Outcome, str, RestsOn]
+    return "undecidable", _why_undecidable(s, t), "nothing"
 
 
 def _by_baseline(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
     """How far LAR lies below the baseline: the first of the paper's two signals."""
     width = s.width(t)
-    if s.source is not None and not s.reached and previous in ("approaching", "overfitting"):
+    if s.source is not None and not s.reached and previous in ALARMS:
         return previous, "the baseline ends before this step, and the alarm that was raised before stands.", "baseline"
     if s.deviation is None or width is None or (s.source == "first epoch" and s.lr_just_changed):
         return None
-    outcome = _by_deviation(s.deviation, width, t, previous)
+    limit, alarm = (max(s.caution(t) * each, width) for each in (t.approaching, t.overfitting))
     said = f"LAR is {s.deviation.now:.3f} below {_baseline_words(s)}"
-    if outcome == "overfitting":
-        return outcome, f"{said}, more than the {max(t.overfitting, width):.3f} that mark overfitting.", "baseline"
-    if outcome == "approaching":
-        return outcome, f"{said}, outside its band of {max(t.approaching, width):.3f}.", "baseline"
+    if s.deviation.low > alarm or (previous == "overfitting" and s.deviation.high > t.keep * alarm):
+        return "overfitting", f"{said}, more than the {alarm:.3f} that mark overfitting.", "baseline"
+    if s.deviation.low > limit or (previous in ALARMS and s.deviation.high > t.keep * limit):
+        return "approaching", f"{said}, outside its band of {limit:.3f}.", "baseline"
     if width < t.overfitting:
-        return "healthy", f"LAR stays within {max(t.approaching, width):.3f} of {_baseline_words(s)}.", "baseline"
+        return "healthy", f"LAR stays within {limit:.3f} of {_baseline_words(s)}.", "baseline"
     return None
 
 
@@ -204,7 +231,7 @@ def _by_passes(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
     if found is None:
         return None
     repeated = f"{found.memorization:.2f} nats per unit of log(step) from seeing the same samples again"
-    if previous in ("approaching", "overfitting") and found.memorization_high > t.keep * t.memorization:
+    if previous in ALARMS and found.memorization_high > t.keep * t.memorization:
         # LAR may have stopped falling, for all is memorized or the schedule has cooled down: that undoes nothing.
         stands = found.learning < (t.learning if previous == "overfitting" else 0.0)
         said = f"the training loss still falls by {repeated}, as since the first alarm"
@@ -233,7 +260,7 @@ def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
     said = f"k is {s.spread:.2f} times as large as when it was lowest"
     if s.spread > (t.keep if previous == "overfitting" else 1.0) * t.spread_alarm:
         return "overfitting", f"{said}: single samples are being fitted.", "spread"
-    if s.spread > (t.keep if previous in ("approaching", "overfitting") else 1.0) * t.spread:
+    if s.spread > (t.keep if previous in ALARMS else 1.0) * t.spread:
         return "approaching", f"{said}; {t.spread:.2f} mark the approach of overfitting.", "spread"
     if s.spent_early:
         return (
@@ -247,19 +274,10 @@ def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
     return "healthy", f"{said}; {t.spread:.2f} mark the approach of overfitting.", "spread"
 
 
-def _by_deviation(found: Deviation, width: float, t: OverfitThresholds, previous: Outcome | None) -> Outcome:
-    alarm, limit = max(t.overfitting, width), max(t.approaching, width)
-    if found.low > alarm or (previous == "overfitting" and found.high > t.keep * alarm):
-        return "overfitting"
-    if found.low > limit or (previous in ("approaching", "overfitting") and found.high > t.keep * limit):
-        return "approaching"
-    return "healthy"
-
-
 def _by_acceleration(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
     """Whether LAR's decline speeds up: the second of the paper's signals."""
     slow = s.trend
-    keep = t.keep if previous in ("approaching", "overfitting") else 1.0
+    keep = t.keep if previous in ALARMS else 1.0
     keep_alarm = t.keep if previous == "overfitting" else 1.0
     if slow is None or slow.decline_rate >= 0 or slow.shortfall <= keep * t.shortfall:
         return None
@@ -272,6 +290,15 @@ def _by_acceleration(s: OverfitSignals, t: OverfitThresholds, previous: Outcome 
     if slow.lr_known and slow.shortfall > keep_alarm * t.shortfall_alarm:
         return "overfitting", f"{said}, at an unchanged learning rate.", "acceleration"
     return "approaching", f"{said}.", "acceleration"
+
+
+BY_KIND: Mapping[Kind, Callable[[OverfitSignals, OverfitThresholds, Outcome | None], Conclusion | None]] = {
+    "baseline": _by_baseline,
+    "passes": _by_passes,
+    "spread": _by_spread,
+    "acceleration": _by_acceleration,
+}
+"""The kinds of evidence, each a rule of its own that knows nothing of what the others said."""
 
 
 def _why_undecidable(s: OverfitSignals, t: OverfitThresholds) -> str:

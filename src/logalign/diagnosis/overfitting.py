@@ -32,7 +32,7 @@ from logalign.diagnosis.decline import (
     trend,
     x_of,
 )
-from logalign.diagnosis.judge import FROZEN, Judge, Judgment, frozen
+from logalign.diagnosis.judge import FROZEN, Judge, Judgment, Standing, frozen, loss_limit
 from logalign.diagnosis.overfit_rule import EARLY_READINGS, OverfitSignals, OverfitThresholds, RestsOn, decide
 from logalign.diagnosis.series import FORM_NAMES, FORMS, Series
 from logalign.diagnosis.trend import lr_changes, warm_up_end
@@ -40,10 +40,10 @@ from logalign.diagnosis.verdict import Outcome
 from logalign.errors import InputError
 from logalign.readings import Reading
 
-INTERPOLATION = 0.05
-"""Training loss, as a share of log m, under which a network interpolates its data."""
 LR_DROP, LR_READINGS = 2 / 3, 30
 REMEMBERED_HIGHS = 32
+MOST = 0.5
+"""Share of the last readings that must hold a form for it to be judged."""
 PLAIN = "lar"
 
 
@@ -55,13 +55,11 @@ def _dropped(series: Series, warm_up: float | None) -> bool:
 
 
 def _spent_early(series: Series) -> bool:
-    """Whether the training loss was under 5 % of log m within the first readings."""
-    if series.m is None or series.m < 2:
-        return False
-    history = series.history
+    """Whether the network interpolated its data within the first readings."""
+    history, limit = series.history, loss_limit(series.m)
     early = history.column("loss")[: max(1, EARLY_READINGS // history.stride)]
     early = early[np.isfinite(early)]
-    return bool(early.size) and bool(early.min() < INTERPOLATION * math.log(series.m))
+    return limit is not None and bool(early.size) and bool(early.min() < limit)
 
 
 SUGGESTIONS: Mapping[Outcome, str] = {
@@ -166,10 +164,10 @@ class OverfitDetector(Judge):
 
     @property
     def _form(self) -> str:
-        """The form that is judged: the thresholds' one where run and baseline have it, else plain LAR."""
+        """The form that is judged: the thresholds' one where most readings and the baseline have it, else plain LAR."""
         form, baseline = self.thresholds.form, self.baseline
-        recorded = self.series.last(form) is not None
-        return form if recorded and (baseline is None or baseline.has(form)) else PLAIN
+        recorded = float(np.isfinite(self.series.recent(form)).mean())
+        return form if recorded > MOST and (baseline is None or baseline.has(form)) else PLAIN
 
     def _axis(self) -> Axis:
         tokens = self.series.last("tokens_seen") is not None
@@ -231,18 +229,19 @@ class OverfitDetector(Judge):
         self._highs = [high for high in self._highs if high[0] < step]
         self._trend = None
 
-    def _judge(self, before: Outcome | None) -> Judgment:
+    def _judge(self, before: Standing) -> Judgment:
         if frozen(self.series):
             return FROZEN
         signals, t = self.signals, self.thresholds
-        outcome, reason, rests_on = decide(signals, t, before)
+        said = decide(signals, t, before)
         return Judgment(
-            outcome=outcome,
-            reason=reason,
-            suggestion=SUGGESTIONS[outcome],
+            outcome=said.outcome,
+            reason=said.reason,
+            suggestion=SUGGESTIONS[said.outcome],
             evidence=signals.numbers(t),
-            basis=self._basis(rests_on),
+            basis=self._basis(said.rests_on),
             limits=self._limits(signals),
+            standing=said.standing,
         )
 
     def _basis(self, rests_on: RestsOn) -> tuple[str, ...]:
