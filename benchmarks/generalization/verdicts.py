@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from pathlib import Path
 
 from benchmarks.generalization.score import Context, Detected, judge
 from benchmarks.generalization.store import Made
@@ -43,13 +41,7 @@ def baseline_of(context: Context) -> Baseline | None:
     """The baseline that the library makes of the recipe's baseline runs."""
     if not context.baselines:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        paths = []
-        for i, run in enumerate(context.baselines):
-            path = Path(folder) / f"{i}.jsonl"
-            path.write_text("".join(reading.line() for reading in readings_of(run)))
-            paths.append(path)
-        return Baseline.from_run(*paths)
+    return Baseline.from_readings(*(readings_of(run) for run in context.baselines))
 
 
 def verdicts(context: Context, *, with_baseline: bool, detector: type = Detector) -> list[Verdict]:
