@@ -29,13 +29,16 @@ class TokenMask:
         model: The model, to know its forward's arguments and whether it shifts labels.
         ignore_index: The label that does not count.
         shift_labels: Whether the model shifts labels by one; None to tell by its class, as Transformers names them.
+
+    Attributes:
+        positional: What the model's forward calls its positional arguments.
     """
 
     def __init__(self, model: nn.Module, *, ignore_index: int, shift_labels: bool | None) -> None:
         self.source = NO_MASK
         self._ignore_index = ignore_index
         self._shifts = shifts_labels(model) if shift_labels is None else shift_labels
-        self._signature = inspect.signature(_unwrapped(model).forward)
+        self.positional = positional_arguments(model)
         self._mask: Tensor | None = None
         self._given = False  # by the user
         self._waiting = False  # for the forward that it was given for
@@ -66,23 +69,21 @@ class TokenMask:
 
     def see(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Look for labels in a forward's arguments, unless the user has given a mask for it."""
+        self.take(*labels_among(self.positional, args, kwargs))
+
+    def take(self, name: str, labels: Tensor | None, last: int) -> None:
+        """Take what `labels_among` found."""
         self._cursors = {}
         if self._waiting:
             return
         self._mask, self._given = None, False
-        arguments = self._arguments(args, kwargs)
-        name = next((name for name in LABELS if isinstance(arguments.get(name), Tensor)), None)
-        if name is None:
-            return
-        labels: Tensor = arguments[name]
-        if labels.is_floating_point():
+        if labels is None or labels.is_floating_point():
             return
         mask = labels.detach() != self._ignore_index
         shifted = name == "labels" and self._shifts and mask.ndim > 1
         if shifted:
             mask = torch.cat([mask[..., 1:], mask.new_zeros(()).expand(*mask.shape[:-1], 1)], dim=-1)
-        last = arguments.get("logits_to_keep")
-        if isinstance(last, int) and last > 0 and mask.ndim > 1:
+        if last > 0 and mask.ndim > 1:
             mask = mask[..., -last:]
         self._mask = mask
         self.source = f"forward argument '{name}' != {self._ignore_index}" + (", shifted by one" if shifted else "")
@@ -139,12 +140,30 @@ class TokenMask:
             )
         self.source = f"none: labels of shape {shape} do not match the tokens {tuple(tokens)}, every token counts"
 
-    def _arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        try:
-            bound = self._signature.bind_partial(*args, **kwargs).arguments
-        except TypeError:  # a wrapper with arguments of its own
-            return kwargs
-        return {**bound, **kwargs}
+
+def positional_arguments(model: nn.Module) -> tuple[str, ...]:
+    """What the forward of the model, without its wrappers, calls its positional arguments."""
+    parameters = inspect.signature(_unwrapped(model).forward).parameters.values()
+    return tuple(each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD))
+
+
+def labels_among(
+    positional: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[str, Tensor | None, int]:
+    """The labels among a forward's arguments, what they are called, and of how many last tokens logits are kept.
+
+    No labels, an empty name, where there are none; 0 for all tokens. It is traced where the model is compiled.
+    """
+    # More than the forward takes: a wrapper with arguments of its own.
+    given = dict(zip(positional, args, strict=False)) if len(args) <= len(positional) else {}
+    given = {**given, **kwargs}
+    last = given.get("logits_to_keep")
+    last = last if isinstance(last, int) else 0
+    for name in LABELS:
+        labels = given.get(name)
+        if isinstance(labels, Tensor):
+            return name, labels, last
+    return "", None, last
 
 
 def shifts_labels(model: nn.Module) -> bool:
