@@ -54,6 +54,7 @@ class Energies:
         logit_sums: Those sums themselves, shape [T]; None where only their energy was kept, and then parts of the
             vocabulary cannot be merged any more.
         nonfinite: Rows of W, X or Z that hold a NaN or an infinity.
+        output_error: Standard error of E_Z where it is an estimate from a sample of tokens; 0 where it is exact.
         rounding: Bound on the relative error of the energies; a centered energy smaller than this share of the plain
             one is undefined, and from 1 on everything is.
 
@@ -77,6 +78,7 @@ class Energies:
     logit_sums: Vector | None = field(default=None, repr=False)
     output_sum: Vector | None = field(default=None, repr=False)
     nonfinite: int = 0
+    output_error: float = 0.0
     rounding: float = 0.0
 
     @classmethod
@@ -201,22 +203,35 @@ class Energies:
     @property
     def lar_vocab_centered(self) -> float:
         """LAR with the vocabulary mean taken from the rows of W, a gauge that a softmax cannot see."""
-        return self._centered_lar(self._weight_centered, self.input, self.output - self._row_mean_energy)
+        return self._centered_lar(self._weight_centered, self.input, self._output_vocab_centered)
 
     @property
     def lar_token_centered(self) -> float:
         """LAR with the mean input taken from the inputs."""
-        return self._centered_lar(self.weight, self._input_centered, self.output - self._column_mean_energy)
+        return self._centered_lar(self.weight, self._input_centered, self._output_token_centered)
 
     @property
     def lar_centered(self) -> float:
         """LAR with both means taken out."""
-        if self.tokens == 0:
-            return math.nan
-        grand = float(self.row_sum @ self.input_sum)
-        output = self.output - self._row_mean_energy - self._column_mean_energy
-        output += grand * grand / (self.m * self.tokens)
-        return self._centered_lar(self._weight_centered, self._input_centered, output)
+        return self._centered_lar(self._weight_centered, self._input_centered, self._output_centered)
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """Standard errors of the forms of LAR, by name, from that of E_Z: `error / (2 ln(n) E_Z)`.
+
+        To first order, with the centered output energy for the centered forms, of which all other parts are exact. 0
+        where E_Z is exact, and NaN where the form is undefined.
+        """
+        outputs = {
+            "lar": self.output,
+            "lar_vocab_centered": self._output_vocab_centered,
+            "lar_token_centered": self._output_token_centered,
+            "lar_centered": self._output_centered,
+        }
+        scale = self.output_error / (2 * math.log(self.n))
+        return {
+            name: scale / output if math.isfinite(getattr(self, name)) else math.nan for name, output in outputs.items()
+        }
 
     @property
     def reason(self) -> str | None:
@@ -260,6 +275,7 @@ class Energies:
             logit_sums=np.concatenate([self.logit_sums, other.logit_sums]) if kept else None,
             output_sum=output_sum,
             nonfinite=self.nonfinite + other.nonfinite,
+            output_error=math.hypot(self.output_error, other.output_error),
             rounding=max(self.rounding, other.rounding),
         )
 
@@ -289,6 +305,8 @@ class Energies:
             logit_sums=logit_sums,
             output_sum=np.concatenate([self.output_sum, other.output_sum]) if kept else None,
             nonfinite=self.nonfinite + other.nonfinite,
+            # Of the same tokens, so that the errors may be of one sign.
+            output_error=self.output_error + other.output_error,
             rounding=max(self.rounding, other.rounding),
         )
 
@@ -299,6 +317,21 @@ class Energies:
     @property
     def _input_centered(self) -> float:
         return self.input - float(self.input_sum @ self.input_sum) / self.tokens if self.tokens else math.nan
+
+    @property
+    def _output_vocab_centered(self) -> float:
+        return self.output - self._row_mean_energy
+
+    @property
+    def _output_token_centered(self) -> float:
+        return self.output - self._column_mean_energy
+
+    @property
+    def _output_centered(self) -> float:
+        if self.tokens == 0:
+            return math.nan
+        grand = float(self.row_sum @ self.input_sum)
+        return self._output_vocab_centered - self._column_mean_energy + grand * grand / (self.m * self.tokens)
 
     @property
     def _row_mean_energy(self) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,6 +19,9 @@ UNEMBEDDING = "unembedding"
 """The site name of the layer that gives the logits."""
 
 ENERGY_NAMES = ("weight", "input", "output")
+FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
+SOFTMAX_FORMS = ("lar_vocab_centered", "lar_centered")
+"""Forms that have a meaning only where a softmax follows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +37,8 @@ class Reading:
         lar_centered: With both means taken out.
         effective_dim: `k = n^(2 (1 - LAR))`, of the plain LAR.
         energies: Squared Frobenius norms {weight, input, output}.
+        standard_errors: Of the four forms of LAR, by name, where the output energy is an estimate from a sample of
+            tokens; None where it is exact.
         time: Seconds since the epoch, UTC.
         n: Fan-in.
         m: Fan-out.
@@ -55,6 +60,7 @@ class Reading:
     lar_centered: float | None = None
     effective_dim: float | None = None
     energies: Mapping[str, float | None] | None = None
+    standard_errors: Mapping[str, float | None] | None = None
     time: float | None = None
     n: int | None = None
     m: int | None = None
@@ -85,6 +91,7 @@ class Reading:
             lar_centered=finite(energies.lar_centered) if softmax else None,
             effective_dim=finite(energies.effective_dim),
             energies={name: finite(getattr(energies, name)) for name in ENERGY_NAMES},
+            standard_errors=_errors(energies, softmax=softmax) if energies.output_error else None,
             n=energies.n,
             m=energies.m,
             tokens=energies.tokens,
@@ -94,11 +101,13 @@ class Reading:
         )
 
     def record(self) -> dict[str, Any]:
-        """The reading as the object of its line in readings.jsonl; spectral fields only where they were taken."""
+        """The object of its line in readings.jsonl; spectral fields and standard errors only where there are any."""
         record = {name: getattr(self, name) for name in FIELDS}
         if self.coherence is None:
             for name in SPECTRAL_FIELDS:
                 del record[name]
+        if self.standard_errors is None:
+            del record["standard_errors"]
         return record | dict(self.extra)
 
     def line(self) -> str:
@@ -166,7 +175,9 @@ def reading_of_record(record: Mapping[str, Any]) -> Reading:
         if name == "step":
             continue
         if name == "energies":
-            values[name] = _energies(value)
+            values[name] = _numbers(name, value, ENERGY_NAMES)
+        elif name == "standard_errors":
+            values[name] = _numbers(name, value, FORMS)
         elif name in TEXT_FIELDS:
             if value is not None and not isinstance(value, str):
                 raise InputError(f"{name}: expected text or null, found {value!r}")
@@ -188,9 +199,14 @@ def _number(name: str, value: Any) -> float | None:
     return finite(value)
 
 
-def _energies(value: Any) -> dict[str, float | None] | None:
+def _numbers(name: str, value: Any, keys: Sequence[str]) -> dict[str, float | None] | None:
     if value is None:
         return None
-    if not isinstance(value, Mapping) or not set(ENERGY_NAMES) <= set(value):
-        raise InputError(f"energies: expected an object with {', '.join(ENERGY_NAMES)}, found {value!r}")
-    return {name: _number(f"energies.{name}", value[name]) for name in ENERGY_NAMES}
+    if not isinstance(value, Mapping) or not set(keys) <= set(value):
+        raise InputError(f"{name}: expected an object with {', '.join(keys)}, found {value!r}")
+    return {key: _number(f"{name}.{key}", value[key]) for key in keys}
+
+
+def _errors(energies: Energies, *, softmax: bool) -> dict[str, float | None]:
+    errors = energies.standard_errors
+    return {name: finite(errors[name]) if softmax or name not in SOFTMAX_FORMS else None for name in FORMS}

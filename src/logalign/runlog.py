@@ -22,6 +22,7 @@ from logalign.errors import InputError, RunError
 from logalign.readings import (
     ENERGY_NAMES,
     FIELDS,
+    FORMS,
     INTEGER_FIELDS,
     TEXT_FIELDS,
     Reading,
@@ -96,7 +97,8 @@ class Run:
             site: One site's readings only; all by default.
 
         Undefined numbers are NaN; whole-number columns are int64 where none is missing; texts that are null are empty.
-        Energies stand as energy_weight, energy_input, energy_output; values passed to `step()` under their own names.
+        Energies stand as energy_weight, energy_input, energy_output; standard errors, where there are any, as
+        lar_error, lar_centered_error and so on; values passed to `step()` under their own names.
         """
         readings = [reading for reading in self.readings if site is None or reading.site == site]
         columns: dict[str, np.ndarray[Any, Any]] = {}
@@ -105,6 +107,9 @@ class Run:
             if name == "energies":
                 for energy in ENERGY_NAMES:
                     columns[f"energy_{energy}"] = _floats(each[energy] if each else None for each in values)
+            elif name == "standard_errors":
+                for form in FORMS if any(values) else ():
+                    columns[f"{form}_error"] = _floats(each[form] if each else None for each in values)
             elif name in TEXT_FIELDS:
                 columns[name] = np.array([value or "" for value in values], dtype=np.str_)
             elif name in (*INTEGER_FIELDS, "step") and None not in values:

@@ -15,7 +15,7 @@ from logalign.readings import FIELDS, TEXT_FIELDS, Reading, reading_of_record
 
 PREFIX = "logalign/"
 EVENT_FILES = "*tfevents*"
-NOT_SCALARS = ("step", "time", "energies", *TEXT_FIELDS)
+NOT_SCALARS = ("step", "time", "energies", "standard_errors", *TEXT_FIELDS)
 KNOWN = (*(name for name in FIELDS if name not in NOT_SCALARS), "val_loss")
 """Scalars that are taken by these names, with or without the prefix; with it, any other scalar, too."""
 CARRIED = ("epoch", "loss", "lr", "tokens_seen", "n", "m")
