@@ -1,5 +1,7 @@
 """Sums of squares against float64, at sizes where the shorter ways are percents off, and what they allocate."""
 
+import functools
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -84,20 +86,33 @@ def test_column_sum_product_and_gram(dtype, monkeypatch):
     compare()
 
 
+def at_least_float32(*tensors):
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
+WAYS = {
+    "one by one": lambda W, X: reduce.output_energies([W], X).sum(),
+    "Gram": lambda W, X: reduce.energy_by_gram(reduce.gram([W], W.shape[1], W.device, at_least_float32(W, X)), X),
+}
+
+
 @every_dtype
-@pytest.mark.parametrize(("m", "tokens", "n"), [(300, 200, 4), (30, 20, 64), (1, 1, 2)], ids=["Gram", "blocks", "one"])
-def test_output_energy(dtype, m, tokens, n):
+@pytest.mark.parametrize(("m", "tokens", "n"), [(300, 200, 4), (30, 20, 64), (1, 1, 2)])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_energy_of_outputs_that_are_not_formed(way, dtype, m, tokens, n):
     W, X = random(m, n, dtype=dtype), random(tokens, n, dtype=dtype, seed=1)
     exact = (X.double() @ W.double().T).square().sum().item()
-    found = reduce.output_energy([W], W.shape[0], X).item()
-    assert found == pytest.approx(exact, rel=1e-12 if dtype == torch.float64 else 2e-6)
+    if way is WAYS["one by one"]:  # as the layer itself would have computed it, so in its precision
+        X = reduce.at_least_float32(X)
+    assert way(W, X).item() == pytest.approx(exact, rel=1e-12 if dtype == torch.float64 else 2e-6)
 
 
-def test_output_energy_of_weight_and_inputs_of_two_dtypes():
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_output_energy_of_weight_and_inputs_of_two_dtypes(way):
     W, X = random(300, 4, dtype=torch.bfloat16), random(200, 4, seed=1)
     exact = (X.double() @ W.double().T).square().sum().item()
-    assert reduce.output_energy([W], W.shape[0], X).item() == pytest.approx(exact, rel=1e-6)
-    assert reduce.output_energy([X], X.shape[0], W).item() == pytest.approx(exact, rel=1e-6)
+    assert way(W, X).item() == pytest.approx(exact, rel=1e-6)
+    assert way(X, W).item() == pytest.approx(exact, rel=1e-6)
 
 
 def largest_allocation(function):
@@ -114,11 +129,11 @@ def test_no_copy_of_the_logits_is_made(dtype):
     assert largest_allocation(lambda: reduce.row_energies(logits)) < 0.2 * logits.nbytes
 
 
-def test_output_energy_builds_no_matrix_of_logits():
-    narrow, wide = (random(4096, 8), random(4096, 8)), (random(6000, 3000), random(4096, 3000))
-    for W, X in (narrow, wide):
-        logits = 4 * W.shape[0] * X.shape[0]
-        assert largest_allocation(lambda W=W, X=X: reduce.output_energy(reduce.blocks(W), W.shape[0], X)) < 0.3 * logits
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_output_energy_builds_no_matrix_of_logits(way):
+    W, X = random(16_384, 64), random(4096, 64)
+    logits = 4 * W.shape[0] * X.shape[0]
+    assert largest_allocation(lambda: way(W, X)) < 0.3 * logits
 
 
 def test_segments_of_an_entry_each_are_as_far_off_as_documented():

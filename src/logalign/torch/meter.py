@@ -23,6 +23,7 @@ from logalign.energies import Energies
 from logalign.errors import InputError
 from logalign.torch import reduce
 from logalign.torch.linear import Dense, LinearMap
+from logalign.torch.output_energy import OutputEnergy, Way
 
 ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 5e-4, torch.float16: 5e-4}
 """Bound on the relative error of the energies, by the dtype of the outputs; a centered energy below it is undefined."""
@@ -42,6 +43,7 @@ SCALARS = (
     "output_sum_energy",
     "bias_dot_output_sum",
     "masked",
+    "output_variance",
 )
 OF_WEIGHT = ("weight", "bias_energy", "weight_nonfinite")
 """Sums that every rank which measured the weight has added, `weighed` times in all."""
@@ -93,10 +95,17 @@ class Meter:
         device: Where the layer's tensors are.
         spectral: Accumulate the Gram matrices `W^T W` and `X^T X`, too.
         softmax: Whether outputs are logits, so that the mean over the vocabulary is looked at.
+        way: How E_Z is had of calls without outputs; exactly by default.
     """
 
     def __init__(
-        self, part: Part | tuple[int, int], device: torch.device, *, spectral: bool = False, softmax: bool = True
+        self,
+        part: Part | tuple[int, int],
+        device: torch.device,
+        *,
+        spectral: bool = False,
+        softmax: bool = True,
+        way: Way | None = None,
     ) -> None:
         self.part = part if isinstance(part, Part) else Part(shape=part)
         self.m, self.n = self.part.shape
@@ -110,6 +119,7 @@ class Meter:
         self._biased = False
         self._spectral = spectral
         self._softmax = softmax
+        self._output_energy = OutputEnergy(Way("exact") if way is None else way)
         self.grams: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -162,7 +172,7 @@ class Meter:
             sums["input_nonfinite"] += part.of_input * (~input_rows.isfinite()).sum()
             sums["tokens"] += part.of_tokens * (tokens if flat_mask is None else flat_mask.sum())
             sums["tokens_offered"] += part.of_tokens * tokens
-            self._add_outputs(mapped, rows, outputs, flat_mask)
+            self._add_outputs(mapped, rows, input_rows, outputs, flat_mask)
             if self._spectral:
                 self._add_grams(mapped, rows)
 
@@ -209,12 +219,15 @@ class Meter:
         self,
         weight: LinearMap,
         rows: Tensor,
+        input_rows: Tensor,
         outputs: Tensor | None,
         mask: Tensor | None,
     ) -> None:
         share = self.part.of_output
         if outputs is None:
-            self._sums["biased_output"] += share * reduce.output_energy(weight.blocks(), weight.shape[0], rows)
+            found = self._output_energy.of(weight, rows, input_rows)
+            self._sums["biased_output"] += share * found.energy
+            self._sums["output_variance"] += share * found.variance
             self._rounding = max(self._rounding, ROUNDING[torch.promote_types(weight.dtype, torch.float32)])
             return
         energies = reduce.row_energies(outputs.detach()).reshape(-1)
@@ -266,6 +279,7 @@ def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, b
         logit_sum_energy=sums["logit_sum_energy"],
         output_sum_energy=sums["output_sum_energy"],
         nonfinite=math.ceil(nonfinite - 1e-6),
+        output_error=math.sqrt(sums["output_variance"]),
         rounding=packed.rounding * max(1.0, magnified),
     )
     return energies, round(sums["tokens_offered"]), sums["masked"] > 0

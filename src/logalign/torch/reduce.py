@@ -84,31 +84,33 @@ def product(rows: Tensor, vector: Tensor) -> Tensor:
     return torch.cat(parts).to(wide(rows.device))
 
 
-def gram(blocks: Iterable[Tensor], n: int, device: torch.device) -> Tensor:
-    """`A^T A [n, n]`, in the wide dtype, of the matrix A [rows, n] whose consecutive rows are these."""
-    total = torch.zeros(n, n, dtype=wide(device), device=device)
+def gram(blocks: Iterable[Tensor], n: int, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """`A^T A [n, n]` of the matrix A [rows, n] whose consecutive rows are these.
+
+    Multiplied and summed in `dtype`, by default the wide one.
+    """
+    total = torch.zeros(n, n, dtype=wide(device) if dtype is None else dtype, device=device)
     for block in blocks:
         block = block.to(total.dtype)
         total.addmm_(block.T, block)
     return total
 
 
-def output_energy(blocks: Iterable[Tensor], m: int, inputs: Tensor) -> Tensor:
-    """`||X W^T||^2` for W [m, n] in blocks of rows and X [T, n], without the [T, m] matrix.
+def energy_by_gram(weight_gram: Tensor, inputs: Tensor) -> Tensor:
+    """`||X W^T||^2 = <W^T W, X^T X>` for `W^T W [n, n]` and X [T, n], in the wide dtype: T n^2 multiplications."""
+    inputs_gram = gram(blocks(inputs), inputs.shape[-1], inputs.device, weight_gram.dtype)
+    return inputs_gram.mul_(weight_gram).sum(-1, dtype=wide(inputs.device)).sum()
 
-    By the Gram identity, or block by block. Multiplied in at least float32, summed in the wide dtype.
+
+def output_energies(blocks: Iterable[Tensor], inputs: Tensor) -> Tensor:
+    """`|W x|^2` for each row x of X [T, n] and W [m, n] in blocks of rows, in the wide dtype; [T].
+
+    T m n multiplications, as the layer itself has, without its [T, m] matrix.
     """
-    tokens, n = inputs.shape
-    total = torch.zeros((), dtype=wide(inputs.device), device=inputs.device)
-    inputs = at_least_float32(inputs)
-    if (tokens + m) * n < tokens * m:
-        input_gram = inputs.T @ inputs
-        for block in blocks:
-            block = at_least_float32(block).to(inputs.dtype)
-            total += ((block @ input_gram) * block).sum(-1).to(total.dtype).sum()
-        return total
+    tokens = inputs.shape[0]
+    total = torch.zeros(tokens, dtype=wide(inputs.device), device=inputs.device)
     for rows in blocks:
-        for block in torch.split(rows, max(1, (1 << 22) // tokens)):
-            outputs = inputs @ at_least_float32(block).to(inputs.dtype).T
-            total += row_energies(outputs).sum()
+        for block in torch.split(rows, max(1, SMALL // max(1, tokens))):
+            dtype = torch.promote_types(block.dtype, inputs.dtype)
+            total += row_energies(inputs.to(dtype) @ block.to(dtype).T)
     return total
