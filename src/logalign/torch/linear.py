@@ -2,19 +2,37 @@
 
 What is measured of W are sums over its rows, so a map gives its weight row block by row block: a low-rank update is
 added, a quantized weight widened, a block at a time, and no second copy of the whole is ever made.
+
+Method: by type. A module or a tensor of a type that is not known is refused by name, rather than measured as what it
+may look like: a packed 4-bit weight is a tensor of numbers, too, and its norm is none of the layer's.
 """
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from logalign.errors import SiteError
 from logalign.torch import reduce
+
+OBSERVE = "hand it over yourself, with watch(model, layers=[]) and monitor.observe(weight, inputs)"
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NO_LAYERS = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.Bilinear,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.modules.lazy.LazyModuleMixin,
+)
+"""Modules with a weight [m, n] that compute no `W x`."""
 
 
 class LinearMap(ABC):
@@ -24,48 +42,159 @@ class LinearMap(ABC):
         shape: (m, n) of W.
         dtype: Of W, or of what it is computed in.
         device: Where W is.
+        parameter: The parameter that W is, or is made of; what other layers may share.
         bias: b [m], or None.
         version: Changes when W is changed in place; None where that cannot be told.
         what: What W is, where it is no plain parameter; in words for the site's description.
+        exact: Whether the module returns `W x + b` as it is. Where it does not, or not only that, E_Z is taken from W
+            and the inputs, at the price of about one more forward of the layer.
     """
 
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
+    parameter: Tensor | None = None
     bias: Tensor | None = None
     version: int | None = None
     what: str | None = None
+    exact: bool = True
 
     @abstractmethod
     def blocks(self) -> Iterator[Tensor]:
         """Consecutive rows of W, in order; free of autograd."""
 
+    def seen(self, inputs: Tensor, outputs: Any) -> tuple[Tensor, Tensor | None]:
+        """What a forward took and returned, as the map's inputs [..., n] and outputs [..., m]; None if not exact."""
+        return inputs, outputs if self.exact else None
+
 
 class Dense(LinearMap):
-    """A weight that is one floating-point tensor [m, n]."""
+    """A weight that is one floating-point tensor [m, n].
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    Args:
+        weight: W.
+        bias: b.
+        parameter: The parameter that W is a view of, where it is not W itself.
+        exact: Whether the module returns `W x + b`.
+        what: What to say of W.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        parameter: Tensor | None = None,
+        exact: bool = True,
+        what: str | None = None,
+    ) -> None:
         m, n = weight.shape
         self.shape, self.dtype, self.device = (m, n), weight.dtype, weight.device
         self.weight, self.bias = weight, bias
-        self.version = None if weight.is_inference() else weight._version
+        self.parameter = weight if parameter is None else parameter
+        self.version = version_of(weight)
+        self.exact, self.what = exact, what
 
     def blocks(self) -> Iterator[Tensor]:
         """Consecutive rows of W."""
         yield from reduce.blocks(self.weight.detach())
 
 
+class Partitioned(LinearMap):
+    """A weight that is whole only while its layer runs, as under ZeRO-3; its shape is known, its numbers are not."""
+
+    def __init__(self, weight: Tensor, shape: tuple[int, int], bias: Tensor | None) -> None:
+        self.shape, self.dtype, self.device = shape, weight.dtype, weight.device
+        self.parameter, self.bias = weight, bias
+        self.what = "partitioned over ranks between forwards"
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Refuse.
+
+        Raises:
+            SiteError: the weight is not there.
+        """
+        raise SiteError(
+            f"expected a weight {self.shape} that is whole while its layer runs, found it empty; gather it (as "
+            f"deepspeed.zero.GatheredParameters does) and {OBSERVE}"
+        )
+
+
+class Patches(Dense):
+    """A convolution: the linear map from the patches of its input, n = channels x kernel, to its output channels."""
+
+    def __init__(self, module: nn.modules.conv._ConvNd, weight: Tensor, bias: Tensor | None) -> None:
+        patch = " x ".join(map(str, weight.shape[1:]))
+        super().__init__(weight.detach().flatten(1), bias, parameter=weight, what=f"of patches {patch}")
+        self._module = module
+
+    def seen(self, inputs: Tensor, outputs: Any) -> tuple[Tensor, Tensor | None]:
+        """Patches [..., positions, n] and outputs [..., positions, m]; a patch is a position of the output."""
+        module = self._module
+        axes = len(module.kernel_size)
+        single = inputs.ndim == axes + 1
+        if single:
+            inputs, outputs = inputs[None], outputs[None]
+        # As the module pads: `_reversed_padding_repeated_twice` is what it keeps for F.pad, "same" worked out.
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        inputs = F.pad(inputs.detach(), module._reversed_padding_repeated_twice, mode=mode)
+        if axes == 1:
+            inputs = inputs[:, :, None]
+        ones = (1,) * (2 - axes)
+        patches = F.unfold(
+            inputs, ones + module.kernel_size, dilation=ones + module.dilation, stride=ones + module.stride
+        ).transpose(1, 2)
+        outputs = outputs.detach().flatten(2).transpose(1, 2)
+        return (patches[0], outputs[0]) if single else (patches, outputs)
+
+
 def linear_map(module: nn.Module) -> LinearMap | None:
-    """The map that a module computes from [..., n] to [..., m]; None for one that computes none, as far as known."""
-    other = nn.Embedding | nn.EmbeddingBag | nn.Bilinear | nn.modules.lazy.LazyModuleMixin
-    if isinstance(module, other):
+    """The map that a module computes from [..., n] to [..., m]; None for one that computes none, as far as known.
+
+    Raises:
+        SiteError: it computes one, and what its weight is cannot be told.
+    """
+    if is_loaded(module, "torch._dynamo.eval_frame", "OptimizedModule"):
+        return linear_map(module._orig_mod)  # type: ignore[arg-type]
+    if is_loaded(module, "peft.tuners.tuners_utils", "BaseTunerLayer") or is_loaded(
+        module, "peft.utils.other", "AuxiliaryTrainingWrapper"
+    ):
+        from logalign.torch import adapters
+
+        return adapters.adapted(module)
+    if isinstance(module, NO_LAYERS):
         return None
     weight = weight_of(module)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+    if not isinstance(weight, Tensor):
+        if isinstance(getattr(module, "qweight", None), Tensor):
+            raise _unknown(f"{kind(module)} with a packed qweight")
         return None
-    if type(module).__name__ == "Conv1D":  # that of Transformers' GPT-2 keeps [in, out]
+    bias = bias_of(module)
+    if weight.device.type == "meta" and (weight.ndim == 2 or isinstance(module, nn.modules.conv._ConvNd)):
+        raise SiteError(
+            f"expected a weight that is in memory, found {kind(module)} on the meta device; make or load its weights "
+            f"before watch(); if it is offloaded between forwards, {OBSERVE}"
+        )
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return _convolution(module, weight, bias)
+    if weight.numel() == 0:
+        return _empty(module, weight, bias)
+    from logalign.torch import quantized
+
+    found = quantized.dequantized(module, weight, bias)
+    if found is not None:
+        return found
+    if weight.ndim != 2:
         return None
-    return Dense(weight, getattr(module, "bias", None))
+    if not _is_plain(weight):
+        raise _unknown(f"{kind(module)} with a weight of type {kind(weight)}")
+    if weight.dtype not in FLOATING:
+        raise _unknown(f"{kind(module)} with a weight of {weight.dtype}")
+    if is_loaded(module, "transformers.pytorch_utils", "Conv1D"):
+        return Dense(weight.T, bias, parameter=weight, what="kept as [n, m]")
+    if type(module).forward is nn.Linear.forward:
+        return Dense(weight, bias)
+    return Dense(weight, bias, exact=False, what="with a forward of its own: E_Z from weight and inputs")
 
 
 def weight_of(module: nn.Module) -> Any:
@@ -86,3 +215,67 @@ def weight_of(module: nn.Module) -> Any:
     finally:
         for step in steps:
             step.training = True
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """The module's bias; None without one."""
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
+
+
+def version_of(*tensors: Tensor) -> int | None:
+    """Changes when one of these is changed in place; None where that cannot be told."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return sum(tensor._version for tensor in tensors)
+
+
+def is_loaded(thing: object, where: str, name: str) -> bool:
+    """Whether a thing is of a class of a package; one that is not imported has no instances."""
+    found = getattr(sys.modules.get(where), name, None)
+    return found is not None and isinstance(thing, found)
+
+
+def kind(thing: object) -> str:
+    """The type of a module or tensor, with its package where that is not PyTorch."""
+    where = type(thing).__module__.partition(".")[0]
+    return type(thing).__name__ if where in ("torch", "__main__", "builtins") else f"{where}'s {type(thing).__name__}"
+
+
+def _unknown(found: str) -> SiteError:
+    return SiteError(
+        f"expected a weight whose numbers can be read (floating point, a bitsandbytes or torchao quantization, a LoRA "
+        f"or (IA)^3 adapter), found {found}; {OBSERVE}"
+    )
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a tensor's elements are what they seem: a subclass that redefines operations may hold anything."""
+    cls = type(weight)
+    if is_loaded(weight, "torch.distributed.tensor", "DTensor"):
+        return True
+    # Parameter turns __torch_function__ off, which is no redefinition.
+    functions = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)  # type: ignore[attr-defined]
+    function = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)
+    return cls.__torch_dispatch__ is Tensor.__torch_dispatch__ and function in functions
+
+
+def _empty(module: nn.Module, weight: Tensor, bias: Tensor | None) -> LinearMap | None:
+    """A weight of no elements: under ZeRO-3 the layer's own is gathered when it runs."""
+    shape = tuple(getattr(weight, "ds_shape", weight.shape))
+    if len(shape) != 2 and not isinstance(module, nn.Linear):
+        return None
+    if len(shape) != 2 or 0 in shape:
+        raise SiteError(
+            f"expected a weight [m, n] that is in memory, found {kind(module)} with an empty one {shape}; {OBSERVE}"
+        )
+    return Partitioned(weight, shape, bias)
+
+
+def _convolution(module: nn.modules.conv._ConvNd, weight: Tensor, bias: Tensor | None) -> LinearMap:
+    if type(module) not in (nn.Conv1d, nn.Conv2d) or module.groups > 1:
+        raise SiteError(
+            "expected a Conv1d or Conv2d with groups=1, which is one linear map of its patches, found "
+            f"{kind(module)} with groups={module.groups}; {OBSERVE}"
+        )
+    return Patches(module, weight, bias)

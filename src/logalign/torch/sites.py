@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from logalign.errors import InputError, SiteError
 from logalign.readings import UNEMBEDDING
-from logalign.torch.linear import LinearMap, linear_map, weight_of
+from logalign.torch.linear import OBSERVE, LinearMap, is_loaded, kind, linear_map, weight_of
 
 WELL_KNOWN_ANYWHERE = ("lm_head", "embed_out", "unembed", "unembedding", "output_projection", "output_layer")
 WELL_KNOWN_AT_TOP = ("head", "classifier", "fc", "fc_out", "score", "output", "out")
@@ -29,7 +29,8 @@ class Site:
         name: The module's name in the model.
         module: The layer.
         how: How it was found, in words.
-        softmax: Whether its outputs are logits, so that vocabulary-centering has a meaning.
+        softmax: Whether its outputs are logits, of two or more, so that vocabulary-centering has a meaning.
+        holder: The module that holds the layer, and under what name; None for the model itself.
         tied_to: Names of other parameters that are the same tensor as its weight.
     """
 
@@ -38,6 +39,7 @@ class Site:
     module: nn.Module
     how: str
     softmax: bool
+    holder: tuple[nn.Module, str] | None = None
     tied_to: tuple[str, ...] = ()
 
     @property
@@ -47,14 +49,34 @@ class Site:
 
     @property
     def map(self) -> LinearMap:
-        """The map that the layer computes now."""
-        found = linear_map(self.module)
+        """The map that the layer computes now.
+
+        Raises:
+            SiteError: the layer is another than when it was found.
+        """
+        self._check_in_place()
+        found = _map(self.module, self.name)
         if found is None:
             raise SiteError(
                 f"layer {self.name!r}: expected the linear layer that it was when watch() was called, found "
                 f"{type(self.module).__name__} without a floating-point weight [m, n]; watch the model again"
             )
         return found
+
+    def _check_in_place(self) -> None:
+        """A wrapper that calls the layer changes nothing; adapters around it do, and another layer in its place."""
+        if self.holder is None:
+            return
+        parent, attribute = self.holder
+        now = getattr(parent, attribute, None)
+        if now is self.module:
+            return
+        inside = isinstance(now, nn.Module) and any(part is self.module for part in now.modules())
+        if not inside or _is_adapter(now):
+            raise SiteError(
+                f"layer {self.name!r}: expected the {kind(self.module)} that was there when watch() was called, found "
+                f"{kind(now)} in its place; add adapters and change layers first, then watch the model"
+            )
 
     def description(self) -> dict[str, Any]:
         """What run.json says of it."""
@@ -70,6 +92,7 @@ class Site:
             "n": n,
             "bias": mapped.bias is not None,
             "dtype": str(mapped.dtype).removeprefix("torch."),
+            **({"weight": mapped.what} if mapped.what else {}),
         }
 
     def sentence(self) -> str:
@@ -91,11 +114,13 @@ class Found:
         sites: Those that are known.
         candidates: Linear layers, the last of which to run in the first forward is the unembedding.
         main: The label of the site that `Readings.main` gives.
+        is_idle: Whether there is nothing to measure, as in a pipeline stage without the head.
     """
 
-    sites: tuple[Site, ...]
-    candidates: tuple[Site, ...]
-    main: str
+    sites: tuple[Site, ...] = ()
+    candidates: tuple[Site, ...] = ()
+    main: str = UNEMBEDDING
+    is_idle: bool = False
 
 
 def find_sites(model: nn.Module, layers: str | Sequence[str]) -> Found:
@@ -104,14 +129,14 @@ def find_sites(model: nn.Module, layers: str | Sequence[str]) -> Found:
     Args:
         model: The network, wrapped or not.
         layers: "unembedding"; the name of the module that is the unembedding; or a list of module names, shell-style
-            patterns of them, and "unembedding".
+            patterns of them, and "unembedding"; an empty list for none, where all is handed to `observe()`.
 
     Raises:
-        InputError: `layers` is empty or not text.
+        InputError: `layers` is not text.
         SiteError: no such module, a module that is no linear layer, no linear layer at all, or fan-in 1.
     """
     asked: Any = [layers] if isinstance(layers, str) else layers
-    if not isinstance(asked, Sequence) or not asked or not all(isinstance(name, str) for name in asked):
+    if not isinstance(asked, Sequence) or not all(isinstance(name, str) for name in asked):
         raise InputError(f"layers: expected a module name, a pattern or a list of them, found {layers!r}")
     sites: list[Site] = []
     candidates: tuple[Site, ...] = ()
@@ -131,7 +156,7 @@ def find_sites(model: nn.Module, layers: str | Sequence[str]) -> Found:
     for site in sites:
         if site.label == UNEMBEDDING or site.module not in unembedding:
             unique.setdefault(site.label, site)
-    main = UNEMBEDDING if UNEMBEDDING in asked or isinstance(layers, str) else next(iter(unique))
+    main = UNEMBEDDING if UNEMBEDDING in asked or isinstance(layers, str) or not unique else next(iter(unique))
     return Found(sites=tuple(unique.values()), candidates=candidates, main=main)
 
 
@@ -141,10 +166,11 @@ def _find_unembedding(model: nn.Module) -> Site | None:
         if callable(getter):
             head = getter()
             name = next((name for name, module in model.named_modules() if module is head), None)
-            if name is not None and _is_linear(head):
+            # Several heads in a container, or None, say nothing of which it is.
+            if name is not None and not isinstance(head, nn.ModuleList | nn.ModuleDict | nn.Sequential):
                 how = f"{type(owner).__name__}.get_output_embeddings()"
                 return _site(model, name, label=UNEMBEDDING, how=how, softmax=True)
-    linears = {name: module for name, module in model.named_modules() if name and _is_linear(module)}
+    linears = [name for name, module in _layers(model) if name and _is_linear(module)]
     for known in (*WELL_KNOWN_ANYWHERE, *WELL_KNOWN_AT_TOP):
         named = [
             name
@@ -158,8 +184,9 @@ def _find_unembedding(model: nn.Module) -> Site | None:
 
 def _candidates(model: nn.Module) -> Iterator[Site]:
     found = False
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and (mapped := linear_map(module)) and mapped.shape[1] > 1:
+    for name, module in _layers(model):
+        is_candidate = isinstance(module, nn.Linear) or (_is_adapter(module) and _is_linear(module))
+        if is_candidate and (mapped := _map(module, name)) and mapped.shape[1] > 1:
             found = True
             how = "the last linear layer to run in the first forward"
             yield _site(model, name, label=UNEMBEDDING, how=how, softmax=True)
@@ -167,7 +194,7 @@ def _candidates(model: nn.Module) -> Iterator[Site]:
         kinds = sorted({type(module).__name__ for module in model.modules() if not list(module.children())})
         raise SiteError(
             f"{type(model).__name__}: expected a model with a linear layer, found none among {', '.join(kinds)}; name "
-            "the module whose weight is the unembedding with layers='...', or call monitor.observe(weight, inputs)"
+            f"the module whose weight is the unembedding with layers='...', or {OBSERVE}"
         )
 
 
@@ -185,7 +212,8 @@ def _matching(model: nn.Module, pattern: str) -> Iterator[Site]:
     names = [name for name, _ in model.named_modules() if name and fnmatchcase(name, pattern)]
     names = _existing(model, pattern, names)
     if any(symbol in pattern for symbol in "*?["):
-        names = [name for name in names if _is_linear(model.get_submodule(name))]
+        outer = {name for name, _ in _layers(model)}
+        names = [name for name in names if name in outer and _is_linear(model.get_submodule(name))]
         if not names:
             raise SiteError(f"layers={pattern!r}: expected linear layers, found that none of the matches is one")
     for name in names:
@@ -195,7 +223,7 @@ def _matching(model: nn.Module, pattern: str) -> Iterator[Site]:
 def _existing(model: nn.Module, pattern: str, names: list[str]) -> list[str]:
     if names:
         return names
-    linear = [name for name, module in model.named_modules() if _is_linear(module)]
+    linear = [name for name, module in _layers(model) if _is_linear(module)]
     near = difflib.get_close_matches(pattern, linear, n=3, cutoff=0.4) or linear[-3:]
     raise SiteError(
         f"layers={pattern!r}: expected a module of {type(model).__name__}, found none of that name; "
@@ -205,28 +233,71 @@ def _existing(model: nn.Module, pattern: str, names: list[str]) -> list[str]:
 
 def _site(model: nn.Module, name: str, *, label: str, how: str, softmax: bool) -> Site:
     module = model.get_submodule(name)
-    mapped, weight = linear_map(module), weight_of(module)
+    mapped = _map(module, name)
     if mapped is None:
+        weight = weight_of(module)
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else "no weight"
         raise SiteError(
             f"layer {name!r}: expected a linear layer with a floating-point weight [m, n], found "
             f"{type(module).__name__} ({shape}); name a torch.nn.Linear"
         )
-    if mapped.shape[1] < 2:
+    m, n = mapped.shape
+    if n < 2:
         raise SiteError(
             f"layer {name!r}: expected fan-in n of at least 2, found weight {mapped.shape}; log_n is undefined"
         )
-    tied = tuple(
-        other
-        for other, parameter in model.named_parameters(remove_duplicate=False)
-        if parameter is weight and other != f"{name}.weight".removeprefix(".")
+    parent, _, attribute = name.rpartition(".")
+    return Site(
+        label=label,
+        name=name,
+        module=module,
+        how=how,
+        softmax=softmax and m > 1,
+        holder=(model.get_submodule(parent), attribute) if name else None,
+        tied_to=_tied_to(model, module, mapped.parameter),
     )
-    return Site(label=label, name=name, module=module, how=how, softmax=softmax, tied_to=tied)
+
+
+def _tied_to(model: nn.Module, module: nn.Module, weight: Tensor | None) -> tuple[str, ...]:
+    """Names of parameters outside of a layer that are the same tensor as its weight."""
+    own = [name for name, other in model.named_modules(remove_duplicate=False) if other is module]
+    return tuple(
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter is weight and not any(name.startswith(f"{prefix}.".removeprefix(".")) for prefix in own)
+    )
+
+
+def _map(module: nn.Module, name: str) -> LinearMap | None:
+    try:
+        return linear_map(module)
+    except SiteError as error:
+        raise SiteError(f"layer {name!r}: {error}") from None
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules by name, adapters as one with the layer that they wrap."""
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module not in inside:
+            yield name, module
+            if _is_adapter(module):
+                inside.update(module.modules())
+
+
+def _is_adapter(module: object) -> bool:
+    """Whether it is a module that PEFT puts around a layer."""
+    return is_loaded(module, "peft.tuners.tuners_utils", "BaseTunerLayer") or is_loaded(
+        module, "peft.utils.other", "AuxiliaryTrainingWrapper"
+    )
 
 
 def _is_linear(module: nn.Module) -> bool:
     """A module that maps [..., n] to [..., m] by a weight [m, n], as far as can be told before it runs."""
-    return linear_map(module) is not None
+    try:
+        return linear_map(module) is not None
+    except SiteError:
+        return True  # one that cannot be measured: whoever asks for it is told why
 
 
 def _bare(name: str) -> str:
