@@ -6,6 +6,7 @@ and the readings go to the run log and to the caller.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -26,18 +27,21 @@ from logalign.runlog import RunWriter, open_run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
     from logalign.diagnosis.baseline import Baseline
     from logalign.diagnosis.detector import Choice
     from logalign.diagnosis.verdict import Verdict
     from logalign.runlog import Run
     from logalign.torch.hooks import Recorder
-    from logalign.torch.meter import Meter
+    from logalign.torch.parallel import Ranks
 
 log = logging.getLogger("logalign")
 
 SILENT_STEPS = 3
 """Monitored steps in a row without a reading after which the user is told."""
+STATE_VERSION = 2
 UNSTEPPED_UPDATES = 3
 """Weight updates without a call of `step()` after which the user is told."""
 
@@ -56,14 +60,17 @@ def watch(
     history: int = 10_000,
     baseline: Baseline | str | os.PathLike[str] | Run | None = None,
     regime: Choice = "auto",
+    mesh: DeviceMesh | ProcessGroup | None = None,
 ) -> Monitor:
     """Watch a PyTorch model while it trains: measure the log-alignment ratio of its unembedding.
 
     Args:
-        model: The network, in whatever wrapper it is trained.
+        model: The network, in whatever wrapper it is trained; or a `PipelineStage`, of which the last has the
+            unembedding and all others nothing to measure. Across ranks, each of them calls this, once the process group
+            is up and the model wrapped, sharded or parallelized.
         layers: "unembedding" finds it: what `get_output_embeddings()` gives, else a well-known name such as `lm_head`,
             else the last linear layer to run in the first forward. A module name says which it is. A list of names,
-            shell-style patterns and "unembedding" watches several layers.
+            shell-style patterns and "unembedding" watches several layers; an empty list, only what `observe()` gets.
         every: A reading is taken at step 0 and every so many steps.
         spectra_every: Take p, q and the decomposition of k, too, every so many steps; 0 for never.
         run: A folder to record to; docs/run-format.md specifies it. None keeps readings in memory only.
@@ -77,6 +84,8 @@ def watch(
         baseline: What `Monitor.verdict` compares LAR with: a `Baseline`, or a run to make one from, of the same set-up
             on data that does not repeat. Without one, the first epoch of this training, where it is long enough.
         regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
+        mesh: The ranks that have tokens of their own, where the model's wrapper (DDP, `fully_shard`) does not say it: a
+            process group, or the data- and context-parallel axes of a device mesh.
 
     Returns:
         A Monitor; call its `step()` once per optimizer step. Weights are bit-identical with and without it. Which layer
@@ -107,9 +116,12 @@ def watch(
     except ImportError as error:
         raise MissingExtraError('watch() needs PyTorch: pip install "logalign[torch]"') from error
     from logalign.torch.hooks import Recorder
+    from logalign.torch.linear import weight_of
     from logalign.torch.masks import TokenMask
-    from logalign.torch.sites import find_sites
+    from logalign.torch.parallel import find_ranks, stage_of
+    from logalign.torch.sites import Found, find_sites
 
+    model, sought, is_trying = stage_of(model, layers)
     if not isinstance(model, nn.Module):
         raise InputError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
     if every < 1:
@@ -118,25 +130,26 @@ def watch(
         raise InputError(f"spectra_every: expected 0 or a multiple of every={every}, found {spectra_every}")
     check_regime(regime)
     reference = as_baseline(baseline)
-    found = find_sites(model, layers)
+    found = Found(is_idle=True) if sought is None else find_sites(model, sought)
     for site in found.sites:
         if reference is not None and site.label == found.main:
             reference.check_shape(*site.shape, name=site.name)
     mask = TokenMask(model, ignore_index=ignore_index, shift_labels=shift_labels)
-    recorder = Recorder(model, found, mask)
+    ranks = find_ranks(model, mesh, [weight_of(site.module) for site in (*found.sites, *found.candidates)])
+    recorder = Recorder(model, found, mask, ranks)
+    recorder.is_trying = is_trying
+    mask.micro_batches = is_trying is not None
     try:
-        writer = None
-        if run is not None:
-            meta = {
-                "logalign_version": logalign.__version__,
-                "model": type(model).__name__,
-                "main": found.main,
-                "every": every,
-                "spectra_every": spectra_every,
-                "sites": {},
-                "settings": dict(settings or {}),
-            }
-            writer = RunWriter(run, meta, resume=resume)
+        meta = {
+            "logalign_version": logalign.__version__,
+            "model": type(model).__name__,
+            "main": found.main,
+            "every": every,
+            "spectra_every": spectra_every,
+            "sites": {},
+            "settings": dict(settings or {}),
+        }
+        writer, past = (None, None) if sought is None else _open(run, meta, resume=resume, ranks=ranks)
         return Monitor(
             recorder,
             writer,
@@ -146,10 +159,31 @@ def watch(
             history=history,
             baseline=reference,
             regime=regime,
+            past=past,
         )
     except BaseException:
         recorder.detach()
         raise
+
+
+def _open(
+    run: str | os.PathLike[str] | None, meta: Mapping[str, Any], *, resume: bool, ranks: Ranks
+) -> tuple[RunWriter | None, list[Reading] | None]:
+    """The run's writer, at the first of its ranks, and at all of them the readings that it holds if it is resumed."""
+    if run is None:
+        return None, None
+    writer, past, error = None, None, None
+    if ranks.is_first:
+        try:
+            writer = RunWriter(run, meta, resume=resume)
+            if writer.resumed:
+                past = list(open_run(writer.path).readings)
+        except LogAlignError as found:
+            error = found
+    past, error = ranks.share((past, error))
+    if error is not None:
+        raise error
+    return writer, past
 
 
 class Monitor:
@@ -170,6 +204,7 @@ class Monitor:
         history: int,
         baseline: Baseline | None,
         regime: Choice,
+        past: list[Reading] | None = None,
     ) -> None:
         self.readings: deque[Readings] = deque(maxlen=history)
         self._recorder = recorder
@@ -185,12 +220,13 @@ class Monitor:
         self._warned: set[str] = set()
         self._told_later: list[tuple[str, str]] = []
         self._closed = False
-        self._resume_at: int | None = None
         self._detector = GuardedDetector(
             baseline=baseline, regime=regime, warn=lambda message: self._warn_later("detector", message)
         )
-        if writer is not None and writer.resumed:
-            self._resume_after(writer)
+        self._past: Sequence[Reading] = past or () if writer is None else ()
+        self._resume_at: int | None = None
+        if past is not None:
+            self._resume_after(past)
         self._arm()
         self._describe()
 
@@ -260,18 +296,22 @@ class Monitor:
         self._losses = (0.0, 0)
         given["loss_mean"] = total / count if count else None
         self._step = step + 1
+        if self._recorder.is_idle:
+            return None
+        self._recorder.ranks.check_still_alone()
         return self._read(step, given, extra)
 
     def mask(self, mask: Tensor) -> None:
         """Say which tokens of the next forward count; labels among the forward's arguments are then not looked at.
 
         Args:
-            mask: bool, of the shape of the tokens that reach the layer: its inputs' shape without the last axis.
+            mask: bool, of the shape of the tokens that reach the layer: its inputs' shape without the last axis. In a
+                pipeline stage, of all micro-batches of the step.
 
         Raises:
             InputError: not a tensor of bool. A wrong shape is told by the forward.
         """
-        if self._recorder.armed:
+        if self.next_is_monitored and not self._closed:
             self._recorder.mask.give(mask)
 
     def observe(
@@ -314,21 +354,21 @@ class Monitor:
         self._recorder.observe(site, weight, inputs, outputs=outputs, bias=bias, mask=mask)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep so that `load_state_dict()` can go on.
+        """What a checkpoint has to keep so that `load_state_dict()` can go on; the same at every rank.
 
         Step, tokens seen, the losses since the last reading (a sum, null if it is not finite, and a count), the
-        detector's state.
-
-        Numbers, texts and lists, as strict JSON and `torch.save` can hold them.
+        detector's state. What changes its shape as the training goes on is text (JSON), so that a fresh monitor's state
+        has the very same entries: `torch.distributed.checkpoint` loads into those that are there. `torch.save` and JSON
+        can hold it, too.
         """
         seen = {site: list(pair) for site, pair in self._tokens_seen.items()}
         total, count = self._losses
         return {
-            "version": 1,
+            "version": STATE_VERSION,
             "step": self._step,
-            "tokens_seen": seen,
-            "losses": [finite(float(total)), count],
-            "detector": self._detector.state_dict(),
+            "tokens_seen": json.dumps(seen),
+            "losses": json.dumps([finite(float(total)), count]),
+            "detector": json.dumps(self._detector.state_dict(), allow_nan=False),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -339,18 +379,21 @@ class Monitor:
         Raises:
             InputError: not a state that `state_dict()` gave.
         """
-        if state.get("version") != 1 or not isinstance(state.get("step"), int):
-            raise InputError(f"state: expected what Monitor.state_dict() gives (version 1), found {dict(state)!r}")
+        if state.get("version") != STATE_VERSION or not isinstance(state.get("step"), int):
+            raise InputError(
+                f"state: expected what Monitor.state_dict() gives (version {STATE_VERSION}), found {dict(state)!r}"
+            )
         self._step = state["step"]
-        self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in state["tokens_seen"].items()}
-        total, count = state.get("losses", (0.0, 0))
+        self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in json.loads(state["tokens_seen"]).items()}
+        total, count = json.loads(state.get("losses", "[0.0, 0]"))
         self._losses = (math.nan if total is None else total, count)
         if self._writer is not None and self._writer.last is not None:
             self._resume_at = self._step
-        if state.get("detector") is not None:
-            self._detector.load_state_dict(state["detector"])
+        detector = json.loads(state.get("detector", "null"))
+        if detector is not None:
+            self._detector.load_state_dict(detector)
         else:
-            self._detector.restart(partial(self._past, self._step))
+            self._detector.restart(partial(self._before, self._step))
         self._recorder.take()
         self._arm()
 
@@ -394,34 +437,36 @@ class Monitor:
         recorder.armed = not self._closed and self.next_is_monitored
         recorder.spectral = bool(self._spectra_every) and self._step % self._spectra_every == 0
 
-    def _resume_after(self, writer: RunWriter) -> None:
-        last = writer.last
-        self._step = last.step + 1 if last is not None else 0
+    def _resume_after(self, past: Sequence[Reading]) -> None:
+        """Go on after the last reading of a run."""
+        self._step = past[-1].step + 1 if past else 0
         self._resume_at = self._step
-        for site, reading in writer.latest.items():
+        for reading in past:
             if reading.tokens_seen is not None:
-                self._tokens_seen[site] = (reading.tokens_seen, reading.step)
+                self._tokens_seen[reading.site] = (reading.tokens_seen, reading.step)
+        self._detector.restart(partial(self._before, self._step))
 
-        self._detector.restart(partial(self._past, self._step))
-
-    def _past(self, step: int) -> list[Reading]:
-        """The readings of the main layer before a step, from the run where there is one."""
-        if self._writer is not None:
-            recorded = open_run(self._writer.path).readings
-        else:
-            recorded = [readings.main for readings in self.readings]
+    def _before(self, step: int) -> list[Reading]:
+        """The readings of the main layer before a step, from the resumed run and those taken since."""
+        taken = [readings.main for readings in self.readings]
+        recorded = [*self._past, *taken] if self._writer is None else open_run(self._writer.path).readings
         return [reading for reading in recorded if reading.site == self._main and reading.step < step]
 
-    def _read(self, step: int, given: Mapping[str, Any], extra: Mapping[str, Any]) -> Readings:
+    def _read(self, step: int, given: Mapping[str, Any], extra: Mapping[str, Any]) -> Readings | None:
         from logalign.torch.meter import unpack
         from logalign.torch.values import to_host
 
-        recorder = self._recorder
+        recorder, ranks = self._recorder, self._recorder.ranks
         recorder.settle()
+        device = recorder.device
         unstepped, skipped = recorder.unstepped, dict(recorder.skipped)
         meters = recorder.take()
         spectral = recorder.spectral
-        packed = {site: meter.pack() for site, meter in meters.items()}
+        kept = {site: meter.grams for site, meter in meters.items()}
+        if not ranks.alone:
+            ranks.agree({**recorder.shapes, **{site: (meter.m, meter.n) for site, meter in meters.items()}})
+        packed, given = ranks.total({site: meter.pack() for site, meter in meters.items()}, given, device)
+        grams = ranks.total_grams(kept, device) if spectral else {}
         hosts, numbers = to_host({site: each.vector for site, each in packed.items()}, {**given, **extra})
         self._arm()
         if unstepped >= UNSTEPPED_UPDATES:
@@ -434,6 +479,8 @@ class Monitor:
         readings: dict[str, Reading] = {}
         for site, each in packed.items():
             energies, offered, masked = unpack(each, hosts[site])
+            if not offered:
+                continue
             known = recorder.sites.get(site)
             fields: dict[str, Any] = {
                 **common,
@@ -441,8 +488,8 @@ class Monitor:
                 "tokens_seen": self._count(site, step, offered),
                 "kept": energies.tokens / offered if masked and offered else None,
             }
-            if spectral:
-                fields |= self._spectral_fields(step, site, meters[site])
+            if site in grams:
+                fields |= self._spectral_fields(step, site, grams[site])
             softmax = known.softmax if known is not None else site == UNEMBEDDING
             readings[site] = Reading.from_energies(energies, softmax=softmax, **fields)
             if readings[site].reason is not None:
@@ -486,13 +533,11 @@ class Monitor:
         reason = "no training forward reached this layer" + (f" ({skipped})" if skipped else "")
         return Reading(site=site, lar=None, m=m, n=n, tokens=0, nonfinite=0, reason=reason, **common)
 
-    def _spectral_fields(self, step: int, site: str, meter: Meter) -> dict[str, Any]:
+    def _spectral_fields(self, step: int, site: str, grams: tuple[Tensor, Tensor]) -> dict[str, Any]:
         from logalign.arrays import to_numpy
         from logalign.spectrum import spectra_of_grams
 
-        if meter.grams is None:
-            return {}
-        found = spectra_of_grams(*meter.grams)
+        found = spectra_of_grams(*grams)
         if self._writer is not None:
             try:
                 self._writer.spectra(step, site, p=to_numpy(found.p), q=to_numpy(found.q))
@@ -522,9 +567,16 @@ class Monitor:
         if self.sites == self._described:
             return
         self._described = self.sites
+        if not self._recorder.ranks.is_first:
+            return
         for site in self._recorder.sites.values():
             mask = self._recorder.mask
-            _say(f"{site.sentence()}; mask: {mask.source}" if mask.was_seen else site.sentence())
+            words = [site.sentence()]
+            if mask.was_seen:
+                words.append(f"mask: {mask.source}")
+            if not self._recorder.ranks.alone:
+                words.append(f"over {self._recorder.ranks.describe()}")
+            _say("; ".join(words))
         if self._writer is not None:
             self._writer.describe(sites=self.sites)
             self._writer.event("sites", step=self._step, sites=self.sites)

@@ -10,7 +10,7 @@ recomputation inside backward is skipped, and of one that was not, it is the one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from logalign.errors import InputError, SiteError
-from logalign.torch.masks import TokenMask
+from logalign.torch.compiled import TraceableHook, as_written, is_compiling
+from logalign.torch.linear import Dense
+from logalign.torch.masks import TokenMask, labels_among
 from logalign.torch.meter import Meter
+from logalign.torch.parallel import Ranks
 from logalign.torch.sites import Found, Site
 
 _watched: WeakSet[nn.Module] = WeakSet()
@@ -32,27 +35,32 @@ class Recorder:
         model: The network.
         found: Its sites, or the candidates for the unembedding.
         mask: What tells which tokens count.
+        ranks: The ranks that measure the model together; this process alone by default.
 
     Attributes:
-        armed: Whether forwards are recorded now.
+        is_trying: Tells whether the forward under way is a pipeline's, to find out shapes: not to be recorded.
         spectral: Whether Gram matrices are, too.
         meters: The sums of this step, by site.
         sites: The sites that are settled, by label.
         unstepped: How often a weight was seen to change without a call of `take()` between.
+        is_idle: Whether there is nothing to measure, as in a pipeline stage without the head.
         skipped: Forwards of this step that reached a site and were no training, by why.
 
     Raises:
         SiteError: the model is watched already.
     """
 
-    def __init__(self, model: nn.Module, found: Found, mask: TokenMask) -> None:
-        self.armed = True
+    def __init__(self, model: nn.Module, found: Found, mask: TokenMask, ranks: Ranks | None = None) -> None:
+        self._armed = True
+        self.is_trying: Callable[[], bool] | None = None
+        self.ranks = Ranks() if ranks is None else ranks
         self.spectral = False
         self.meters: dict[str, Meter] = {}
         self.sites: dict[str, Site] = {site.label: site for site in found.sites}
         self.unstepped = 0
         self.skipped: dict[str, int] = {}
         self.mask = mask
+        self.is_idle = found.is_idle
         self._main = found.main
         self._observed: set[str] = set()
         self._recorded_outside_backward: dict[int, int] = {}
@@ -70,23 +78,61 @@ class Recorder:
                 )
         self._model = model
         self._handles = [
-            model.register_forward_pre_hook(_Before(self), with_kwargs=True),
-            model.register_forward_hook(_After(self)),
+            model.register_forward_pre_hook(_Before(self, model), with_kwargs=True),
+            model.register_forward_hook(_After(self, model)),
         ]
         self._site_handles = [
-            (site, site.module.register_forward_hook(_AtSite(self, site), prepend=True, with_kwargs=True))
-            for site in (*found.sites, *found.candidates)
+            (site, site.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+            for site, hook in (
+                *((site, _AtSite(self, site, candidate=False)) for site in found.sites),
+                *((site, _AtSite(self, site, candidate=True)) for site in found.candidates),
+            )
         ]
         _watched.update(modules)
 
-    def record(self, site: Site, inputs: Tensor, outputs: Tensor) -> None:
+    @property
+    def armed(self) -> bool:
+        """Whether forwards are recorded now."""
+        return self._armed and not (self.is_trying is not None and self.is_trying())
+
+    @armed.setter
+    def armed(self, armed: bool) -> None:
+        self._armed = armed
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(m, n) of each site that is settled."""
+        return {label: site.shape for label, site in self.sites.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are."""
+        meter = next(iter(self.meters.values()), None)
+        if meter is not None:
+            return meter.device
+        site = next(iter(self.sites.values()), None)
+        return torch.device("cpu") if site is None else site.map.device
+
+    def record(self, site: Site, inputs: Tensor, outputs: Any) -> None:
         """Add a training forward of a site to its meter."""
-        mapped = site.map
-        m, n = mapped.shape
-        if inputs.shape[-1] != n or outputs.shape[-1] != m:
+        mapped, tokens = site.map, inputs.shape[:-1]
+        if isinstance(mapped, Dense) and isinstance(outputs, Tensor) and outputs.shape[:-1].numel() != tokens.numel():
             raise SiteError(
-                f"layer {site.name!r}: expected inputs [..., {n}] and outputs [..., {m}] for its weight {(m, n)}, "
-                f"found {tuple(inputs.shape)} and {tuple(outputs.shape)}; it is no plain linear map, leave it out"
+                f"layer {site.name!r}: expected outputs of as many tokens as inputs, found {tuple(inputs.shape)} and "
+                f"{tuple(outputs.shape)}, as where each rank has a slice of the sequence; call monitor.observe(weight, "
+                "inputs) with what belongs together"
+            )
+        inputs, outputs = mapped.seen(inputs, outputs)
+        tokens = inputs.shape[:-1]
+        local = self.ranks.locate(mapped, inputs, outputs, name=site.name, softmax=site.softmax)
+        m, n = local.weight.shape
+        expected = (*local.inputs.shape[:-1], m)
+        found = expected if local.outputs is None else tuple(local.outputs.shape)
+        if local.inputs.shape[-1] != n or found != expected:
+            raise SiteError(
+                f"layer {site.name!r}: expected inputs [..., {n}] and outputs [..., {m}] of as many tokens for its "
+                f"weight {(m, n)}, found {tuple(local.inputs.shape)} and {found}; it is no plain linear map, leave it "
+                "out"
             )
         trial = self._candidates.get(site.module) is site
         meters: dict[Any, Meter] = self._trial if trial else self.meters
@@ -99,14 +145,15 @@ class Recorder:
                 f"site {site.label!r}: measured by observe() and by its own forward in one step; "
                 "name another site in observe()"
             )
-        mask = self._mask_for(site, inputs.shape[:-1], trial=trial)
-        meter = meters.pop(key, None) or Meter((m, n), inputs.device, spectral=self.spectral, softmax=site.softmax)
+        mask = self._mask_for(site, tokens, trial=trial)
+        device = local.inputs.device
+        meter = meters.pop(key, None) or Meter(local.part, device, spectral=self.spectral, softmax=site.softmax)
         meters[key] = meter  # popped and put back: the last to run stands last
         version = mapped.version
         if version is not None and self._versions.setdefault(site.name, version) != version:
             self._versions[site.name] = version
             self.unstepped += 1
-        meter.add(mapped, inputs, outputs=outputs, bias=mapped.bias, mask=mask)
+        meter.add(local.weight, local.inputs, outputs=local.outputs, bias=local.bias, mask=mask)
 
     def observe(self, label: str, weight: Tensor, inputs: Tensor, **rest: Tensor | None) -> None:
         """Add what the user hands over instead of a forward; checked by the caller."""
@@ -118,7 +165,7 @@ class Recorder:
                 )
             self._drop_guess()
         m, n = weight.shape
-        meter = self.meters.get(label) or Meter((m, n), inputs.device, spectral=self.spectral)
+        meter = self.meters.get(label) or Meter(self.ranks.whole((m, n)), inputs.device, spectral=self.spectral)
         if (meter.m, meter.n) != (m, n):
             raise InputError(
                 f"site {label!r}: expected a weight of shape {(meter.m, meter.n)} as before in this step, "
@@ -166,12 +213,21 @@ class Recorder:
             handle.remove()
         self._handles, self._site_handles = [], []
 
-    def is_training(self, site: Site) -> bool:
-        """Whether the forward under way is training, and not one already recorded that backward recomputes."""
+    def watches(self, site: Site) -> bool:
+        """Whether a site, or a candidate, is one still."""
+        return self.sites.get(site.label) is site or self._candidates.get(site.module) is site
+
+    def is_training(self, site: Site, *, gradients: bool) -> bool:
+        """Whether the forward under way is training, and not one already recorded that backward recomputes.
+
+        Args:
+            site: Where it is.
+            gradients: Whether it is with gradients; inside compiled code PyTorch says that it is not.
+        """
         inside_backward = torch._C._current_graph_task_id() != -1
         if not site.module.training:
             return self._skip("in eval mode")
-        if not torch.is_grad_enabled():
+        if not gradients:
             return self._skip("without gradients")
         recorded = self._recorded_outside_backward
         if inside_backward and recorded.get(id(site), 0):
@@ -221,8 +277,17 @@ class Recorder:
         return {self._model, *(site.module for site, _ in self._site_handles)}
 
 
-class _Hook:
+class _Hook(TraceableHook):
     """A hook that stays behind when its module is copied or pickled: the copy gets one that does nothing."""
+
+    def __init__(self, recorder: Recorder, module: nn.Module, kind: str) -> None:
+        super().__init__(module, recorder._model, kind)
+        self._recorder = recorder
+
+    @property
+    def is_on(self) -> bool:
+        """Whether forwards are recorded now."""
+        return self._recorder.armed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Inert:
         return Inert()
@@ -239,30 +304,60 @@ class Inert:
 
 
 class _AtSite(_Hook):
-    def __init__(self, recorder: Recorder, site: Site) -> None:
-        self._recorder, self._site = recorder, site
+    def __init__(self, recorder: Recorder, site: Site, *, candidate: bool) -> None:
+        super().__init__(recorder, site.module, "candidate" if candidate else "site")
+        self._site = site
 
+    @as_written
     def __call__(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
-        recorder = self._recorder
-        if recorder.armed and recorder.is_training(self._site):
-            inputs = args[0] if args else kwargs["input"]
-            recorder.record(self._site, inputs, output)
+        if is_compiling():
+            if torch.is_grad_enabled():
+                outputs = (output,) if isinstance(output, Tensor) else ()
+                self.leave(module, args[0] if args else kwargs["input"], *outputs)
+        elif self.is_on and self._recorder.is_training(self._site, gradients=torch.is_grad_enabled()):
+            self._recorder.record(self._site, args[0] if args else kwargs["input"], output)
+
+    def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
+        """Record a compiled forward."""
+        inputs, *outputs = tensors
+        if self._recorder.watches(self._site) and self._recorder.is_training(self._site, gradients=True):
+            self._recorder.record(self._site, inputs, outputs[0] if outputs else None)
 
 
 class _Before(_Hook):
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, model: nn.Module) -> None:
+        super().__init__(recorder, model, "before")
+        self._positional = recorder.mask.positional
 
+    @as_written
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._recorder.armed and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return
+        if is_compiling():
+            name, labels, last = labels_among(self._positional, args, kwargs)
+            self.leave(module, *(() if labels is None else (labels,)), name=name, number=last)
+        elif self.is_on:
             self._recorder.mask.see(args, kwargs)
+
+    def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
+        """See the labels of a compiled forward."""
+        self._recorder.mask.take(name, tensors[0] if tensors else None, number)
 
 
 class _After(_Hook):
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, model: nn.Module) -> None:
+        super().__init__(recorder, model, "after")
 
+    @as_written
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._recorder.armed and torch.is_grad_enabled():
-            self._recorder.settle()
-            self._recorder.mask.forward_over()
+        if not torch.is_grad_enabled():
+            return
+        if is_compiling():
+            self.leave(module)
+        elif self.is_on:
+            self.run((), "", 0)
+
+    def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
+        """The forward is over."""
+        self._recorder.settle()
+        self._recorder.mask.forward_over()

@@ -32,6 +32,7 @@ class TokenMask:
 
     Attributes:
         positional: What the model's forward calls its positional arguments.
+        micro_batches: Whether the user's mask is of a whole step, whose forwards take consecutive sequences of it.
     """
 
     def __init__(self, model: nn.Module, *, ignore_index: int, shift_labels: bool | None) -> None:
@@ -43,6 +44,8 @@ class TokenMask:
         self._given = False  # by the user
         self._waiting = False  # for the forward that it was given for
         self._cursors: dict[str, int] = {}
+        self.micro_batches = False
+        self._rows = (0, 0)  # of the user's mask, that this micro-batch and the next begin at
 
     @property
     def was_seen(self) -> bool:
@@ -63,7 +66,7 @@ class TokenMask:
         dtype = getattr(mask, "dtype", type(mask).__name__)
         if dtype != torch.bool:
             raise InputError(f"mask: expected a tensor of bool, found {dtype}; compare it first, as in mask != 0")
-        self._mask, self._cursors = mask.detach(), {}
+        self._mask, self._cursors, self._rows = mask.detach(), {}, (0, 0)
         self._given = self._waiting = True
         self.source = "monitor.mask()"
 
@@ -106,6 +109,10 @@ class TokenMask:
         mask = self._mask
         if mask is None or mask.shape == tokens:
             return mask
+        if self.micro_batches and self._given and mask.ndim == len(tokens) and mask.shape[1:] == tokens[1:]:
+            begin = self._rows[0]
+            self._rows = (begin, begin + tokens[0])
+            return mask[slice(*self._rows)] if self._rows[1] <= mask.shape[0] else None
         if mask.numel() == tokens.numel():
             return mask.reshape(tokens)
         flat = mask.reshape(-1) if len(tokens) == 1 else mask
@@ -118,7 +125,9 @@ class TokenMask:
 
     def forward_over(self) -> None:
         """The forward is over; what backward recomputes of it, or a head called after it, still takes its mask."""
-        self._waiting, self._cursors = False, {}
+        self._rows = (self._rows[1], self._rows[1])
+        self._waiting = self._given and self._mask is not None and 0 < self._rows[0] < self._mask.shape[0]
+        self._cursors = {}
 
     def step_over(self) -> None:
         """The step is over."""

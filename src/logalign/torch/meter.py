@@ -109,6 +109,7 @@ class Meter:
     ) -> None:
         self.part = part if isinstance(part, Part) else Part(shape=part)
         self.m, self.n = self.part.shape
+        self.device = device
         dtype = reduce.wide(device)
         self._sums = {name: torch.zeros((), dtype=dtype, device=device) for name in SCALARS}
         self._row_sum = torch.zeros(self.n, dtype=dtype, device=device)
@@ -239,8 +240,11 @@ class Meter:
 
     def _add_grams(self, weight: LinearMap, rows: Tensor) -> None:
         n = weight.shape[1]
-        inputs_gram = reduce.gram(reduce.blocks(rows), n, rows.device)
-        weight_gram = reduce.gram(weight.blocks(), n, rows.device) if self.grams is None else self.grams[0]
+        if n < self.n:
+            return  # of some columns only: what they have to do with the others is not known
+        part = self.part
+        inputs_gram = part.of_input * reduce.gram(reduce.blocks(rows), n, rows.device)
+        weight_gram = self.grams[0] if self.grams else part.of_weight * reduce.gram(weight.blocks(), n, rows.device)
         self.grams = (weight_gram, inputs_gram if self.grams is None else self.grams[1] + inputs_gram)
 
     def pack(self) -> Packed:

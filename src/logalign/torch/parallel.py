@@ -1,0 +1,425 @@
+"""Parallel: which ranks share a layer, what of it each of them has, and how their sums become one.
+
+Two kinds of ranks matter. *Token ranks* run the same layer on different tokens (data and context parallelism); the
+wrapper of the model knows them, or the user says who they are. *Shards* have different parts of the weight (tensor
+parallelism), and DTensor's placements say which. All others (sequence parallelism, sharded storage as FSDP has it) are
+undone by the time a layer's forward has run.
+
+Method: each rank adds what it has, weighed by how many ranks have the same, into one vector; one all-reduce over all
+ranks of the layer makes it the whole's. Reducing over one axis of the mesh after the other, as DTensor would, takes a
+collective an axis. What the vector holds depends on the sites alone, never on data: a rank without a valid token takes
+part like the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from logalign.errors import InputError, LogAlignError
+from logalign.readings import UNEMBEDDING
+from logalign.torch.linear import Dense, LinearMap
+from logalign.torch.meter import SCALARS, Packed, Part
+from logalign.torch.reduce import wide
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+SHARED = ("loss", "loss_mean")
+"""Values of a step that are means over the token ranks; all others are recorded as this rank has them."""
+Shape = tuple[int, int]
+
+
+class Local(NamedTuple):
+    """What this rank has of one call of a layer, and what part of the whole it is."""
+
+    part: Part
+    weight: LinearMap
+    inputs: Tensor
+    outputs: Tensor | None
+    bias: Tensor | None
+
+
+class Ranks:
+    """The ranks that measure one model together; of one process alone, nothing but itself.
+
+    Args:
+        tokens: Global ranks that have other tokens than this one, itself included, in order.
+        everyone: All ranks of the layer: token ranks times shards, in order.
+        group: Their process group; None for one process alone.
+
+    Attributes:
+        is_first: Whether this is the rank that writes the run.
+    """
+
+    def __init__(
+        self, tokens: Sequence[int] = (0,), everyone: Sequence[int] = (0,), group: ProcessGroup | None = None
+    ) -> None:
+        self.tokens, self.everyone = tuple(tokens), tuple(everyone)
+        self.shards = len(self.everyone) // len(self.tokens)
+        self._group = group
+        self._agreed: dict[str, Shape] | None = None
+        self.is_first = group is None or torch.distributed.get_rank() == self.everyone[0]
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other rank."""
+        return self._group is None
+
+    def describe(self) -> str:
+        """In words, for the line that says what is measured."""
+        words = []
+        if len(self.tokens) > 1:
+            words.append(f"{len(self.tokens)} ranks with tokens of their own")
+        if self.shards > 1:
+            words.append(f"{self.shards} shards of the layer")
+        return " x ".join(words) or "this process alone"
+
+    def check_still_alone(self) -> None:
+        """A process group that came up since `watch()` is not known here.
+
+        Raises:
+            LogAlignError: there is one, of several ranks.
+        """
+        if self.alone and self._unknown_group():
+            raise LogAlignError(
+                "expected the process group to be there when watch() was called, found one that came up since; call "
+                "torch.distributed.init_process_group() first, wrap the model, then watch it"
+            )
+
+    def _unknown_group(self) -> bool:
+        return not self._distributed_at_start and _world_size() > 1
+
+    _distributed_at_start = True
+
+    def share(self, value: Any) -> Any:
+        """The first rank's value, at every rank. A collective of Python objects: not for a step."""
+        if self.alone:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=self.everyone[0], group=self._group)
+        return box[0]
+
+    def whole(self, shape: Shape) -> Part:
+        """The part of a rank that has all of a layer, as its shards do."""
+        share = 1 / self.shards
+        return Part(
+            shape=shape,
+            of_weight=share,
+            of_input=share,
+            of_output=share,
+            of_tokens=share,
+            spread=not self.alone,
+        )
+
+    def locate(self, weight: LinearMap, inputs: Tensor, outputs: Tensor | None, *, name: str, softmax: bool) -> Local:
+        """What this rank has of a call of a layer.
+
+        Raises:
+            LogAlignError: the weight is laid out over ranks in a way that is not known here.
+        """
+        if self.alone and not _is_dtensor(_tensor_of(weight)):
+            return Local(Part(shape=weight.shape), weight, inputs, outputs, weight.bias)
+        tensor = _tensor_of(weight)
+        if not _is_dtensor(tensor):
+            return Local(self.whole(weight.shape), weight, _whole(inputs), _whole(outputs), weight.bias)
+        return self._locate_shard(weight, tensor, inputs, outputs, name=name, softmax=softmax)
+
+    def _locate_shard(
+        self, weight: LinearMap, tensor: Any, inputs: Tensor, outputs: Tensor | None, *, name: str, softmax: bool
+    ) -> Local:
+        mesh, (m, n), share = tensor.device_mesh, weight.shape, 1 / self.shards
+        self._check_mesh(mesh, name)
+        placement = tensor.placements[0]
+        own = tensor.to_local().detach()
+        bias = None if weight.bias is None else _local(weight.bias)
+        if placement.is_replicate():
+            return Local(self.whole((m, n)), Dense(own, bias), _whole(inputs), _whole(outputs), bias)
+        length = (m, n)[placement.dim]
+        first = min(mesh.get_local_rank() * math.ceil(length / mesh.size()), length)
+        if placement.is_shard(0):
+            part = Part(
+                shape=(m, n),
+                first_row=first,
+                of_input=share,
+                of_tokens=share,
+                spread=True,
+                whole_row_sum=_summed_over(mesh) if softmax else None,
+            )
+            found = _columns(outputs, first, own.shape[0], m)
+            return Local(part, Dense(own, bias), _whole(inputs), found, bias)
+        if placement.is_shard(1):
+            part = Part(shape=(m, n), first_column=first, of_output=share, of_tokens=share, spread=True)
+            if softmax:
+                raise LogAlignError(
+                    f"layer {name!r}: expected an unembedding whose rows are split over ranks, or not split, found one "
+                    f"whose columns are ({tensor.placements}); in a list of layers it is measured as a hidden one"
+                )
+            found = _columns(inputs, first, own.shape[1], n)
+            assert found is not None
+            return Local(part, Dense(own, bias), found, _whole(outputs), bias)
+        raise LogAlignError(
+            f"layer {name!r}: expected a weight that is split by rows or columns or not at all, found placements "
+            f"{tensor.placements}; call monitor.observe(weight, inputs) with whole tensors"
+        )
+
+    def _check_mesh(self, mesh: DeviceMesh, name: str) -> None:
+        if mesh.ndim != 1:
+            raise LogAlignError(
+                f"layer {name!r}: expected a weight over a mesh of one axis when its forward runs, found {mesh}; "
+                "call monitor.observe(weight, inputs) with whole tensors"
+            )
+        ranks = set(mesh.mesh.flatten().tolist())
+        both = ranks & set(self.tokens)
+        if mesh.size() > 1 and len(both) > 1:
+            raise LogAlignError(
+                f"layer {name!r}: expected ranks with tokens of their own beside the {mesh.size()} that share its "
+                f"weight, found ranks {sorted(both)} among both; pass watch(mesh=...) the data-parallel axes alone"
+            )
+        if mesh.size() != self.shards or not ranks <= set(self.everyone):
+            raise LogAlignError(
+                f"layer {name!r}: expected its weight over {self.shards} of the ranks {list(self.everyone)} that "
+                f"measure together, found it over {sorted(ranks)}; parallelize the model before watch(), and pass "
+                "watch(mesh=...) the mesh of its data-parallel axes"
+            )
+
+    def agree(self, sites: Mapping[str, Shape]) -> None:
+        """See, once, that all ranks measure the same layers: the vectors are added up blindly.
+
+        Raises:
+            LogAlignError: they do not, at every rank; or a layer has come up since.
+        """
+        if self.alone:
+            return
+        if self._agreed is None:
+            every: list[Any] = [None] * len(self.everyone)
+            torch.distributed.all_gather_object(every, dict(sites), group=self._group)
+            for rank, theirs in zip(self.everyone, every, strict=True):
+                if theirs != every[0]:
+                    raise LogAlignError(
+                        f"expected all ranks to measure the same layers, found {_words(every[0])} at rank "
+                        f"{self.everyone[0]} and {_words(theirs)} at rank {rank}; pass watch() the same layers "
+                        "everywhere, and let every rank run a forward before its first step()"
+                    )
+            self._agreed = dict(sites)
+        new = [site for site in sites if self._agreed.get(site) != sites[site]]
+        if new:
+            raise LogAlignError(
+                f"expected the layers that were measured in the first step, {_words(self._agreed)}, found "
+                f"{_words({site: sites[site] for site in new})}, too; across ranks, observe() every site from the "
+                "first step on"
+            )
+
+    def total(
+        self, packed: Mapping[str, Packed], values: Mapping[str, Any], device: torch.device
+    ) -> tuple[dict[str, Packed], dict[str, Any]]:
+        """Sums and losses over all ranks: one all-reduce of one vector. Call `agree()` before."""
+        if self.alone:
+            return dict(packed), dict(values)
+        assert self._agreed is not None
+        complete = {site: packed.get(site) or _nothing(shape, device) for site, shape in self._agreed.items()}
+        shared = [torch.zeros(2, dtype=wide(device), device=device) for _ in SHARED]
+        for pair, name in zip(shared, SHARED, strict=True):
+            value = values.get(name)
+            if value is not None:
+                pair[0], pair[1] = value.detach().reshape(()) if isinstance(value, Tensor) else float(value), 1
+        vector = torch.cat([*(each.vector for each in complete.values()), *shared])
+        torch.distributed.all_reduce(vector, group=self._group)
+        sizes = [each.vector.numel() for each in complete.values()]
+        *parts, last = torch.split(vector, [*sizes, 2 * len(SHARED)])
+        found = {site: replace(each, vector=part) for (site, each), part in zip(complete.items(), parts, strict=True)}
+        means = {name: last[2 * i] / last[2 * i + 1] for i, name in enumerate(SHARED) if name in values}
+        return found, {**values, **means}
+
+    def total_grams(
+        self, grams: Mapping[str, tuple[Tensor, Tensor] | None], device: torch.device
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The Gram matrices of all ranks, beside `total`: n x n numbers a site, where a spectral reading is taken."""
+        if self.alone:
+            return {site: pair for site, pair in grams.items() if pair is not None}
+        assert self._agreed is not None
+        found = {}
+        for site, (_, n) in self._agreed.items():
+            pair = grams.get(site)
+            both = torch.zeros(2, n, n, dtype=wide(device), device=device) if pair is None else torch.stack(pair)
+            torch.distributed.all_reduce(both, group=self._group)
+            found[site] = (both[0], both[1])
+        return {site: pair for site, pair in found.items() if float(pair[0].trace()) > 0}
+
+
+class Stage(NamedTuple):
+    """A pipeline stage as `watch()` needs it.
+
+    Attributes:
+        module: Its module.
+        layers: Which layers to look for in it: no unembedding but in the last stage; None where nothing is left.
+        is_trying: Whether the forward under way only finds out shapes, on memory that holds no data.
+    """
+
+    module: Any
+    layers: str | Sequence[str] | None
+    is_trying: Callable[[], bool] | None
+
+
+def stage_of(model: Any, layers: str | Sequence[str]) -> Stage:
+    """The stage that a `PipelineStage` is; anything else is a model that is no stage."""
+    if not _initialized():
+        return Stage(model, layers, None)
+    from torch.distributed.pipelining.stage import _PipelineStageBase
+
+    if not isinstance(model, _PipelineStageBase):
+        return Stage(model, layers, None)
+    if not model.is_last:
+        layers = [] if isinstance(layers, str) else [name for name in layers if name != UNEMBEDDING]
+    return Stage(model.submod, layers or None, lambda: model._stage_meta.outputs is None)
+
+
+def find_ranks(model: nn.Module, mesh: DeviceMesh | ProcessGroup | None, weights: Sequence[Any]) -> Ranks:
+    """Find the ranks that measure a model together; every one of them calls this.
+
+    Args:
+        model: As it is trained: in DDP, sharded by `fully_shard`, parallelized by DTensor.
+        mesh: The ranks that have tokens of their own, where the wrappers do not say: a process group, or the
+            data-parallel (and context-parallel) axes of a device mesh.
+        weights: Weights of the layers that are known.
+
+    Raises:
+        InputError: `mesh` is neither.
+    """
+    if _world_size() == 1:
+        if mesh is not None and not _initialized():
+            raise InputError("mesh: expected a process group that is up, found none; call init_process_group() first")
+        ranks = Ranks()
+        ranks._distributed_at_start = _initialized()
+        return ranks
+    tokens, group = _token_ranks(model, mesh)
+    own = torch.distributed.get_rank()
+    together = {own}
+    for weight in weights:
+        if _is_dtensor(weight):
+            together |= set(weight.device_mesh.mesh.flatten().tolist())
+    if not together <= set(tokens) and len(tokens) > 1:
+        every: list[Any] = [None] * len(tokens)
+        torch.distributed.all_gather_object(every, together, group=group or _group_of(tokens))
+        together = set().union(*every)
+    everyone = sorted(together | set(tokens))
+    if len(everyone) == 1:
+        return Ranks((own,), (own,))
+    if group is None or len(everyone) != len(tokens):
+        group = _group_of(everyone)
+    return Ranks(tokens, everyone, group)
+
+
+def _token_ranks(model: nn.Module, mesh: Any) -> tuple[list[int], ProcessGroup | None]:
+    """Global ranks that have other tokens than this one, and their process group if there is one."""
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+    own = torch.distributed.get_rank()
+    if mesh is None:
+        mesh = _wrapper_of(model)
+    if mesh is None:
+        return [own], None
+    if isinstance(mesh, ProcessGroup):
+        return sorted(torch.distributed.get_process_group_ranks(mesh)), mesh
+    if isinstance(mesh, DeviceMesh):
+        ranks = sorted(mesh.mesh.flatten().tolist())
+        return ranks, mesh.get_group() if mesh.ndim == 1 else None
+    raise InputError(
+        f"mesh: expected a torch.distributed.device_mesh.DeviceMesh or a ProcessGroup, found {type(mesh).__name__}"
+    )
+
+
+def _wrapper_of(model: nn.Module) -> DeviceMesh | ProcessGroup | None:
+    """What the model's own wrapper says of its data-parallel ranks."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.nn.parallel import DistributedDataParallel
+
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            group: ProcessGroup = module.process_group
+            return group
+        if isinstance(module, FSDPModule):
+            sharded = module._get_fsdp_state()._fsdp_param_group
+            if sharded is not None:
+                mesh: DeviceMesh = sharded.mesh_info.mesh
+                return mesh
+    return None
+
+
+def _group_of(ranks: Sequence[int]) -> ProcessGroup:
+    """A process group of these ranks, each of which calls this."""
+    if len(ranks) == _world_size():
+        world = torch.distributed.group.WORLD
+        assert world is not None
+        return world
+    group: ProcessGroup = torch.distributed.new_group(list(ranks), use_local_synchronization=True)
+    return group
+
+
+def _initialized() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _world_size() -> int:
+    return torch.distributed.get_world_size() if _initialized() else 1
+
+
+def _nothing(shape: Shape, device: torch.device) -> Packed:
+    """What a rank adds that did not run the layer."""
+    m, n = shape
+    return Packed(torch.zeros(len(SCALARS) + 2 * n + m, dtype=wide(device), device=device), n, m, 0.0, spread=True)
+
+
+def _tensor_of(weight: LinearMap) -> Any:
+    return weight.weight if isinstance(weight, Dense) else None
+
+
+def _is_dtensor(tensor: Any) -> bool:
+    if not _initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def _local(tensor: Any) -> Tensor:
+    found: Tensor = tensor.to_local().detach() if _is_dtensor(tensor) else tensor
+    return found
+
+
+def _whole(tensor: Any) -> Any:
+    """The whole of a tensor, gathered or summed by DTensor itself where it is spread."""
+    return tensor.detach().full_tensor() if _is_dtensor(tensor) else tensor
+
+
+def _columns(tensor: Any, first: int, count: int, of: int) -> Any:
+    """These columns of a tensor [..., of], or of one that has only them."""
+    if tensor is None:
+        return None
+    if _is_dtensor(tensor):
+        placement = tensor.placements[0]
+        if placement.is_shard(tensor.ndim - 1):
+            return tensor.to_local().detach()
+        tensor = _whole(tensor)
+    return tensor if tensor.shape[-1] == count != of else tensor[..., first : first + count]
+
+
+def _summed_over(mesh: DeviceMesh) -> Any:
+    """Adds a tensor up over a mesh, by DTensor's own reduction."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    def whole(tensor: Tensor) -> Tensor:
+        return DTensor.from_local(tensor, mesh, [Partial()], run_check=False).full_tensor()
+
+    return whole
+
+
+def _words(sites: Mapping[str, Shape]) -> str:
+    return ", ".join(f"{site} {m} x {n}" for site, (m, n) in sites.items()) or "none"
