@@ -22,19 +22,14 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.library import Library, register_fake
 
 CPU = torch.device("cpu")
 
 _keys = itertools.count()
 _hooks: WeakValueDictionary[int, TraceableHook] = WeakValueDictionary()
 _hooks_found: WeakValueDictionary[tuple[int, str], TraceableHook] = WeakValueDictionary()  # by memory and kind
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch 2.7 and later
 _anchors = {CPU: torch.zeros(1)}
-
-
-def is_compiling() -> bool:
-    """Whether a forward is traced for training now, not run; never for export, where no monitor will be."""
-    return torch.compiler.is_compiling()
 
 
 def as_written(function: Callable[..., None]) -> Callable[..., None]:
@@ -79,6 +74,8 @@ class TraceableHook:
         Nothing may be read here that changes while training goes on: the compiler would make it a condition of the
         code.
         """
+        if _is_exporting():  # to where no monitor is
+            return
         parameter = _parameter_of(module)
         plain = [tensor.detach() for tensor in tensors]
         torch.ops.logalign.hook(_anchors[self._device], parameter, plain, name, number, self.key, self.kind)
@@ -117,16 +114,17 @@ def _hook_at(address: int, kind: str) -> TraceableHook | None:
 
 def _parameter_of(module: nn.Module) -> Tensor | None:
     """The first parameter of a module, to know it by; None where it has none whose memory tells."""
-    parameter = next(module.parameters(), None)
-    return parameter.detach() if type(parameter) in (nn.Parameter, Tensor) else None
+    for parameter in module.parameters():
+        return parameter.detach() if type(parameter) in (nn.Parameter, Tensor) else None
+    return None
 
 
-_library = Library("logalign", "FRAGMENT")
 # Under CUDA graphs the code is cut at the operator: in a replay no Python would run.
 _unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
-_library.define(
-    "hook(Tensor(a!) anchor, Tensor? parameter, Tensor[] tensors, str name, SymInt number, int key, str kind) -> ()",
+torch.library.define(
+    "logalign::hook",
+    "(Tensor(a!) anchor, Tensor? parameter, Tensor[] tensors, str name, SymInt number, int key, str kind) -> ()",
     tags=() if _unsafe is None else (_unsafe,),
 )
-_library.impl("hook", _run, "CompositeExplicitAutograd")
-register_fake("logalign::hook", lambda *_: None, lib=_library)
+torch.library.impl("logalign::hook", "default", _run)
+torch.library.register_fake("logalign::hook", lambda *_: None)

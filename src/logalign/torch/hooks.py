@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from logalign.errors import InputError, SiteError
-from logalign.torch.compiled import TraceableHook, as_written, is_compiling
+from logalign.torch.compiled import TraceableHook, as_written
 from logalign.torch.linear import Dense
 from logalign.torch.masks import TokenMask, labels_among
 from logalign.torch.meter import Meter
@@ -310,7 +310,7 @@ class _AtSite(_Hook):
 
     @as_written
     def __call__(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
-        if is_compiling():
+        if torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 outputs = (output,) if isinstance(output, Tensor) else ()
                 self.leave(module, args[0] if args else kwargs["input"], *outputs)
@@ -333,7 +333,7 @@ class _Before(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
             return
-        if is_compiling():
+        if torch.compiler.is_compiling():
             name, labels, last = labels_among(self._positional, args, kwargs)
             self.leave(module, *(() if labels is None else (labels,)), name=name, number=last)
         elif self.is_on:
@@ -352,7 +352,7 @@ class _After(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        if is_compiling():
+        if torch.compiler.is_compiling():
             self.leave(module)
         elif self.is_on:
             self.run((), "", 0)
