@@ -1,13 +1,12 @@
 """Quantized weights: 8 and 4 bits, widened a block of rows at a time.
 
-Known are bitsandbytes' `Linear8bitLt` and `Linear4bit`, and the tensors of torchao. Of a torchao format that cannot be
-cut into rows the whole is widened at once, and the site's description says how much memory that takes.
+Known are bitsandbytes' `Linear8bitLt` and `Linear4bit`, and the tensors of torchao. A format that cannot be cut into
+rows is widened as a whole, and the site's description says how much memory that takes.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,9 +81,14 @@ class FourBit(LinearMap):
         self.bias, self.parameter, self.version = bias, weight, version_of(weight)
         self.what = f"of 4 bits ({state.quant_type}, bitsandbytes)"
         self._packed, self._state = weight.detach(), state
+        # Where a scale reaches over the end of a row, bitsandbytes is asked for what it gives the layer itself: its
+        # kernel for CPUs (0.50) gives other numbers for the whole than for a part.
+        self._is_sliced = n % state.blocksize == 0
+        if not self._is_sliced:
+            self.what += _as_a_whole(self)
 
     def blocks(self) -> Iterator[Tensor]:
-        """Consecutive rows of W, as many as end where a scale's elements do."""
+        """Consecutive rows of W."""
         functional: Any = importlib.import_module("bitsandbytes.functional")
         packed, state, (m, n) = self._packed, self._state, self.shape
         if getattr(state, "packing_format_for_cpu", False):
@@ -92,24 +96,26 @@ class FourBit(LinearMap):
                 "expected 4-bit weights in rows, found them packed for inference on a CPU, as bitsandbytes does in a "
                 "forward in eval mode (no gradient passes them either); model.state_dict() unpacks them in place"
             )
+        if not self._is_sliced:
+            yield from Dense(functional.dequantize_4bit(packed, state)).blocks()
+            return
         scales = state.absmax
         if state.nested:
             scales = functional.dequantize_blockwise(scales, state.state2) + state.offset
         codes = packed.reshape(-1).view(torch.uint8)
-        step = state.blocksize // math.gcd(state.blocksize, n)
-        step *= max(1, BLOCK // (step * n))
+        step = max(1, BLOCK // n)
         for first in range(0, m, step):
             count = min(step, m - first)
             start, end = first * n, (first + count) * n
             part = functional.QuantState(
-                absmax=scales[start // state.blocksize : math.ceil(end / state.blocksize)].float(),
+                absmax=scales[start // state.blocksize : end // state.blocksize],
                 shape=torch.Size((count, n)),
                 dtype=state.dtype,
                 blocksize=state.blocksize,
                 quant_type=state.quant_type,
                 code=state.code,
             )
-            yield functional.dequantize_4bit(codes[start // 2 : math.ceil(end / 2), None].contiguous(), part)
+            yield functional.dequantize_4bit(codes[start // 2 : end // 2, None], part)
 
 
 class TorchAO(LinearMap):
@@ -124,8 +130,7 @@ class TorchAO(LinearMap):
         self._weight, self._is_sliced = weight.detach(), type(weight).__name__ in SLICED
         self.what = f"quantized ({kind(weight)}), inputs as they are before rounding"
         if not self._is_sliced:
-            mib = m * n * torch.finfo(self.dtype).bits / 8 / 2**20
-            self.what += f", widened as a whole: {mib:.0f} MiB at a reading"
+            self.what += _as_a_whole(self)
 
     def blocks(self) -> Iterator[Tensor]:
         """Consecutive rows of W."""
@@ -135,6 +140,11 @@ class TorchAO(LinearMap):
         step = max(1, BLOCK // self.shape[1])
         for first in range(0, self.shape[0], step):
             yield self._weight[first : first + step].dequantize()
+
+
+def _as_a_whole(mapped: LinearMap) -> str:
+    m, n = mapped.shape
+    return f", widened as a whole: {m * n * mapped.dtype.itemsize / 2**20:.1f} MiB at a reading"
 
 
 def _eight_bit(module: Any, weight: Any, bias: Tensor | None) -> LinearMap:
