@@ -61,6 +61,8 @@ def watch(
     baseline: Baseline | str | os.PathLike[str] | Run | None = None,
     regime: Choice = "auto",
     mesh: DeviceMesh | ProcessGroup | None = None,
+    vocabulary: int | None = None,
+    without_logits: str | int = "auto",
 ) -> Monitor:
     """Watch a PyTorch model while it trains: measure the log-alignment ratio of its unembedding.
 
@@ -86,6 +88,12 @@ def watch(
         regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
         mesh: The ranks that have tokens of their own, where the model's wrapper (DDP, `fully_shard`) does not say it: a
             process group, or the data- and context-parallel axes of a device mesh.
+        vocabulary: How many rows of the unembedding stand for something, where it is padded beyond: the others are left
+            out of W and of the logits.
+        without_logits: How the energy of logits is had where a fused loss never forms them: "exact"; "sample", from 256
+            random tokens of each forward, or the number of tokens, with standard errors in the reading; "auto" for
+            exact where its cost, spread over `every` steps, is below 1 % of the layer's own forward and backward, or
+            where a sample would cost more.
 
     Returns:
         A Monitor; call its `step()` once per optimizer step. Weights are bit-identical with and without it. Which layer
@@ -118,6 +126,7 @@ def watch(
     from logalign.torch.hooks import Recorder
     from logalign.torch.linear import weight_of
     from logalign.torch.masks import TokenMask
+    from logalign.torch.output_energy import Way
     from logalign.torch.parallel import find_ranks, stage_of
     from logalign.torch.sites import Found, find_sites
 
@@ -130,13 +139,14 @@ def watch(
         raise InputError(f"spectra_every: expected 0 or a multiple of every={every}, found {spectra_every}")
     check_regime(regime)
     reference = as_baseline(baseline)
-    found = Found(is_idle=True) if sought is None else find_sites(model, sought)
+    found = Found(is_idle=True) if sought is None else find_sites(model, sought, vocabulary=vocabulary)
     for site in found.sites:
         if reference is not None and site.label == found.main:
             reference.check_shape(*site.shape, name=site.name)
+    way = Way(without_logits, every=every)
     mask = TokenMask(model, ignore_index=ignore_index, shift_labels=shift_labels)
     ranks = find_ranks(model, mesh, [weight_of(site.module) for site in (*found.sites, *found.candidates)])
-    recorder = Recorder(model, found, mask, ranks)
+    recorder = Recorder(model, found, mask, ranks, way)
     recorder.is_trying = is_trying
     mask.micro_batches = is_trying is not None
     try:
@@ -248,7 +258,7 @@ class Monitor:
     def sites(self) -> dict[str, dict[str, Any]]:
         """What is measured, by site: module, shapes, tied or not, bias, how it was found, where the mask comes from."""
         return {
-            label: site.description() | {"mask": self._recorder.mask.source}
+            label: site.description() | {"mask": self._recorder.mask.source} | self._inputs_of(label)
             for label, site in self._recorder.sites.items()
         }
 
@@ -527,7 +537,7 @@ class Monitor:
                 f"{site}: no training forward reached this layer in {SILENT_STEPS} monitored steps"
                 + (f" (forwards that did: {skipped}; train in model.train() and with gradients)" if skipped else "")
                 + "; watch the model before it is compiled, and pass the very object that is trained; "
-                "where a fused loss takes the layer's place, call monitor.observe(weight, inputs)",
+                + self._recorder.without_forward.advice(site),
             )
         m, n = shape or (None, None)
         reason = "no training forward reached this layer" + (f" ({skipped})" if skipped else "")
@@ -562,6 +572,11 @@ class Monitor:
         except OSError as error:
             self._warn_of_writing(error)
 
+    def _inputs_of(self, site: str) -> dict[str, str]:
+        """Where a layer's inputs come from, if its own forward does not run."""
+        described = self._recorder.without_forward.described
+        return {"inputs": described[site]} if site in described else {}
+
     def _describe(self) -> None:
         """Tell which layers are measured, once they are known, and where the mask comes from, when that changes."""
         if self.sites == self._described:
@@ -572,6 +587,8 @@ class Monitor:
         for site in self._recorder.sites.values():
             mask = self._recorder.mask
             words = [site.sentence()]
+            for inputs in self._inputs_of(site.label).values():
+                words.append(f"its own forward does not run, inputs: {inputs}")
             if mask.was_seen:
                 words.append(f"mask: {mask.source}")
             if not self._recorder.ranks.alone:

@@ -49,12 +49,12 @@ class Block(nn.Module):
 class Model(nn.Module):
     """Embedding, two blocks, norm, head."""
 
-    def __init__(self, *, bias: bool = False) -> None:
+    def __init__(self, *, bias: bool = False, padding: int = 0) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
         self.blocks = nn.ModuleList([Block(), Block()])
         self.norm = nn.LayerNorm(WIDTH)
-        self.lm_head = nn.Linear(WIDTH, VOCABULARY, bias=bias)
+        self.lm_head = nn.Linear(WIDTH, VOCABULARY + padding, bias=bias)
 
     def forward(self, ids: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits [B, T, m]; labels are looked at by the monitor only."""
@@ -89,10 +89,10 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
 
 
-def alone(layers: Any = "unembedding", spectra: bool = False, **settings: Any) -> Result:
+def alone(layers: Any = "unembedding", spectra: bool = False, vocabulary: int | None = None, **settings: Any) -> Result:
     """The truth: one process, all tokens, the whole weight."""
     batches = [data(step) for step in range(STEPS)]
-    return run(model_of(**settings), batches, 1.0, watched=True, layers=layers, spectra=spectra)
+    return run(model_of(**settings), batches, 1.0, watched=True, layers=layers, spectra=spectra, vocabulary=vocabulary)
 
 
 def run(
@@ -108,6 +108,7 @@ def run(
     micro: int = 1,
     folder: Path | None = None,
     spectra: bool = False,
+    vocabulary: int | None = None,
 ) -> Result:
     """Train; readings by step and site, and the whole final weights."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -116,7 +117,15 @@ def run(
         warnings.simplefilter("always")
         if watched:
             spectra_every = 1 if spectra else 0
-            monitor = logalign.watch(model, every=1, layers=layers, mesh=mesh, run=folder, spectra_every=spectra_every)
+            monitor = logalign.watch(
+                model,
+                every=1,
+                layers=layers,
+                mesh=mesh,
+                run=folder,
+                spectra_every=spectra_every,
+                vocabulary=vocabulary,
+            )
         for ids, labels in batches:
             total = data_count(ids, labels, batches)
             optimizer.zero_grad()
@@ -181,6 +190,33 @@ def ddp(rank: int, world: int, watched: bool, folder: Path | None = None, micro:
     return run(model, rows_of(rank, world), world, watched=watched, folder=folder, micro=micro)
 
 
+def collectives(rank: int, world: int, how: str) -> list[int]:
+    """How many collectives the monitor adds to each of four steps, of which the first and the third are monitored."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    counts = []
+    for watched in (True, False):
+        if how == "data":
+            model: nn.Module = nn.parallel.DistributedDataParallel(model_of())
+        else:
+            mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("tp",))
+            model = parallelized(model_of(), mesh, "gathered")
+        layers = ["unembedding", "*blocks.*.up"]
+        monitor = logalign.watch(model, every=2, layers=layers) if watched else None
+        found = []
+        for step in range(STEPS):
+            ids, labels = data(step)
+            with CommDebugMode() as mode:
+                summed_loss(model(ids, labels=labels), labels).backward()
+                if monitor is not None:
+                    monitor.step(loss=1.0)
+            found.append(mode.get_total_counts())
+        counts.append(found)
+        if monitor is not None:
+            monitor.close()
+    return [with_monitor - without for with_monitor, without in zip(*counts, strict=True)]
+
+
 def ddp_accumulating(rank: int, world: int, watched: bool) -> Result:
     """The same with two micro-batches a step."""
     return ddp(rank, world, watched, micro=2)
@@ -209,6 +245,44 @@ def fsdp_whole(rank: int, world: int, watched: bool) -> Result:
 def fsdp_kept(rank: int, world: int, watched: bool) -> Result:
     """Weights that stay whole between forward and backward."""
     return fsdp(rank, world, watched, reshard=False)
+
+
+def fsdp_accumulating(rank: int, world: int, watched: bool) -> Result:
+    """Two micro-batches a step: the whole weight is gathered twice."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = model_of()
+    for unit in (*model.blocks, model.lm_head, model):
+        fully_shard(unit)
+    return run(model, rows_of(rank, world), world, watched=watched, micro=2)
+
+
+def fsdp_tied(rank: int, world: int, watched: bool) -> Result:
+    """The head is the embedding: one unit, one parameter."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = model_of()
+    model.lm_head.weight = model.embedding.weight
+    for unit in (*model.blocks, model):
+        fully_shard(unit)
+    return run(model, rows_of(rank, world), world, watched=watched)
+
+
+def alone_tied() -> Result:
+    """The truth of it."""
+    model = model_of()
+    model.lm_head.weight = model.embedding.weight
+    return run(model, [data(step) for step in range(STEPS)], 1.0, watched=True)
+
+
+def fsdp_offloaded(rank: int, world: int, watched: bool) -> Result:
+    """Parameters rest on the host; without an accelerator that is where they are anyway."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+
+    model = model_of()
+    for unit in (*model.blocks, model.lm_head, model):
+        fully_shard(unit, offload_policy=CPUOffloadPolicy(pin_memory=False))
+    return run(model, rows_of(rank, world), world, watched=watched)
 
 
 def fsdp_bfloat16(rank: int, world: int, watched: bool) -> Result:
@@ -248,7 +322,8 @@ def parallelized(model: Model, mesh: DeviceMesh, how: str) -> Model:
 def tensor_parallel(rank: int, world: int, watched: bool, how: str, **options: Any) -> Result:
     """Column-parallel head, with whole or split logits."""
     mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("tp",))
-    model = parallelized(model_of(bias=options.pop("bias", False)), mesh, how)
+    settings = {name: options.pop(name) for name in ("bias", "padding") if name in options}
+    model = parallelized(model_of(**settings), mesh, how)
     if how == "local":
         model.register_forward_hook(_gather(mesh))
     context = loss_parallel if how in ("dtensor", "sequence") else contextlib.nullcontext
@@ -258,6 +333,11 @@ def tensor_parallel(rank: int, world: int, watched: bool, how: str, **options: A
 def with_bias(rank: int, world: int, watched: bool) -> Result:
     """A head with a bias, which is split like its rows."""
     return tensor_parallel(rank, world, watched, "dtensor", bias=True)
+
+
+def padded(rank: int, world: int, watched: bool) -> Result:
+    """A head padded to 64 rows, so that the last of four ranks has padding alone."""
+    return tensor_parallel(rank, world, watched, "dtensor", bias=True, padding=11, vocabulary=VOCABULARY)
 
 
 def hidden(rank: int, world: int, watched: bool) -> Result:

@@ -50,11 +50,36 @@ def assert_same_weights(watched, unwatched):
             assert torch.equal(weight, other["weights"][name]), name
 
 
-@pytest.mark.parametrize("case", [cases.ddp, cases.ddp_accumulating, cases.fsdp, cases.fsdp_whole, cases.fsdp_kept])
+@pytest.mark.parametrize(
+    "case",
+    [
+        cases.ddp,
+        cases.ddp_accumulating,
+        cases.fsdp,
+        cases.fsdp_whole,
+        cases.fsdp_kept,
+        cases.fsdp_accumulating,
+        cases.fsdp_offloaded,
+    ],
+)
 def test_data_parallel(two, case):
     watched = two.run(case, True)
     assert_true(watched, cases.alone())
     assert_same_weights(watched, two.run(case, False))
+
+
+def test_a_tied_head_that_is_sharded(two):
+    watched = two.run(cases.fsdp_tied, True)
+    assert_true(watched, cases.alone_tied())
+    assert_same_weights(watched, two.run(cases.fsdp_tied, False))
+
+
+@pytest.mark.parametrize(("how", "monitored"), [("data", 1), ("tensor", 2)])
+def test_collectives_of_a_step(two, how, monitored):
+    """One all-reduce over all sites, one more where the head's rows are split; the first step also agrees on sites."""
+    for first, *rest in two.run(cases.collectives, how):
+        assert rest == [0, monitored, 0]
+        assert first >= monitored
 
 
 @pytest.mark.parametrize("how", ["gathered", "dtensor", "local", "sequence"])
@@ -86,6 +111,13 @@ def test_hidden_layers(two):
 
 def test_a_bias_is_split_like_the_rows(two):
     assert_true(two.run(cases.with_bias, True), cases.alone(bias=True))
+
+
+def test_padding_of_the_vocabulary_is_left_out(four):
+    """The last rank has nothing but padding; the truth is of the first rows of the same padded head."""
+    truth = cases.alone(bias=True, padding=11, vocabulary=cases.VOCABULARY)
+    assert truth["readings"][0]["unembedding"]["m"] == cases.VOCABULARY
+    assert_true(four.run(cases.padded, True), truth)
 
 
 def test_a_rank_without_a_token_that_counts_takes_part(four):

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from logalign.errors import InputError, SiteError
 from logalign.torch.compiled import TraceableHook, as_written
-from logalign.torch.linear import Dense
+from logalign.torch.fused import FusedLoss, LossCall, WithoutForward, hidden_state, is_same
+from logalign.torch.linear import Dense, weight_of
 from logalign.torch.masks import TokenMask, labels_among
-from logalign.torch.meter import Meter
+from logalign.torch.meter import Meter, Part
+from logalign.torch.output_energy import Way
 from logalign.torch.parallel import Ranks
 from logalign.torch.sites import Found, Site
 
@@ -36,6 +38,7 @@ class Recorder:
         found: Its sites, or the candidates for the unembedding.
         mask: What tells which tokens count.
         ranks: The ranks that measure the model together; this process alone by default.
+        way: How the output energy is had where a layer's own forward does not run; exactly by default.
 
     Attributes:
         is_trying: Tells whether the forward under way is a pipeline's, to find out shapes: not to be recorded.
@@ -50,7 +53,9 @@ class Recorder:
         SiteError: the model is watched already.
     """
 
-    def __init__(self, model: nn.Module, found: Found, mask: TokenMask, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, found: Found, mask: TokenMask, ranks: Ranks | None = None, way: Way | None = None
+    ) -> None:
         self._armed = True
         self.is_trying: Callable[[], bool] | None = None
         self.ranks = Ranks() if ranks is None else ranks
@@ -60,6 +65,7 @@ class Recorder:
         self.unstepped = 0
         self.skipped: dict[str, int] = {}
         self.mask = mask
+        self.way = Way("exact") if way is None else way
         self.is_idle = found.is_idle
         self._main = found.main
         self._observed: set[str] = set()
@@ -77,9 +83,19 @@ class Recorder:
                     "close the first monitor, or pass all layers to one watch()"
                 )
         self._model = model
+        self.without_forward = WithoutForward(model, {site.label: site.module for site in found.sites if site.softmax})
         self._handles = [
             model.register_forward_pre_hook(_Before(self, model), with_kwargs=True),
-            model.register_forward_hook(_After(self, model)),
+            # First of all, as long as sharded weights are whole.
+            model.register_forward_hook(_After(self, model), prepend=True),
+            *(
+                body.module.register_forward_hook(_AtBody(self, body.module, label))
+                for label, body in self.without_forward.bodies.items()
+            ),
+            *(
+                loss.module.register_forward_hook(_AtLoss(self, loss), with_kwargs=True)
+                for loss in self.without_forward.losses
+            ),
         ]
         self._site_handles = [
             (site, site.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
@@ -124,7 +140,7 @@ class Recorder:
             )
         inputs, outputs = mapped.seen(inputs, outputs)
         tokens = inputs.shape[:-1]
-        local = self.ranks.locate(mapped, inputs, outputs, name=site.name, softmax=site.softmax)
+        local = self.ranks.locate(mapped, inputs, outputs, name=site.name, softmax=site.softmax, rows=site.vocabulary)
         m, n = local.weight.shape
         expected = (*local.inputs.shape[:-1], m)
         found = expected if local.outputs is None else tuple(local.outputs.shape)
@@ -134,6 +150,8 @@ class Recorder:
                 f"weight {(m, n)}, found {tuple(local.inputs.shape)} and {found}; it is no plain linear map, leave it "
                 "out"
             )
+        if self.without_forward.is_late(site.label):
+            self.meters.pop(site.label)
         trial = self._candidates.get(site.module) is site
         meters: dict[Any, Meter] = self._trial if trial else self.meters
         key: Any = site.module if trial else site.label
@@ -147,13 +165,40 @@ class Recorder:
             )
         mask = self._mask_for(site, tokens, trial=trial)
         device = local.inputs.device
-        meter = meters.pop(key, None) or Meter(local.part, device, spectral=self.spectral, softmax=site.softmax)
+        meter = meters.pop(key, None) or self._meter(local.part, device, softmax=site.softmax)
         meters[key] = meter  # popped and put back: the last to run stands last
         version = mapped.version
         if version is not None and self._versions.setdefault(site.name, version) != version:
             self._versions[site.name] = version
             self.unstepped += 1
         meter.add(local.weight, local.inputs, outputs=local.outputs, bias=local.bias, mask=mask)
+
+    def record_loss(self, loss: FusedLoss, call: LossCall) -> None:
+        """Add a call of a loss that multiplies by a layer's weight itself."""
+        sites = (*self.sites.values(), *self._candidates.values())
+        site = next((site for site in sites if is_same(weight_of(site.module), call.weight)), None)
+        if site is None:
+            self._skip(f"in {loss.name}, with another weight")
+        elif self.is_training(site, gradients=True):
+            counts = loss.counts(call.targets)
+            if counts is not None:
+                self.mask.see_targets(counts, loss.source())
+            self.without_forward.described[site.label] = f"the arguments of {loss.name}"
+            self.record(site, call.inputs, None)
+
+    def forward_over(self) -> None:
+        """The model's forward is over: measure layers whose inputs are there and whose own forward did not run."""
+        for label, hidden in self.without_forward.over().items():
+            site = self.sites[label]
+            inputs = self.without_forward.fits(label, hidden, n=site.shape[1], last=self.mask.last)
+            if inputs is not None and self.is_training(site, gradients=True):
+                self.record(site, inputs, None)
+                self.without_forward.took(label)
+        self.settle()
+        self.mask.forward_over()
+
+    def _meter(self, part: Part, device: torch.device, *, softmax: bool = True) -> Meter:
+        return Meter(part, device, spectral=self.spectral, softmax=softmax, way=self.way)
 
     def observe(self, label: str, weight: Tensor, inputs: Tensor, **rest: Tensor | None) -> None:
         """Add what the user hands over instead of a forward; checked by the caller."""
@@ -165,7 +210,7 @@ class Recorder:
                 )
             self._drop_guess()
         m, n = weight.shape
-        meter = self.meters.get(label) or Meter(self.ranks.whole((m, n)), inputs.device, spectral=self.spectral)
+        meter = self.meters.get(label) or self._meter(self.ranks.whole((m, n)), inputs.device)
         if (meter.m, meter.n) != (m, n):
             raise InputError(
                 f"site {label!r}: expected a weight of shape {(meter.m, meter.n)} as before in this step, "
@@ -201,6 +246,7 @@ class Recorder:
         self.unstepped = 0
         self.skipped = {}
         self.mask.step_over()
+        self.without_forward.step_over()
         return meters
 
     def detach(self) -> None:
@@ -224,6 +270,7 @@ class Recorder:
             site: Where it is.
             gradients: Whether it is with gradients; inside compiled code PyTorch says that it is not.
         """
+        self.without_forward.runs(site.label)
         inside_backward = torch._C._current_graph_task_id() != -1
         if not site.module.training:
             return self._skip("in eval mode")
@@ -337,10 +384,12 @@ class _Before(_Hook):
             name, labels, last = labels_among(self._positional, args, kwargs)
             self.leave(module, *(() if labels is None else (labels,)), name=name, number=last)
         elif self.is_on:
+            self._recorder.without_forward.begin()
             self._recorder.mask.see(args, kwargs)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
         """See the labels of a compiled forward."""
+        self._recorder.without_forward.begin()
         self._recorder.mask.take(name, tensors[0] if tensors else None, number)
 
 
@@ -359,5 +408,48 @@ class _After(_Hook):
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
         """The forward is over."""
-        self._recorder.settle()
-        self._recorder.mask.forward_over()
+        self._recorder.forward_over()
+
+
+class _AtBody(_Hook):
+    """At what computes the inputs of a head, for the case that the head's own forward does not run."""
+
+    def __init__(self, recorder: Recorder, body: nn.Module, label: str) -> None:
+        super().__init__(recorder, body, f"body of {label}")
+        self._label = label
+
+    @as_written
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
+        if torch.compiler.is_compiling():
+            hidden = hidden_state(output)
+            if hidden is not None:
+                self.leave(module, hidden)
+        elif self.is_on:
+            self._recorder.without_forward.keep(self._label, hidden_state(output))
+
+    def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
+        """Keep a copy: compiled code may use the memory again."""
+        self._recorder.without_forward.keep(self._label, tensors[0].clone())
+
+
+class _AtLoss(_Hook):
+    """At a loss that is a module and multiplies by a weight itself."""
+
+    def __init__(self, recorder: Recorder, loss: FusedLoss) -> None:
+        super().__init__(recorder, loss.module, "loss")
+        self._loss = loss
+
+    @as_written
+    def __call__(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
+        if torch.compiler.is_compiling():
+            self.leave(module, *self._loss.call(args, kwargs))
+        elif self.is_on:
+            self._recorder.record_loss(self._loss, self._loss.call(args, kwargs))
+
+    def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
+        """Record a compiled loss."""
+        self._recorder.record_loss(self._loss, LossCall(*tensors))

@@ -148,6 +148,30 @@ class Patches(Dense):
         return (patches[0], outputs[0]) if single else (patches, outputs)
 
 
+class FirstRows(LinearMap):
+    """The first rows of another map: what is beyond them is padding.
+
+    Args:
+        whole: The map.
+        rows: How many of its rows count.
+    """
+
+    def __init__(self, whole: LinearMap, rows: int) -> None:
+        self._whole = whole
+        self.shape, self.dtype, self.device = (rows, whole.shape[1]), whole.dtype, whole.device
+        self.parameter, self.version, self.what, self.exact = whole.parameter, whole.version, whole.what, whole.exact
+        self.bias = None if whole.bias is None else whole.bias[:rows]
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Consecutive rows of W."""
+        left = self.shape[0]
+        for block in self._whole.blocks():
+            if left <= 0:
+                return
+            yield block[:left]
+            left -= block.shape[0]
+
+
 def linear_map(module: nn.Module) -> LinearMap | None:
     """The map that a module computes from [..., n] to [..., m]; None for one that computes none, as far as known.
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from logalign.errors import InputError, LogAlignError
 from logalign.readings import UNEMBEDDING
-from logalign.torch.linear import Dense, LinearMap
+from logalign.torch.linear import Dense, FirstRows, LinearMap
 from logalign.torch.meter import SCALARS, Packed, Part
 from logalign.torch.reduce import wide
 
@@ -118,18 +118,29 @@ class Ranks:
             spread=not self.alone,
         )
 
-    def locate(self, weight: LinearMap, inputs: Tensor, outputs: Tensor | None, *, name: str, softmax: bool) -> Local:
-        """What this rank has of a call of a layer.
+    def locate(
+        self,
+        weight: LinearMap,
+        inputs: Tensor,
+        outputs: Tensor | None,
+        *,
+        name: str,
+        softmax: bool,
+        rows: int | None = None,
+    ) -> Local:
+        """What this rank has of a call of a layer, of whose rows the first `rows` count.
 
         Raises:
             LogAlignError: the weight is laid out over ranks in a way that is not known here.
         """
-        if self.alone and not _is_dtensor(_tensor_of(weight)):
-            return Local(Part(shape=weight.shape), weight, inputs, outputs, weight.bias)
         tensor = _tensor_of(weight)
-        if not _is_dtensor(tensor):
-            return Local(self.whole(weight.shape), weight, _whole(inputs), _whole(outputs), weight.bias)
-        return self._locate_shard(weight, tensor, inputs, outputs, name=name, softmax=softmax)
+        if self.alone and not _is_dtensor(tensor):
+            local = Local(Part(shape=weight.shape), weight, inputs, outputs, weight.bias)
+        elif not _is_dtensor(tensor):
+            local = Local(self.whole(weight.shape), weight, _whole(inputs), _whole(outputs), weight.bias)
+        else:
+            local = self._locate_shard(weight, tensor, inputs, outputs, name=name, softmax=softmax)
+        return local if rows is None else _without_padding(local, rows)
 
     def _locate_shard(
         self, weight: LinearMap, tensor: Any, inputs: Tensor, outputs: Tensor | None, *, name: str, softmax: bool
@@ -361,6 +372,19 @@ def _group_of(ranks: Sequence[int]) -> ProcessGroup:
         return world
     group: ProcessGroup = torch.distributed.new_group(list(ranks), use_local_synchronization=True)
     return group
+
+
+def _without_padding(local: Local, rows: int) -> Local:
+    """The same with the first rows of the whole weight only."""
+    part, (m, _) = local.part, local.weight.shape
+    count = min(max(rows - part.first_row, 0), m)
+    return Local(
+        replace(part, shape=(rows, part.shape[1]), first_row=min(part.first_row, rows)),
+        FirstRows(local.weight, count),
+        local.inputs,
+        None if local.outputs is None else local.outputs[..., :count],
+        None if local.bias is None else local.bias[:count],
+    )
 
 
 def _initialized() -> bool:

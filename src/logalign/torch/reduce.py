@@ -35,6 +35,8 @@ def row_energies(rows: Tensor) -> Tensor:
     more than 4 M elements take PyTorch's own kernel, whose norms are rounded to bfloat16 one by one. Relative error at
     4096 x 50304: see docs/performance.md; at worst, with all entries equal in bfloat16, 2**-8.
     """
+    if not rows.shape[-1]:  # of a rank whose rows are all padding
+        return rows.new_zeros(rows.shape[:-1], dtype=wide(rows.device))
     if rows.device.type != "cpu":
         norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32 if rows.dtype in HALF else None)
         return norms.to(wide(rows.device)).square()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from logalign.errors import InputError, SiteError
 from logalign.readings import UNEMBEDDING
+from logalign.torch.fused import own_head
 from logalign.torch.linear import OBSERVE, LinearMap, is_loaded, kind, linear_map, weight_of
 
 WELL_KNOWN_ANYWHERE = ("lm_head", "embed_out", "unembed", "unembedding", "output_projection", "output_layer")
@@ -32,6 +33,7 @@ class Site:
         softmax: Whether its outputs are logits, of two or more, so that vocabulary-centering has a meaning.
         holder: The module that holds the layer, and under what name; None for the model itself.
         tied_to: Names of other parameters that are the same tensor as its weight.
+        vocabulary: How many of its rows count, the others being padding; None for all.
     """
 
     label: str
@@ -41,11 +43,13 @@ class Site:
     softmax: bool
     holder: tuple[nn.Module, str] | None = None
     tied_to: tuple[str, ...] = ()
+    vocabulary: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(m, n) of the weight."""
-        return self.map.shape
+        """(m, n) of the weight, or of those of its rows that count."""
+        m, n = self.map.shape
+        return (m if self.vocabulary is None else self.vocabulary), n
 
     @property
     def map(self) -> LinearMap:
@@ -99,11 +103,12 @@ class Site:
         """One line for people."""
         mapped = self.map
         m, n = mapped.shape
+        padding = "" if self.vocabulary is None else f" of which {self.vocabulary} count"
         bias = "with bias" if mapped.bias is not None else "no bias"
         tied = f", tied to {', '.join(self.tied_to)}" if self.tied_to else ""
         what = f", {mapped.what}" if mapped.what else ""
         place = f"'{self.name}'" if self.name else "the model itself"
-        return f"{self.label} = {place}, {type(self.module).__name__} {m} x {n}{what}, {bias}{tied}: {self.how}"
+        return f"{self.label} = {place}, {type(self.module).__name__} {m} x {n}{padding}{what}, {bias}{tied}: {self.how}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,21 +128,24 @@ class Found:
     is_idle: bool = False
 
 
-def find_sites(model: nn.Module, layers: str | Sequence[str]) -> Found:
+def find_sites(model: nn.Module, layers: str | Sequence[str], *, vocabulary: int | None = None) -> Found:
     """Find the layers asked for.
 
     Args:
         model: The network, wrapped or not.
         layers: "unembedding"; the name of the module that is the unembedding; or a list of module names, shell-style
             patterns of them, and "unembedding"; an empty list for none, where all is handed to `observe()`.
+        vocabulary: How many rows of the unembedding count.
 
     Raises:
-        InputError: `layers` is not text.
+        InputError: `layers` is not text, or the unembedding has fewer rows than `vocabulary`.
         SiteError: no such module, a module that is no linear layer, no linear layer at all, or fan-in 1.
     """
     asked: Any = [layers] if isinstance(layers, str) else layers
     if not isinstance(asked, Sequence) or not all(isinstance(name, str) for name in asked):
         raise InputError(f"layers: expected a module name, a pattern or a list of them, found {layers!r}")
+    if vocabulary is not None and (not isinstance(vocabulary, int) or vocabulary < 2):
+        raise InputError(f"vocabulary: expected a number of rows of the unembedding, 2 at least, found {vocabulary!r}")
     sites: list[Site] = []
     candidates: tuple[Site, ...] = ()
     for pattern in asked:
@@ -157,7 +165,21 @@ def find_sites(model: nn.Module, layers: str | Sequence[str]) -> Found:
         if site.label == UNEMBEDDING or site.module not in unembedding:
             unique.setdefault(site.label, site)
     main = UNEMBEDDING if UNEMBEDDING in asked or isinstance(layers, str) or not unique else next(iter(unique))
+    if vocabulary is not None:
+        if UNEMBEDDING not in unique:
+            raise InputError(
+                f"vocabulary={vocabulary}: expected an unembedding that is known when watch() is called, found none; "
+                "name it with layers='...'"
+            )
+        unique[UNEMBEDDING] = _without_padding(unique[UNEMBEDDING], vocabulary)
     return Found(sites=tuple(unique.values()), candidates=candidates, main=main)
+
+
+def _without_padding(site: Site, vocabulary: int) -> Site:
+    m, n = site.shape
+    if vocabulary > m:
+        raise InputError(f"vocabulary={vocabulary}: expected at most the rows of layer {site.name!r}, found {(m, n)}")
+    return replace(site, vocabulary=vocabulary)
 
 
 def _find_unembedding(model: nn.Module) -> Site | None:
@@ -170,6 +192,10 @@ def _find_unembedding(model: nn.Module) -> Site | None:
             if name is not None and not isinstance(head, nn.ModuleList | nn.ModuleDict | nn.Sequential):
                 how = f"{type(owner).__name__}.get_output_embeddings()"
                 return _site(model, name, label=UNEMBEDDING, how=how, softmax=True)
+    head = own_head(model)
+    if head is not None:
+        name = next(name for name, module in model.named_modules() if module is head)
+        return _site(model, name, label=UNEMBEDDING, how="inside of the model's LinearCrossEntropyLoss", softmax=True)
     linears = [name for name, module in _layers(model) if name and _is_linear(module)]
     for known in (*WELL_KNOWN_ANYWHERE, *WELL_KNOWN_AT_TOP):
         named = [
