@@ -258,7 +258,9 @@ class Monitor:
     def sites(self) -> dict[str, dict[str, Any]]:
         """What is measured, by site: module, shapes, tied or not, bias, how it was found, where the mask comes from."""
         return {
-            label: site.description() | {"mask": self._recorder.mask.source} | self._inputs_of(label)
+            label: site.description()
+            | {"mask": self._recorder.mask.source}
+            | ({} if (inputs := self._inputs_of(label)) is None else {"inputs": inputs})
             for label, site in self._recorder.sites.items()
         }
 
@@ -572,10 +574,9 @@ class Monitor:
         except OSError as error:
             self._warn_of_writing(error)
 
-    def _inputs_of(self, site: str) -> dict[str, str]:
+    def _inputs_of(self, site: str) -> str | None:
         """Where a layer's inputs come from, if its own forward does not run."""
-        described = self._recorder.without_forward.described
-        return {"inputs": described[site]} if site in described else {}
+        return self._recorder.without_forward.described.get(site)
 
     def _describe(self) -> None:
         """Tell which layers are measured, once they are known, and where the mask comes from, when that changes."""
@@ -587,7 +588,7 @@ class Monitor:
         for site in self._recorder.sites.values():
             mask = self._recorder.mask
             words = [site.sentence()]
-            for inputs in self._inputs_of(site.label).values():
+            if (inputs := self._inputs_of(site.label)) is not None:
                 words.append(f"its own forward does not run, inputs: {inputs}")
             if mask.was_seen:
                 words.append(f"mask: {mask.source}")

@@ -40,6 +40,7 @@ class TokenMask:
         self._ignore_index = ignore_index
         self._shifts = shifts_labels(model) if shift_labels is None else shift_labels
         self.positional = positional_arguments(model)
+        self.last = 0  # of how many last tokens the forward under way keeps logits; 0 for all, -1 if it is not known
         self._mask: Tensor | None = None
         self._given = False  # by the user
         self._waiting = False  # for the forward that it was given for
@@ -76,7 +77,7 @@ class TokenMask:
 
     def take(self, name: str, labels: Tensor | None, last: int) -> None:
         """Take what `labels_among` found."""
-        self._cursors = {}
+        self._cursors, self.last = {}, last
         if self._waiting:
             return
         self._mask, self._given = None, False
@@ -90,6 +91,11 @@ class TokenMask:
             mask = mask[..., -last:]
         self._mask = mask
         self.source = f"forward argument '{name}' != {self._ignore_index}" + (", shifted by one" if shifted else "")
+
+    def see_targets(self, counts: Tensor, source: str) -> None:
+        """Take what a loss counts, from its own arguments, unless the user has given a mask."""
+        if not self._given:
+            self._mask, self._cursors, self.source = counts, {}, source
 
     def of(self, tokens: torch.Size) -> Tensor | None:
         """The mask for a call of the layer on tokens of this shape; None where every token counts.
@@ -161,13 +167,14 @@ def labels_among(
 ) -> tuple[str, Tensor | None, int]:
     """The labels among a forward's arguments, what they are called, and of how many last tokens logits are kept.
 
-    No labels, an empty name, where there are none; 0 for all tokens. It is traced where the model is compiled.
+    No labels, an empty name, where there are none; 0 for all tokens, -1 where a tensor says which. It is traced where the
+    model is compiled.
     """
     # More than the forward takes: a wrapper with arguments of its own.
     given = dict(zip(positional, args, strict=False)) if len(args) <= len(positional) else {}
     given = {**given, **kwargs}
     last = given.get("logits_to_keep")
-    last = last if isinstance(last, int) else 0
+    last = last if isinstance(last, int) else -1 if isinstance(last, Tensor) else 0
     for name in LABELS:
         labels = given.get(name)
         if isinstance(labels, Tensor):

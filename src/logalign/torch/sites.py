@@ -108,7 +108,9 @@ class Site:
         tied = f", tied to {', '.join(self.tied_to)}" if self.tied_to else ""
         what = f", {mapped.what}" if mapped.what else ""
         place = f"'{self.name}'" if self.name else "the model itself"
-        return f"{self.label} = {place}, {type(self.module).__name__} {m} x {n}{padding}{what}, {bias}{tied}: {self.how}"
+        return (
+            f"{self.label} = {place}, {type(self.module).__name__} {m} x {n}{padding}{what}, {bias}{tied}: {self.how}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
