@@ -9,16 +9,19 @@ all others, and cannot reach what a step keeps in Python: masks, Gram matrices, 
 The operator claims to change a small tensor, the anchor: otherwise the compiler would drop it, for nothing reads what
 it gives, or change its place among others.
 
-Code that was traced once may run for another module, and when its monitor is long closed: to the compiler, two modules
-of one class with as many hooks are the same. So the operator is handed a parameter of the module that it runs for, and
-looks for the hook at the module whose parameter that is.
+Code that was traced once may run for another module: to the compiler, modules of one class with as many hooks are the
+same, as the blocks of a model that are compiled one by one. So what is traced must be the same for all of them, and the
+operator is handed a parameter of the module that it runs for: the hook that it calls is the one at the module whose
+parameter that is. Modules without a hook are for the compiler the same as those with one, but not the other way round:
+a block that is watched may run the code of one that is not. So the latter get a hook, too, which does nothing.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from weakref import WeakValueDictionary
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +29,17 @@ from torch import Tensor, nn
 CPU = torch.device("cpu")
 
 _keys = itertools.count()
+_owners: WeakSet[Owner] = WeakSet()
 _hooks: WeakValueDictionary[int, TraceableHook] = WeakValueDictionary()
 _hooks_found: WeakValueDictionary[tuple[int, str], TraceableHook] = WeakValueDictionary()  # by memory and kind
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch 2.7 and later
 _anchors = {CPU: torch.zeros(1)}
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch 2.7 and later
+
+
+class Owner(Protocol):
+    """Who hooks belong to: what they are for is done while it is armed."""
+
+    armed: bool
 
 
 def as_written(function: Callable[..., None]) -> Callable[..., None]:
@@ -51,72 +61,104 @@ class TraceableHook:
         module: The module that it is at.
         model: The model that it is for; operators of one model stay in their order.
         kind: Tells hooks at one module apart.
+        owner: Who it belongs to.
     """
 
-    def __init__(self, module: nn.Module, model: nn.Module, kind: str) -> None:
-        self.key = next(_keys)
+    def __init__(self, module: nn.Module, model: nn.Module, kind: str, owner: Owner) -> None:
         self.module = module
         self.kind = kind
-        _hooks[self.key] = self
-        parameter = next(model.parameters(), None)
-        self._device = CPU if parameter is None or parameter.is_meta else parameter.device
+        self.owner = owner
+        self._key = next(_keys)
+        self._by_key = False
+        for hook in list(_hooks.values()):
+            if hook.kind == kind and hook.is_attached and _first(hook.module) is _first(module):
+                self._by_key = hook._by_key = True  # modules that share their first parameter
+        first = _first(model)
+        self._device = CPU if first is None or first.is_meta else first.device
         if self._device not in _anchors:
             _anchors[self._device] = torch.zeros(1, device=self._device)
+        _hooks[self._key] = self
+        _owners.add(owner)
 
     @property
-    def is_on(self) -> bool:
-        """Whether there is anything to do now."""
+    def is_attached(self) -> bool:
+        """Whether its owner still wants it at its module."""
         raise NotImplementedError
-
-    def leave(self, module: nn.Module, *tensors: Tensor, name: str = "", number: int = 0) -> None:
-        """Leave an operator in the code that is traced, for a forward with gradients; it calls `run()`.
-
-        Nothing may be read here that changes while training goes on: the compiler would make it a condition of the
-        code.
-        """
-        if _is_exporting():  # to where no monitor is
-            return
-        parameter = _parameter_of(module)
-        plain = [tensor.detach() for tensor in tensors]
-        torch.ops.logalign.hook(_anchors[self._device], parameter, plain, name, number, self.key, self.kind)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
         """Do what the hook is for; called by the operator with what `leave()` was given."""
         raise NotImplementedError
 
-    def serves(self, address: int) -> bool:
-        """Whether a parameter of its module is there in memory."""
-        parameter = _parameter_of(self.module)
-        return parameter is not None and parameter.data_ptr() == address
+    def leave(self, module: nn.Module, *tensors: Tensor, name: str = "", number: int = 0) -> None:
+        """Leave an operator in the code that is traced, for a forward with gradients; it calls `run()`.
+
+        What is read here becomes a condition of the code: nothing may be that changes while training goes on, or that
+        differs between modules whose code could be the same.
+        """
+        if _is_exporting():  # to where no monitor is
+            return
+        parameter = None if self._by_key else _parameter_of(module)
+        key = -1 if parameter is not None else self._key
+        known_by = None if parameter is None else parameter.detach()
+        plain = [tensor.detach() for tensor in tensors]
+        torch.ops.logalign.hook(_anchors[self._device], known_by, plain, name, number, key, self.kind)
+
+
+def bystanders(model: nn.Module, hooked: Iterable[nn.Module]) -> list[nn.Module]:
+    """Modules without a hook that the compiler may take for others that have one: those in blocks of the same class."""
+    names = {module: name for name, module in model.named_modules()}
+    by_class: dict[type[nn.Module], list[nn.Module]] = {}
+    for module in names:
+        by_class.setdefault(type(module), []).append(module)
+    hooked = set(hooked)
+    found: dict[nn.Module, None] = {}
+    for module in hooked:
+        path = names[module].split(".")
+        for depth in range(1, len(path)):
+            block = model.get_submodule(".".join(path[:depth]))
+            for other in by_class[type(block)]:
+                try:
+                    twin = other.get_submodule(".".join(path[depth:]))
+                except AttributeError:
+                    continue
+                if twin not in hooked:
+                    found[twin] = None
+    return list(found)
 
 
 def _run(
     anchor: Tensor, parameter: Tensor | None, tensors: Sequence[Tensor], name: str, number: int, key: int, kind: str
 ) -> None:
-    hook = _hooks.get(key)
-    address = 0 if parameter is None else parameter.data_ptr()
-    if address and (hook is None or not hook.serves(address)):
-        hook = _hook_at(address, kind)
-    if hook is not None and hook.is_on:
+    if not any(owner.armed for owner in _owners):
+        return
+    hook = _hooks.get(key) if parameter is None else _hook_at(parameter.data_ptr(), kind)
+    if hook is not None and hook.owner.armed and hook.is_attached:
         hook.run(tensors, name, number)
 
 
 def _hook_at(address: int, kind: str) -> TraceableHook | None:
-    """The hook of a kind at the module that has its first parameter there in memory."""
+    """The hook of a kind at the module whose parameter is there in memory."""
+
+    def is_it(hook: TraceableHook) -> bool:
+        parameter = _parameter_of(hook.module) if hook.kind == kind else None
+        return parameter is not None and parameter.data_ptr() == address and hook.is_attached
+
     found = _hooks_found.get((address, kind))
-    if found is None or not found.is_on or not found.serves(address):
-        others = list(_hooks.values())
-        found = next((other for other in others if other.kind == kind and other.is_on and other.serves(address)), None)
+    if found is None or not is_it(found):  # memory is used again
+        found = next(filter(is_it, list(_hooks.values())), None)
         if found is not None:
             _hooks_found[address, kind] = found
     return found
 
 
+def _first(module: nn.Module) -> Tensor | None:
+    return next(module.parameters(), None)
+
+
 def _parameter_of(module: nn.Module) -> Tensor | None:
     """The first parameter of a module, to know it by; None where it has none whose memory tells."""
-    for parameter in module.parameters():
-        return parameter.detach() if type(parameter) in (nn.Parameter, Tensor) else None
-    return None
+    parameter = _first(module)
+    return parameter if type(parameter) in (nn.Parameter, Tensor) else None
 
 
 # Under CUDA graphs the code is cut at the operator: in a replay no Python would run.

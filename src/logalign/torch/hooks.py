@@ -16,9 +16,10 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from logalign.errors import InputError, SiteError
-from logalign.torch.compiled import TraceableHook, as_written
+from logalign.torch.compiled import TraceableHook, as_written, bystanders
 from logalign.torch.fused import FusedLoss, LossCall, WithoutForward, hidden_state, is_same
 from logalign.torch.linear import Dense, weight_of
 from logalign.torch.masks import TokenMask, labels_among
@@ -83,6 +84,7 @@ class Recorder:
                     "close the first monitor, or pass all layers to one watch()"
                 )
         self._model = model
+        self._bystanders: list[RemovableHandle] = []
         self.without_forward = WithoutForward(model, {site.label: site.module for site in found.sites if site.softmax})
         self._handles = [
             model.register_forward_pre_hook(_Before(self, model), with_kwargs=True),
@@ -104,6 +106,7 @@ class Recorder:
                 *((site, _AtSite(self, site, candidate=True)) for site in found.candidates),
             )
         ]
+        self._add_bystanders()
         _watched.update(modules)
 
     @property
@@ -258,10 +261,17 @@ class Recorder:
         for handle in (*self._handles, *(handle for _, handle in self._site_handles)):
             handle.remove()
         self._handles, self._site_handles = [], []
+        self._add_bystanders()
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether hooks are at the model."""
+        return bool(self._handles)
 
     def watches(self, site: Site) -> bool:
         """Whether a site, or a candidate, is one still."""
-        return self.sites.get(site.label) is site or self._candidates.get(site.module) is site
+        listed = self.sites.get(site.label) is site or self._candidates.get(site.module) is site
+        return listed and self.is_attached
 
     def is_training(self, site: Site, *, gradients: bool) -> bool:
         """Whether the forward under way is training, and not one already recorded that backward recomputes.
@@ -317,8 +327,18 @@ class Recorder:
             if self.sites.get(site.label) is not site:
                 handle.remove()
         self._site_handles = kept
+        self._add_bystanders()
         for module in before - self._modules():
             _watched.discard(module)
+
+    def _add_bystanders(self) -> None:
+        """Hook the layers that the compiler may take for those that are hooked, and none else."""
+        for handle in self._bystanders:
+            handle.remove()
+        hooked = [site.module for site, _ in self._site_handles]
+        self._bystanders = [
+            module.register_forward_hook(Inert(), prepend=True) for module in bystanders(self._model, hooked)
+        ]
 
     def _modules(self) -> set[nn.Module]:
         return {self._model, *(site.module for site, _ in self._site_handles)}
@@ -328,13 +348,13 @@ class _Hook(TraceableHook):
     """A hook that stays behind when its module is copied or pickled: the copy gets one that does nothing."""
 
     def __init__(self, recorder: Recorder, module: nn.Module, kind: str) -> None:
-        super().__init__(module, recorder._model, kind)
+        super().__init__(module, recorder._model, kind, recorder)
         self._recorder = recorder
 
     @property
-    def is_on(self) -> bool:
-        """Whether forwards are recorded now."""
-        return self._recorder.armed
+    def is_attached(self) -> bool:
+        """Whether the recorder still has its hooks."""
+        return self._recorder.is_attached
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Inert:
         return Inert()
@@ -344,7 +364,7 @@ class _Hook(TraceableHook):
 
 
 class Inert:
-    """What copies and checkpoints of a watched model carry in place of a hook."""
+    """A hook that does nothing: for layers that are not measured, and in place of hooks in copies of a model."""
 
     def __call__(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
@@ -355,19 +375,24 @@ class _AtSite(_Hook):
         super().__init__(recorder, site.module, "candidate" if candidate else "site")
         self._site = site
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether the layer is a site, or a candidate, still."""
+        return self._recorder.watches(self._site)
+
     @as_written
     def __call__(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
         if torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 outputs = (output,) if isinstance(output, Tensor) else ()
                 self.leave(module, args[0] if args else kwargs["input"], *outputs)
-        elif self.is_on and self._recorder.is_training(self._site, gradients=torch.is_grad_enabled()):
+        elif self._recorder.armed and self._recorder.is_training(self._site, gradients=torch.is_grad_enabled()):
             self._recorder.record(self._site, args[0] if args else kwargs["input"], output)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
         """Record a compiled forward."""
         inputs, *outputs = tensors
-        if self._recorder.watches(self._site) and self._recorder.is_training(self._site, gradients=True):
+        if self._recorder.is_training(self._site, gradients=True):
             self._recorder.record(self._site, inputs, outputs[0] if outputs else None)
 
 
@@ -383,7 +408,7 @@ class _Before(_Hook):
         if torch.compiler.is_compiling():
             name, labels, last = labels_among(self._positional, args, kwargs)
             self.leave(module, *(() if labels is None else (labels,)), name=name, number=last)
-        elif self.is_on:
+        elif self._recorder.armed:
             self._recorder.without_forward.begin()
             self._recorder.mask.see(args, kwargs)
 
@@ -403,7 +428,7 @@ class _After(_Hook):
             return
         if torch.compiler.is_compiling():
             self.leave(module)
-        elif self.is_on:
+        elif self._recorder.armed:
             self.run((), "", 0)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
@@ -426,7 +451,7 @@ class _AtBody(_Hook):
             hidden = hidden_state(output)
             if hidden is not None:
                 self.leave(module, hidden)
-        elif self.is_on:
+        elif self._recorder.armed:
             self._recorder.without_forward.keep(self._label, hidden_state(output))
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
@@ -447,7 +472,7 @@ class _AtLoss(_Hook):
             return
         if torch.compiler.is_compiling():
             self.leave(module, *self._loss.call(args, kwargs))
-        elif self.is_on:
+        elif self._recorder.armed:
             self._recorder.record_loss(self._loss, self._loss.call(args, kwargs))
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
