@@ -199,7 +199,7 @@ def lora(**options):
 
 @pytest.mark.parametrize("options", LORA.values(), ids=LORA.keys())
 def test_lora(options):
-    model, head = adapted(lora(**options))
+    _, head = adapted(lora(**options))
     base = linear_map(head.base_layer)
     mapped = assert_map_is(head, 8)
     assert mapped.parameter is head.base_layer.weight
@@ -240,8 +240,7 @@ def test_only_active_adapters_count():
 
 
 def test_lora_on_a_conv1d_of_transformers():
-    head = Conv1D(13, 8)
-    model, head = adapted(LoraConfig(target_modules=["head"], r=4, fan_in_fan_out=True), head)
+    _, head = adapted(LoraConfig(target_modules=["head"], r=4, fan_in_fan_out=True), Conv1D(13, 8))
     assert assert_map_is(head, 8).what == "kept as [n, m], with LoRA: 'default' of rank 4"
 
 

@@ -4,10 +4,10 @@ The module to watch is the wrapper: only its outputs have the adapters in them. 
 scaling, a bias of its own, DoRA), (IA)^3 and `modules_to_save`. An adapter that is merged is in the base weight, and
 one that is not active or disabled does not count, as in the wrapper's own forward.
 
-With dropout on a LoRA adapter, the logits of a training forward are no linear map of the inputs: the adapter gets other
-inputs than the base. What is measured then is the map itself, `W = W_base + s B A`, on the inputs before dropout: E_Z is
-taken from W and the inputs, as the other energies are. The energy of the logits as they are would have the noise of
-dropout in it, and would not fit the rest: centering takes parts of E_Z away that W and the inputs tell.
+With dropout on a LoRA adapter, the logits of a training forward are no linear map of the inputs: the adapter gets
+other inputs than the base. What is measured then is the map itself, `W = W_base + s B A`, on the inputs before dropout:
+E_Z is taken from W and the inputs, as the other energies are. The energy of the logits as they are would have the noise
+of dropout in it, and would not fit the rest: centering takes parts of E_Z away that W and the inputs tell.
 """
 
 from __future__ import annotations

@@ -120,16 +120,21 @@ class Partitioned(LinearMap):
         )
 
 
-class Patches(Dense):
+class Patches(LinearMap):
     """A convolution: the linear map from the patches of its input, n = channels x kernel, to its output channels."""
 
     def __init__(self, module: nn.modules.conv._ConvNd, weight: Tensor, bias: Tensor | None) -> None:
-        patch = " x ".join(map(str, weight.shape[1:]))
-        super().__init__(weight.detach().flatten(1), bias, parameter=weight, what=f"of patches {patch}")
-        self._module = module
+        self.shape, self.dtype, self.device = (weight.shape[0], weight[0].numel()), weight.dtype, weight.device
+        self.parameter, self.bias, self.version = weight, bias, version_of(weight)
+        self.what = f"of patches {' x '.join(map(str, weight.shape[1:]))}"
+        self._rows, self._module = weight.detach().flatten(1), module
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Consecutive rows of W."""
+        yield from reduce.blocks(self._rows)
 
     def seen(self, inputs: Tensor, outputs: Any) -> tuple[Tensor, Tensor | None]:
-        """Patches [..., positions, n] and outputs [..., positions, m]; a patch is a position of the output."""
+        """Patches [..., positions, n] and outputs [..., positions, m]: a patch for each position of the output."""
         module = self._module
         axes = len(module.kernel_size)
         single = inputs.ndim == axes + 1
