@@ -190,6 +190,32 @@ def ddp(rank: int, world: int, watched: bool, folder: Path | None = None, micro:
     return run(model, rows_of(rank, world), world, watched=watched, folder=folder, micro=micro)
 
 
+def fsdp_compiled(rank: int, world: int, watched: bool) -> Result:
+    """Blocks compiled one by one, then sharded, as large trainings do it."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = model_of()
+    for block in model.blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    for unit in (*model.blocks, model.lm_head, model):
+        fully_shard(unit)
+    return run(model, rows_of(rank, world), world, watched=watched, layers=["unembedding", "blocks.*"])
+
+
+def ddp_compiled(rank: int, world: int, watched: bool) -> Result:
+    """The whole model compiled, then wrapped."""
+    model = torch.compile(model_of(), backend="aot_eager")
+    return run(nn.parallel.DistributedDataParallel(model), rows_of(rank, world), world, watched=watched)
+
+
+def tensor_parallel_compiled(rank: int, world: int, watched: bool) -> Result:
+    """A tensor-parallel model, compiled whole."""
+    mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("tp",))
+    model = parallelized(model_of(), mesh, "gathered")
+    model.compile(backend="aot_eager", fullgraph=True)
+    return run(model, [data(step) for step in range(STEPS)], 1.0, watched=watched)
+
+
 def collectives(rank: int, world: int, how: str) -> list[int]:
     """How many collectives the monitor adds to each of four steps, of which the first and the third are monitored."""
     from torch.distributed.tensor.debug import CommDebugMode

@@ -68,6 +68,14 @@ def test_data_parallel(two, case):
     assert_same_weights(watched, two.run(case, False))
 
 
+@pytest.mark.parametrize("case", [cases.ddp_compiled, cases.fsdp_compiled, cases.tensor_parallel_compiled])
+def test_compiled(two, case):
+    watched = two.run(case, True)
+    layers = list(watched[0]["readings"][0])
+    assert_true(watched, cases.alone(layers=layers))
+    assert_same_weights(watched, two.run(case, False))
+
+
 def test_a_tied_head_that_is_sharded(two):
     watched = two.run(cases.fsdp_tied, True)
     assert_true(watched, cases.alone_tied())

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-LIMIT = 90.0
+LIMIT = 180.0
 """Seconds for one case."""
 GROUP_LIMIT = datetime.timedelta(seconds=20)
 """The process group's own time limit."""

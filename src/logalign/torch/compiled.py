@@ -100,7 +100,7 @@ class TraceableHook:
         parameter = None if self._by_key else _parameter_of(module)
         key = -1 if parameter is not None else self._key
         known_by = None if parameter is None else parameter.detach()
-        plain = [tensor.detach() for tensor in tensors]
+        plain = [_part(tensor.detach()) for tensor in tensors]
         torch.ops.logalign.hook(_anchors[self._device], known_by, plain, name, number, key, self.kind)
 
 
@@ -159,6 +159,12 @@ def _parameter_of(module: nn.Module) -> Tensor | None:
     """The first parameter of a module, to know it by; None where it has none whose memory tells."""
     parameter = _first(module)
     return parameter if type(parameter) in (nn.Parameter, Tensor) else None
+
+
+def _part(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor: operators of one's own take none that is spread over ranks."""
+    part: Tensor = tensor.to_local() if type(tensor).__name__ == "DTensor" else tensor  # type: ignore[attr-defined]
+    return part
 
 
 # Under CUDA graphs the code is cut at the operator: in a replay no Python would run.
