@@ -63,6 +63,7 @@ def watch(
     mesh: DeviceMesh | ProcessGroup | None = None,
     vocabulary: int | None = None,
     without_logits: str | int = "auto",
+    main_call: int | None = None,
 ) -> Monitor:
     """Watch a PyTorch model while it trains: measure the log-alignment ratio of its unembedding.
 
@@ -93,7 +94,9 @@ def watch(
         without_logits: How the energy of logits is had where a fused loss never forms them: "exact"; "sample", from 256
             random tokens of each forward, or the number of tokens, with standard errors in the reading; "auto" for
             exact where its cost, spread over `every` steps, is below 1 % of the layer's own forward and backward, or
-            where a sample would cost more.
+            where a sample would cost more. So it is, too, where a layer returns something else than `W x + b`.
+        main_call: Which call of the unembedding counts, from 0 on, where a forward calls it again on the same tokens to
+            predict further ones (multi-token prediction); None for all calls, as of a loss that goes by chunks.
 
     Returns:
         A Monitor; call its `step()` once per optimizer step. Weights are bit-identical with and without it. Which layer
@@ -123,6 +126,7 @@ def watch(
         from torch import nn
     except ImportError as error:
         raise MissingExtraError('watch() needs PyTorch: pip install "logalign[torch]"') from error
+    from logalign.torch.calls import Calls
     from logalign.torch.hooks import Recorder
     from logalign.torch.linear import weight_of
     from logalign.torch.masks import TokenMask
@@ -146,7 +150,7 @@ def watch(
     way = Way(without_logits, every=every)
     mask = TokenMask(model, ignore_index=ignore_index, shift_labels=shift_labels)
     ranks = find_ranks(model, mesh, [weight_of(site.module) for site in (*found.sites, *found.candidates)])
-    recorder = Recorder(model, found, mask, ranks, way)
+    recorder = Recorder(model, found, mask, ranks, way, Calls(main_call))
     recorder.is_trying = is_trying
     mask.micro_batches = is_trying is not None
     try:
@@ -486,6 +490,14 @@ class Monitor:
                 "unstepped",
                 f"the weights changed {unstepped} times between two calls of step(): call it once per optimizer step; "
                 "this reading pools forwards of several updates",
+            )
+        calls = recorder.calls
+        if calls.repeated and calls.main is None:
+            self._warn_later(
+                "calls",
+                f"the unembedding was called {calls.repeated} times in one forward, on more tokens than there are "
+                "labels; all calls are counted: where the model predicts further tokens, too, pass watch(main_call=0), "
+                "or which call is the main one",
             )
         common = {name: numbers.pop(name) for name in given} | {"step": step, "time": time.time(), "extra": numbers}
         readings: dict[str, Reading] = {}

@@ -21,7 +21,7 @@ with warnings.catch_warnings():  # what these packages say of PyTorch as they ar
     from peft import IA3Config, LoraConfig, TrainableTokensConfig, get_peft_model
 
 from logalign import Energies, watch
-from logalign.errors import SiteError
+from logalign.errors import InputError, LogAlignWarning, SiteError
 
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
 V, N = 50, 32
@@ -540,6 +540,85 @@ def test_a_value_head_beside_the_unembedding():
     assert (described["m"], described["softmax"]) == (1, False)
     described, _, _ = read(model, mask=shifted(tokens), **batch)
     assert described["module"] == "pretrained_model.lm_head"
+
+
+class MultiToken(nn.Module):
+    """One output layer for the next token and for the two after it; the main prediction first or last."""
+
+    def __init__(self, *, main_first):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(V, N)
+        self.blocks = nn.ModuleList(nn.Linear(N, N) for _ in range(3))
+        self.lm_head = nn.Linear(N, V, bias=False)
+        self.main_first = main_first
+
+    def forward(self, tokens, labels):
+        hidden, losses = self.embedding(tokens), []
+        for depth, block in enumerate(self.blocks):
+            hidden = torch.tanh(block(hidden))
+            own = F.pad(labels[:, depth:], (0, depth), value=-100)
+            losses.append((hidden, own))
+        if not self.main_first:
+            losses.reverse()
+        logits = [(self.lm_head(hidden), own) for hidden, own in losses]
+        return sum(F.cross_entropy(each.flatten(0, 1), own.flatten(), ignore_index=-100) for each, own in logits)
+
+
+@pytest.mark.parametrize(("main_first", "main_call"), [(True, 0), (False, 2)], ids=["first", "last"])
+def test_multi_token_prediction_counts_the_main_call_where_it_is_told(main_first, main_call):
+    model, tokens = MultiToken(main_first=main_first).train(), tokens_of()
+    labels = F.pad(tokens[:, 1:], (0, 1), value=-100)
+    with watch(model, every=1, main_call=main_call) as monitor, inputs_of(model.lm_head) as seen:
+        model(tokens, labels)
+        model(tokens + 1 - tokens % 2, labels)  # a second micro-batch
+        reading = monitor.step().main
+    X = torch.cat([seen[main_call], seen[3 + main_call]]).double()
+    exact = Energies.of(model.lm_head.weight.double(), X, mask=torch.cat([labels, labels]) != -100)
+    assert reading.tokens == exact.tokens == 32
+    for form in FORMS:
+        assert getattr(reading, form) == pytest.approx(getattr(exact, form), abs=1e-5), form
+
+
+def test_multi_token_prediction_is_seen_by_the_labels_and_told():
+    model, tokens = MultiToken(main_first=True).train(), tokens_of()
+    with watch(model, every=1) as monitor:
+        model(tokens, tokens)
+        with pytest.warns(LogAlignWarning) as caught:
+            reading = monitor.step().main
+    assert [str(each.message) for each in caught] == [
+        "logalign: the unembedding was called 3 times in one forward, on more tokens than there are labels; all calls "
+        "are counted: where the model predicts further tokens, too, pass watch(main_call=0), or which call is the main "
+        "one"
+    ]
+    assert reading.tokens == 3 * 18
+
+
+class Chunked(MultiToken):
+    def forward(self, tokens, labels):
+        hidden = self.embedding(tokens)
+        parts = zip(hidden.split(4, 1), labels.split(4, 1), strict=True)
+        return sum(
+            F.cross_entropy(self.lm_head(each).flatten(0, 1), own.flatten(), reduction="sum") for each, own in parts
+        )
+
+
+def test_chunks_of_one_prediction_all_count():
+    model, tokens = Chunked(main_first=True), tokens_of()
+    _, _, reading = read(model, mask=None, tokens=tokens, labels=tokens)
+    assert reading.tokens == 18
+
+
+def test_heads_of_their_own_for_further_tokens_are_sites_by_name():
+    model = MultiToken(main_first=True).train()
+    model.heads = nn.ModuleList(nn.Linear(N, V) for _ in range(2))
+    assert list(watch(model, layers=["unembedding", "heads.*"]).sites) == ["unembedding", "heads.0", "heads.1"]
+
+
+@pytest.mark.parametrize("main_call", [-1, 1.0, True, "first"])
+def test_a_main_call_that_is_none(main_call):
+    with pytest.raises(InputError, match="main_call: expected None or a whole number from 0 on, found"):
+        watch(Net(), main_call=main_call)
 
 
 ROUTERS = {

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from logalign.errors import InputError, SiteError
+from logalign.readings import UNEMBEDDING
+from logalign.torch.calls import Calls
 from logalign.torch.compiled import TraceableHook, as_written, bystanders
 from logalign.torch.fused import FusedLoss, LossCall, WithoutForward, hidden_state, is_same
 from logalign.torch.linear import Dense, weight_of
@@ -40,6 +42,7 @@ class Recorder:
         mask: What tells which tokens count.
         ranks: The ranks that measure the model together; this process alone by default.
         way: How the output energy is had where a layer's own forward does not run; exactly by default.
+        calls: Which calls of the unembedding within one forward count; all by default.
 
     Attributes:
         is_trying: Tells whether the forward under way is a pipeline's, to find out shapes: not to be recorded.
@@ -55,7 +58,13 @@ class Recorder:
     """
 
     def __init__(
-        self, model: nn.Module, found: Found, mask: TokenMask, ranks: Ranks | None = None, way: Way | None = None
+        self,
+        model: nn.Module,
+        found: Found,
+        mask: TokenMask,
+        ranks: Ranks | None = None,
+        way: Way | None = None,
+        calls: Calls | None = None,
     ) -> None:
         self._armed = True
         self.is_trying: Callable[[], bool] | None = None
@@ -67,6 +76,7 @@ class Recorder:
         self.skipped: dict[str, int] = {}
         self.mask = mask
         self.way = Way("exact") if way is None else way
+        self.calls = Calls() if calls is None else calls
         self.is_idle = found.is_idle
         self._main = found.main
         self._observed: set[str] = set()
@@ -167,6 +177,9 @@ class Recorder:
                 "name another site in observe()"
             )
         mask = self._mask_for(site, tokens, trial=trial)
+        labels = None if mask is None or self.mask.current is None else self.mask.current.numel()
+        if site.label == UNEMBEDDING and not self.calls.counts(key, tokens.numel(), labels=labels):
+            return
         device = local.inputs.device
         meter = meters.pop(key, None) or self._meter(local.part, device, softmax=site.softmax)
         meters[key] = meter  # popped and put back: the last to run stands last
@@ -189,6 +202,11 @@ class Recorder:
             self.without_forward.described[site.label] = f"the arguments of {loss.name}"
             self.record(site, call.inputs, None)
 
+    def begin_forward(self) -> None:
+        """A forward of the model begins."""
+        self.without_forward.begin()
+        self.calls.begin()
+
     def forward_over(self) -> None:
         """The model's forward is over: measure layers whose inputs are there and whose own forward did not run."""
         for label, hidden in self.without_forward.over().items():
@@ -199,6 +217,7 @@ class Recorder:
                 self.without_forward.took(label)
         self.settle()
         self.mask.forward_over()
+        self.calls.over()
 
     def _meter(self, part: Part, device: torch.device, *, softmax: bool = True) -> Meter:
         return Meter(part, device, spectral=self.spectral, softmax=softmax, way=self.way)
@@ -409,12 +428,12 @@ class _Before(_Hook):
             name, labels, last = labels_among(self._positional, args, kwargs)
             self.leave(module, *(() if labels is None else (labels,)), name=name, number=last)
         elif self._recorder.armed:
-            self._recorder.without_forward.begin()
+            self._recorder.begin_forward()
             self._recorder.mask.see(args, kwargs)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
         """See the labels of a compiled forward."""
-        self._recorder.without_forward.begin()
+        self._recorder.begin_forward()
         self._recorder.mask.take(name, tensors[0] if tensors else None, number)
 
 

@@ -47,7 +47,7 @@ class LinearMap(ABC):
         version: Changes when W is changed in place; None where that cannot be told.
         what: What W is, where it is no plain parameter; in words for the site's description.
         exact: Whether the module returns `W x + b` as it is. Where it does not, or not only that, E_Z is taken from W
-            and the inputs, at the price of about one more forward of the layer.
+            and the inputs, as where a layer has no forward of its own.
     """
 
     shape: tuple[int, int]

@@ -146,8 +146,9 @@ def find_sites(model: nn.Module, layers: str | Sequence[str], *, vocabulary: int
     asked: Any = [layers] if isinstance(layers, str) else layers
     if not isinstance(asked, Sequence) or not all(isinstance(name, str) for name in asked):
         raise InputError(f"layers: expected a module name, a pattern or a list of them, found {layers!r}")
-    if vocabulary is not None and (not isinstance(vocabulary, int) or vocabulary < 2):
-        raise InputError(f"vocabulary: expected a number of rows of the unembedding, 2 at least, found {vocabulary!r}")
+    rows: Any = vocabulary
+    if rows is not None and (not isinstance(rows, int) or rows < 2):
+        raise InputError(f"vocabulary: expected a number of rows of the unembedding, 2 at least, found {rows!r}")
     sites: list[Site] = []
     candidates: tuple[Site, ...] = ()
     for pattern in asked:
