@@ -4,6 +4,7 @@
     python -m benchmarks.generalization train [--only TEXT]    all runs that are not there yet
     python -m benchmarks.generalization collect                put them into one Parquet file
     python -m benchmarks.generalization status                 how many runs there are
+    python -m benchmarks.generalization fit                    fit the thresholds of the rule on the fitting half
     python -m benchmarks.generalization tables                 rebuild docs/benchmark.md and its figures, no training
     python -m benchmarks.generalization subset                 make three runs anew, compare them with the stored ones
 
@@ -42,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("status", help="count the runs")
     tables = commands.add_parser("tables", help="rebuild every table and figure from the Parquet file")
     tables.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmark.md and images/")
+    fit = commands.add_parser("fit", help="fit the thresholds of the rule on the fitting half, and print them")
     subset = commands.add_parser("subset", help="make three runs anew and compare them with those of the Parquet file")
-    for each in (train, tables, subset):
+    for each in (train, tables, fit, subset):
         each.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of runs under way")
     parser.add_argument("--stored", type=Path, default=PARQUET, help="the Parquet file")
@@ -61,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         collect(options.work, options.stored)
     elif options.command == "tables":
         rebuild(options.stored, options.docs, options.jobs)
+    elif options.command == "fit":
+        fit_thresholds(options.stored, options.jobs)
     elif options.command == "subset":
         compare_subset(options.stored, options.jobs)
     else:
@@ -112,6 +116,16 @@ def rebuild(stored: Path, docs: Path, jobs: int) -> None:
     for path in figures.draw(runs, docs / "images"):
         print(path)
     print(f"rebuilt in {time.monotonic() - started:.0f} s")
+
+
+def fit_thresholds(stored: Path, jobs: int) -> None:
+    """Print the thresholds that the fitting half of the stored runs gives, beside those of the rule."""
+    from benchmarks.generalization import fit, score, tables, verdicts
+
+    found = [context for context in score.contexts(_stored_runs(stored)) if context.run.config.family in tables.SCORED]
+    fitting = [context for context in found if configs.is_for_fitting(context.run.config)]
+    verdicts.prepare(fitting, jobs=jobs)
+    print("\n".join(tables.markdown(fit.summary(fitting))))
 
 
 def compare_subset(stored: Path, jobs: int) -> None:

@@ -190,6 +190,18 @@ WITH_BASELINE: dict[str, Callable[[Context], Series]] = {
 }
 
 
+def held_out_rise(context: Context) -> Series:
+    """How far the smoothed held-out loss lies above its lowest value so far, after the first readings."""
+    values = context.smooth("val_loss")
+    values = np.where(np.arange(len(values)) < WARM_UP_READINGS, np.nan, values)
+    lowest = np.fmin.accumulate(np.where(np.isfinite(values), values, np.inf))
+    return np.where(np.isfinite(values), values - lowest, np.nan)
+
+
+YARDSTICKS: dict[str, Callable[[Context], Series]] = {"held-out loss, its rise": held_out_rise}
+"""No rival, for it is what the others must do without: how well early stopping does on the same terms."""
+
+
 def gap(run: Made) -> Series:
     """The true generalization gap, held-out minus training loss, at the readings that have both."""
     held_out = trailing_mean(run.columns["val_loss"], 3)

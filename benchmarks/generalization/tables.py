@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.generalization import configs, score, signals, verdicts
+from benchmarks.generalization import configs, fit, score, signals, verdicts
 from benchmarks.generalization.configs import FAMILIES
 from benchmarks.generalization.score import Context, Detected, Interval, Signal
 from benchmarks.generalization.store import Made
@@ -105,13 +105,16 @@ def across(found: tuple[Context, ...], name: str, *, partial: bool) -> Interval:
 
 def detection_table(fitting: Sequence[Context], testing: Sequence[Context]) -> list[Row]:
     """(c) Thresholds fitted on one half, scored on the other: every signal alone, and logalign's verdicts."""
-    fit = [context for context in fitting if context.run.config.family in SCORED]
+    fit_on = [context for context in fitting if context.run.config.family in SCORED]
     test = [context for context in testing if context.run.config.family in SCORED]
     rows = [
         _detection_row("**logalign, no baseline**", verdicts.detection(test, with_baseline=False)),
         _detection_row("**logalign, with baseline**", verdicts.detection(test, with_baseline=True)),
     ]
-    rows += [_detection_row(name, rival(tuple(fit), tuple(test), name)) for name in ALL_SIGNALS]
+    for name, yardstick in signals.YARDSTICKS.items():
+        threshold = score.fit_threshold(fit_on, yardstick)
+        rows.append(_detection_row(f"*{name}*", score.detection(test, yardstick, threshold)))
+    rows += [_detection_row(name, rival(tuple(fit_on), tuple(test), name)) for name in ALL_SIGNALS]
     return rows
 
 
@@ -123,22 +126,33 @@ def rival(fitting: tuple[Context, ...], testing: tuple[Context, ...], name: str)
 
 
 def left_out_table(found: Sequence[Context]) -> list[Row]:
-    """(c) Every signal alone, its threshold fitted on the other families: on time, found at all, and false alarms."""
+    """(c) logalign's rule and every signal alone, thresholds fitted on the other families, by `_left_out_cells`."""
+    mine = {family: tuple(c for c in found if c.run.config.family == family) for family in SCORED}
+    others = {family: tuple(c for other in SCORED if other != family for c in mine[other]) for family in SCORED}
+    fitted = {family: fit.fit([c for c in others[family] if is_for_fitting(c.run.config)]) for family in SCORED}
     rows = []
+    for words, with_baseline in (("**logalign, no baseline**", False), ("**logalign, with baseline**", True)):
+        row = {"signal": words}
+        for family in SCORED:
+            row |= _left_out_cells(family, fit.detection(mine[family], fitted[family], with_baseline=with_baseline))
+        rows.append(row)
     for name in ALL_SIGNALS:
         row = {"signal": name}
         for family in SCORED:
-            fit = tuple(c for c in found if c.run.config.family in SCORED and c.run.config.family != family)
-            said = rival(fit, tuple(c for c in found if c.run.config.family == family), name)
-            overfit = [each for each in said if each.truth == "overfit"]
-            healthy = [each for each in said if each.truth == "healthy"]
-            on_time = sum(each.verdict == "on time" for each in overfit)
-            at_all = sum(each.verdict != "missed" for each in overfit)
-            row[f"{family}: on time, found, of"] = f"{on_time}, {at_all}, {len(overfit)}"
-            alarmed = sum(each.verdict == "false alarm" for each in healthy)
-            row[f"{family}: false alarms"] = f"{alarmed} of {len(healthy)}"
+            row |= _left_out_cells(family, rival(others[family], mine[family], name))
         rows.append(row)
     return rows
+
+
+def _left_out_cells(family: str, said: Sequence[Detected]) -> Row:
+    """On time, found at all, overfit; false alarms."""
+    overfit = [each.verdict for each in said if each.truth == "overfit"]
+    healthy = [each.verdict for each in said if each.truth == "healthy"]
+    at_all = len(overfit) - overfit.count("missed")
+    return {
+        f"{family}: on time, found, of": f"{overfit.count('on time')}, {at_all}, {len(overfit)}",
+        f"{family}: false alarms": f"{healthy.count('false alarm')} of {len(healthy)}",
+    }
 
 
 def families_table(found: Sequence[Context]) -> list[Row]:

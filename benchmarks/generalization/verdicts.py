@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.generalization.levels import levels
 from benchmarks.generalization.score import Context, Detected, judge
 from benchmarks.generalization.store import Made
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Detector
-from logalign.diagnosis.overfitting import OverfitDetector
-from logalign.diagnosis.verdict import Outcome, Verdict
+from logalign.diagnosis.verdict import Outcome
 from logalign.errors import InputError
 from logalign.readings import Reading
 
@@ -44,43 +48,54 @@ def baseline_of(context: Context) -> Baseline | None:
     return Baseline.from_readings(*(readings_of(run) for run in context.baselines))
 
 
-def verdicts(context: Context, *, with_baseline: bool, detector: type = Detector) -> list[Verdict]:
-    """The verdict after every reading."""
-    baseline = baseline_of(context) if with_baseline else None
-    judge_ = OverfitDetector(baseline=baseline) if detector is OverfitDetector else Detector(baseline=baseline)
-    try:
-        return [judge_.update(reading) for reading in readings_of(context.run)]
-    except InputError as error:
-        raise RuntimeError(f"{context.run.name}: {error}") from error
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What a detector said after every reading of a run, and what it held against its thresholds."""
+
+    outcomes: tuple[Outcome, ...]
+    levels: Mapping[str, NDArray[np.float64]]
 
 
 Judged = tuple[Made, tuple[Made, ...]]
-_outcomes: dict[Judged, tuple[Outcome, ...]] = {}
+_said: dict[Judged, Said] = {}
+
+
+def said(context: Context, *, with_baseline: bool) -> Said:
+    """What `logalign diagnose` says after every reading; a run and its baselines are judged once in a process."""
+    key = _key(context, with_baseline)
+    if key not in _said:
+        _said[key] = _judge(key)
+    return _said[key]
 
 
 def outcomes(context: Context, *, with_baseline: bool) -> tuple[Outcome, ...]:
-    """The outcome after every reading; a run and its baselines are judged once in a process."""
-    key = _key(context, with_baseline)
-    if key not in _outcomes:
-        _outcomes[key] = _judge(key)
-    return _outcomes[key]
+    """The outcome after every reading."""
+    return said(context, with_baseline=with_baseline).outcomes
 
 
 def prepare(contexts: Sequence[Context], *, jobs: int) -> None:
-    """Judge all runs with and without their baselines, several at a time, so that `outcomes` knows them."""
+    """Judge all runs with and without their baselines, several at a time, so that `said` knows them."""
     keys = {_key(context, with_baseline) for context in contexts for with_baseline in (False, True)}
-    missing = sorted(keys - _outcomes.keys(), key=lambda key: -len(key[0].columns["step"]))
+    missing = sorted(keys - _said.keys(), key=lambda key: -len(key[0].columns["step"]))
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        _outcomes.update(zip(missing, pool.map(_judge, missing, chunksize=4), strict=True))
+        _said.update(zip(missing, pool.map(_judge, missing, chunksize=4), strict=True))
 
 
 def _key(context: Context, with_baseline: bool) -> Judged:
     return context.run, tuple(context.baselines) if with_baseline else ()
 
 
-def _judge(key: Judged) -> tuple[Outcome, ...]:
-    said = verdicts(Context(*key), with_baseline=bool(key[1]))
-    return tuple(verdict.outcome for verdict in said)
+def _judge(key: Judged) -> Said:
+    context = Context(*key)
+    detector = Detector(baseline=baseline_of(context))
+    found, held = [], []
+    for reading in readings_of(context.run):
+        try:
+            found.append(detector.update(reading).outcome)
+        except InputError as error:
+            raise RuntimeError(f"{context.run.name}: {error}") from error
+        held.append(levels(detector))
+    return Said(tuple(found), {name: np.array([each[name] for each in held]) for name in held[0]})
 
 
 def first_of(said: Sequence[Outcome], sought: Sequence[str] = ALARMS) -> int | None:

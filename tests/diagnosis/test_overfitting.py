@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from logalign import Baseline, Reading, open_run
-from logalign.diagnosis.decline import Deviation, Repetition
+from logalign.diagnosis.decline import Deviation, Span
 from logalign.diagnosis.overfit_rule import OverfitSignals, OverfitThresholds, decide
 from logalign.diagnosis.overfitting import OverfitDetector
+from logalign.diagnosis.repetition import Repetition
 from logalign.diagnosis.verdict import OUTCOMES
 from logalign.errors import InputError
 
@@ -74,9 +75,7 @@ def baseline(**fields):
 
 def test_a_run_that_repeats_its_text_against_one_on_fresh_text():
     changes, detector = outcomes(recorded(REPEATED), baseline=Baseline.from_run(FRESH))
-    said = [outcome for _, outcome in changes]
-    assert said[:5] == ["healthy", "undecidable", "healthy", "approaching", "overfitting"]
-    assert set(said[5:]) <= {"approaching", "overfitting"}
+    assert [outcome for _, outcome in changes] == ["healthy", "undecidable", "healthy", "approaching", "overfitting"]
     first = {outcome: step for step, outcome in reversed(changes)}
     assert 200 <= first["approaching"] <= 650
     assert 400 <= first["overfitting"] <= 900
@@ -95,9 +94,10 @@ def test_without_a_baseline_its_passes_over_the_text_tell_the_same():
     assert 400 <= first["overfitting"] <= 900
     verdict = detector.verdict
     assert verdict.outcome == "overfitting"
-    assert "from seeing the same samples again" in verdict.reason
+    assert "memorizing has strained LAR by" in verdict.reason
     assert verdict.evidence["memorization"] > 0
     assert verdict.evidence["lar_decline"] > 0
+    assert verdict.evidence["strain"] > T.strain
 
 
 def test_without_a_baseline_and_without_epoch_or_loss_the_same_run_cannot_be_decided():
@@ -279,20 +279,22 @@ def signals(**given):
     """Signals of a run that repeats its data, after the warm-up, of which nothing else is known."""
     nothing = {
         "loss": None, "source": None, "reached": False, "deviation": None, "deviation_plain": None,
-        "deviation_vocab_centered": None, "deviation_centered": None, "deviation_loss": None,
+        "deviation_vocab_centered": None, "deviation_centered": None, "deviation_loss": None, "loss_below": None,
         "schedule_difference": None, "lr_just_changed": False, "lr_dropped": False, "repetition": None, "spread": None,
-        "classifies": False, "spent_early": False, "trend": None, "why_no_baseline": None,
+        "classifies": False, "interpolates": False, "spent_early": False, "trend": None, "why_no_baseline": None,
     }  # fmt: skip
     return OverfitSignals(**({"step": 1000, "epoch": 5.0, "warm_up": 100.0} | nothing | given))
 
 
-def repeating(memorization=0.0, decline=0.0, learning=1.0):
-    """Passes whose memorization and decline are these shares of their thresholds."""
+def repeating(strain=0.0, drop=0.0, learning=1.0):
+    """Passes whose strain and drop are these shares of their thresholds."""
     return Repetition(
-        memorization=memorization * T.memorization,
-        memorization_high=memorization * T.memorization,
-        decline=decline * T.decline,
-        learning=learning * T.learning,
+        memorization=1.0,
+        decline=0.05,
+        drop=drop * T.drop,
+        drop_high=drop * T.drop,
+        strain=strain * T.strain,
+        learning=learning,
         steps_per_pass=100.0,
     )
 
@@ -303,37 +305,45 @@ def decided(previous=None, kind="passes", **given):
     return said.outcome, said.rests_on
 
 
-def test_memorizing_or_a_falling_lar_alone_is_healthy_and_both_are_not():
-    assert decided(repetition=repeating(1.1, 0.9)) == ("healthy", "passes")
-    assert decided(repetition=repeating(0.9, 1.1)) == ("healthy", "passes")
-    assert decided(repetition=repeating(-1.0, 5.0)) == ("healthy", "passes")
-    assert decided(repetition=repeating(1.1, 1.1)) == ("approaching", "passes")
+def test_strain_or_large_drops_are_what_passes_alarm_by():
+    assert decided(repetition=repeating(0.9, 0.9)) == ("healthy", "passes")
+    assert decided(repetition=repeating(1.1, 0.0)) == ("approaching", "passes")
+    assert decided(repetition=repeating(0.0, 1.1)) == ("approaching", "passes")
+    assert decided(repetition=repeating(-1.0, -5.0)) == ("healthy", "passes")
 
 
-def test_a_loss_that_rises_inside_passes_is_overfitting_only_where_the_run_memorizes_and_lar_falls():
-    assert decided(repetition=repeating(1.1, 1.1, -0.01)) == ("overfitting", "passes")
-    assert decided(repetition=repeating(1.1, 0.9, -0.01)) == ("healthy", "passes")
-    assert decided(repetition=repeating(0.9, 1.1, -0.01)) == ("healthy", "passes")
+def test_a_loss_that_rises_inside_passes_is_overfitting_only_beside_strain_or_large_drops():
+    assert decided(repetition=repeating(1.1, 0.0, -0.01)) == ("overfitting", "passes")
+    assert decided(repetition=repeating(0.0, 1.1, -0.01)) == ("overfitting", "passes")
+    assert decided(repetition=repeating(0.9, 0.9, -0.01)) == ("healthy", "passes")
 
 
 def test_what_passes_said_stands_until_it_is_clearly_over():
     between = (1 + T.keep) / 2
-    for found in (repeating(between, 1.1), repeating(1.1, between), repeating(between, between)):
+    for found in (repeating(between, 0.0), repeating(0.0, between)):
         assert decided(repetition=found)[0] == "healthy"
         assert decided("healthy", repetition=found)[0] == "healthy"
         assert decided("approaching", repetition=found)[0] == "approaching"
     below = 0.99 * T.keep
-    assert decided("approaching", repetition=repeating(below, 1.1))[0] == "healthy"
-    # That LAR has stopped falling undoes nothing while the same samples are still being memorized.
-    flat = repeating(1.1, 0.0, -0.5)
-    assert decided(repetition=flat)[0] == "healthy"
-    assert decided("approaching", repetition=flat) == ("overfitting", "passes")
-    one_weak_reading = replace(repeating(0.5 * T.keep, 0.0), memorization_high=1.1 * T.memorization)
+    assert decided("approaching", repetition=repeating(below, below))[0] == "healthy"
+    one_weak_reading = replace(repeating(0.0, 0.0), drop_high=1.1 * T.drop)
     assert decided("approaching", repetition=one_weak_reading)[0] == "approaching"
-    learns_a_little = repeating(1.1, 1.1, 0.9)
-    assert decided("approaching", repetition=learns_a_little)[0] == "approaching"
-    assert decided("overfitting", repetition=learns_a_little)[0] == "overfitting"
-    assert decided("overfitting", repetition=repeating(1.1, 1.1, 1.1))[0] == "approaching"
+    learns = repeating(1.1, 1.1, 0.9)
+    assert decided("approaching", repetition=learns)[0] == "approaching"
+    assert decided("overfitting", repetition=learns)[0] == "overfitting"
+
+
+def test_a_training_loss_far_below_the_baselines():
+    far = Span(now=1.2 * T.loss_below, low=1.1 * T.loss_below, high=1.2 * T.loss_below)
+    against = {"source": "runs", "reached": True}
+    assert decided(loss_below=far, **against) == ("approaching", "loss")
+    assert decided(loss_below=far, interpolates=True, **against)[0] == "undecidable"
+    assert decided(loss_below=far, source="first epoch", reached=True)[0] == "undecidable"
+    assert decided(loss_below=far, schedule_difference="another", **against)[0] == "undecidable"
+    weak = replace(far, low=0.9 * T.loss_below, high=0.9 * T.loss_below)
+    assert decided(loss_below=weak, **against)[0] == "undecidable"
+    assert decided("approaching", "loss", loss_below=weak, **against) == ("approaching", "loss")
+    assert decided("approaching", "loss", source="runs", reached=False) == ("approaching", "loss")
 
 
 def test_a_learning_rate_that_has_just_dropped_is_no_memorizing():
@@ -430,7 +440,7 @@ def test_an_alarm_of_one_kind_makes_no_other_kind_more_ready_to_give_one():
 
 
 def test_an_alarm_of_another_kind_does_not_stand_beyond_the_baselines_end():
-    passes_alarm = in_passes(memorizes=2, rate=2.5 * T.decline, inside=2e-4, count=200)
+    passes_alarm = in_passes(strained=4, inside=2e-4, count=200)
     quiet = [replace(each, loss=None) if each.step > 1500 else each for each in passes_alarm]
     same = Baseline.from_readings([each for each in passes_alarm if each.step <= 1200])
     changes, detector = outcomes(quiet, baseline=same)
@@ -441,9 +451,11 @@ def test_an_alarm_of_another_kind_does_not_stand_beyond_the_baselines_end():
 # Passes and spread, on readings --------------------------------------------------------------------------------------
 
 
-def in_passes(*, memorizes, rate, inside=-1e-4, count=200, steps_per_pass=200.0):
-    """Readings whose last ones memorize so many times the threshold, while LAR falls by `rate` per log(step)."""
-    drop = memorizes * T.memorization * steps_per_pass / (10 * count)
+def in_passes(*, strained, inside=-1e-4, count=200, steps_per_pass=200.0):
+    """Readings that end with so many times the threshold of strain."""
+    # Memorization is drop / steps_per_pass * step and the decline constant: strain grows with the step.
+    drop, last = 0.05, 10.0 * (count - 1)
+    rate = strained * T.strain / (drop / steps_per_pass * last)
     return by_hand(
         lambda x: 0.95 - rate * np.log(x / 20 + 1.0),
         count=count,
@@ -453,22 +465,31 @@ def in_passes(*, memorizes, rate, inside=-1e-4, count=200, steps_per_pass=200.0)
 
 
 def test_readings_of_a_run_that_memorizes():
-    fast, flat = 2.5 * T.decline, 0.2 * T.decline
-    assert outcomes(in_passes(memorizes=2, rate=flat))[0][-1][1] == "healthy"
-    assert outcomes(in_passes(memorizes=0.2, rate=fast))[0][-1][1] == "healthy"
-    changes, detector = outcomes(in_passes(memorizes=2, rate=fast))
+    assert outcomes(in_passes(strained=0.5))[0][-1][1] == "healthy"
+    changes, detector = outcomes(in_passes(strained=2))
     assert changes[-1][1] == "approaching"
     assert changes[-1][0] > 0.4 * 2000  # not before the threshold is reached, but for scatter
     verdict = detector.verdict
-    assert verdict.evidence["memorization"] == pytest.approx(2 * T.memorization, rel=0.05)
+    assert verdict.evidence["strain"] == pytest.approx(2 * T.strain, rel=0.3)
+    assert verdict.evidence["memorization"] == pytest.approx(0.05 / 200 * 1970, rel=0.02)
     assert verdict.evidence["learning"] == pytest.approx(1e-4 * 1990, rel=0.01)
-    assert verdict.evidence["lar_decline"] == pytest.approx(fast, rel=0.2)
     assert verdict.basis[0].startswith("what the training loss does inside passes over the data")
-    assert f"approaching: {T.memorization:g} nats of loss" in verdict.basis[1]
+    assert f"approaching: a strain of {T.strain:g}" in verdict.basis[1]
     assert "docs/benchmark.md" in verdict.basis[1]
-    changes, detector = outcomes(in_passes(memorizes=2, rate=fast, inside=2e-4))
+    changes, detector = outcomes(in_passes(strained=2, inside=2e-4))
     assert changes[-1][1] == "overfitting"
     assert detector.verdict.reason.endswith("inside a pass the loss rises.")
+
+
+def test_readings_of_a_run_whose_loss_drops_with_each_pass():
+    def dropping(share):
+        passes = {"epoch": lambda x: x / 200, "loss": lambda x: 5 * (1 - share) ** np.floor(x / 200)}
+        return outcomes(by_hand(lambda x: 0.6, **passes))
+
+    assert dropping(0.5 * T.drop)[0][-1][1] == "healthy"
+    changes, detector = dropping(1.5 * T.drop)
+    assert changes[-1][1] in ("approaching", "overfitting")
+    assert "the training loss drops by" in detector.verdict.reason
 
 
 def classifying(late, **fields):
@@ -510,7 +531,7 @@ def test_the_rule_is_a_function_of_signals_and_stands_by_what_it_said():
     for previous in (None, "healthy", "approaching", "overfitting", "undecidable"):
         said = decide(signals, thresholds, {} if previous is None else {"baseline": previous})
         assert (said.outcome, said.rests_on, said.standing["baseline"]) == ("overfitting", "baseline", "overfitting")
-    signals = replace(signals, repetition=None)
+    signals = replace(signals, repetition=None, loss_below=None)
     width = signals.width(thresholds)
     limit, alarm = max(thresholds.approaching, width), max(thresholds.overfitting, width)
     shallow = replace(signals, deviation=replace(signals.deviation, low=1.01 * limit, high=0.99 * alarm))
@@ -553,7 +574,7 @@ def test_a_reading_that_lacks_the_form_changes_nothing_of_what_is_judged():
 
 
 def test_readings_out_of_order_duplicated_with_gaps_or_nan_give_a_defined_verdict():
-    clean = in_passes(memorizes=2, rate=2.5 * T.decline, inside=2e-4, count=120)
+    clean = in_passes(strained=3, inside=2e-4, count=120)
     rng = np.random.default_rng(0)
     shuffled = [clean[i] for i in rng.permutation(len(clean))]
     doubled = [reading for reading in clean for _ in range(2)]

@@ -16,10 +16,8 @@ import numpy as np
 
 from logalign.diagnosis.baseline import Axis, Baseline
 from logalign.diagnosis.curves import MEDIAN_EFFICIENCY, Curve, LogTrend
-from logalign.diagnosis.epochs import passes
 from logalign.diagnosis.series import Series
 from logalign.diagnosis.trend import (
-    MIN_SLOPE_READINGS,
     Vector,
     curvature,
     lr_changes,
@@ -34,8 +32,6 @@ MIN_SPAN = 2.0
 """From the end of the warm-up on: at least this factor in steps."""
 EVERY = 4
 """Bins of the history from one fit of its slopes to the next: they cost more than all else."""
-LATELY = 1.8
-"""Factor in steps over which LAR's decline is measured, so that it means the same early and late."""
 SPREAD_SKIPPED = 2
 SPREAD_SMOOTHING = 5
 X_COLUMN: Mapping[Axis, str] = {"tokens": "tokens_seen"}
@@ -61,6 +57,15 @@ class Deviation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Span:
+    """A smoothed number: its last value, and the lowest and the highest of the last `hold`."""
+
+    now: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trend:
     """How LAR moves over the whole run after the warm-up; per unit of log(step).
 
@@ -83,67 +88,6 @@ class Trend:
     head_norm_growth: float | None
     lr_changed_at: float | None
     lr_known: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repetition:
-    """What a run that sees its data again has lately made of it: the least of the last readings.
-
-    Attributes:
-        memorization: Loss that was lost by seeing the same samples again, in nats per unit of log(step).
-        memorization_high: The most of the last readings.
-        learning: Loss that was lost inside passes, in the same unit; negative where it rises there.
-        decline: LAR that was lost, per unit of log(step), over the last factor of 1.8 in steps.
-        steps_per_pass: The length of a pass.
-    """
-
-    memorization: float
-    memorization_high: float
-    learning: float
-    decline: float
-    steps_per_pass: float
-
-
-def repetition(series: Series, form: str, *, hold: int) -> Repetition | None:
-    """Learning and memorizing, told apart by what the training loss does inside passes and between them.
-
-    None where that cannot be seen at each of the last `hold` readings: no epoch or loss is recorded, too little has
-    been repeated so far, or a pass is hardly longer than the distance of readings.
-    """
-    steps, epochs, completed, losses, lar = series.past("epoch", "completed", "loss", form)
-    found = []
-    for end in range(steps.size - hold + 1, steps.size + 1):
-        seen = passes(steps[:end], epochs[:end], completed[:end], losses[:end]) if end > 0 else None
-        rate = lately(steps[:end], lar[:end])
-        if seen is None or rate is None:
-            return None
-        found.append((seen, -rate))
-    last = found[-1][0]
-    return Repetition(
-        memorization=min(seen.memorization for seen, _ in found),
-        memorization_high=max(seen.memorization for seen, _ in found),
-        learning=max(seen.learning for seen, _ in found),
-        decline=min(rate for _, rate in found),
-        steps_per_pass=last.steps_per_pass,
-    )
-
-
-def lately(steps: Vector, values: Vector) -> float | None:
-    """The slope of a curve in log(step) over the last factor of 1.8 in steps, by least squares on medians of three.
-
-    None for fewer than five readings.
-    """
-    if not steps.size or steps[-1] <= 0:
-        return None
-    first = int(np.searchsorted(steps, max(steps[-1] / LATELY, 1.0)))
-    x, y = steps[first:], values[first:]
-    known = np.isfinite(y)
-    x, y = x[known], running_median(y[known], 3)
-    if y.size < MIN_SLOPE_READINGS:
-        return None
-    u = np.log(x[1:-1] / x[-1])  # of the ratio: logarithms of very large steps do not differ
-    u = u - u.mean()
-    return float(u @ y / (u @ u))
 
 
 def smoothed_lar(series: Series, form: str) -> float | None:
@@ -209,6 +153,28 @@ def deviation(
         between=between if math.isfinite(between) else None,
         scatter=math.sqrt(MEDIAN_EFFICIENCY * variance),
     )
+
+
+def loss_below(
+    series: Series, baseline: Baseline, *, axis: Axis, warm_up: float | None, smoothing: int, hold: int
+) -> Span | None:
+    """By what share of the run's training loss the baseline's lies above it, `baseline / run - 1`.
+
+    None where the baseline has no losses or does not reach so far, or fewer than `smoothing + hold - 1` of the last
+    readings are after the warm-up and have a loss above 0.
+    """
+    curve = baseline.curve("loss", axis)
+    if curve is None:
+        return None
+    steps, losses, x = series.steps, series.recent("loss"), x_of(series, axis)
+    counts = (steps > (math.inf if warm_up is None else warm_up)) & (losses > 0) & np.isfinite(x)
+    x, losses = x[counts][-(smoothing + hold - 1) :], losses[counts][-(smoothing + hold - 1) :]
+    if x.size < smoothing + hold - 1:
+        return None
+    medians = running_median(curve.at(x).center / losses - 1, smoothing)
+    if not np.isfinite(medians).all():
+        return None
+    return Span(now=float(medians[-1]), low=float(medians.min()), high=float(medians.max()))
 
 
 def reaches(series: Series, baseline: Baseline, form: str, *, axis: Axis) -> bool:

@@ -19,13 +19,12 @@ import numpy as np
 
 from logalign.diagnosis.baseline import Axis, Baseline, first_epoch
 from logalign.diagnosis.decline import (
-    LATELY,
     Deviation,
     Trend,
     deviation,
     fitted_bins,
+    loss_below,
     reaches,
-    repetition,
     smoothed_lar,
     spread,
     tokens_per_step,
@@ -34,6 +33,7 @@ from logalign.diagnosis.decline import (
 )
 from logalign.diagnosis.judge import FROZEN, Judge, Judgment, Standing, frozen, loss_limit
 from logalign.diagnosis.overfit_rule import EARLY_READINGS, OverfitSignals, OverfitThresholds, RestsOn, decide
+from logalign.diagnosis.repetition import LATELY, RepetitionMemory
 from logalign.diagnosis.series import FORM_NAMES, FORMS, Series
 from logalign.diagnosis.trend import lr_changes, warm_up_end
 from logalign.diagnosis.verdict import Outcome
@@ -52,6 +52,12 @@ def _dropped(series: Series, warm_up: float | None) -> bool:
     steps, rates = series.steps[-LR_READINGS:], series.recent("lr", LR_READINGS)
     rates = rates[(steps > (math.inf if warm_up is None else warm_up)) & np.isfinite(rates)]
     return bool((rates[1:] < LR_DROP * rates[:-1]).any())
+
+
+def _interpolates(series: Series) -> bool:
+    """Whether the network interpolates its data."""
+    loss, limit = series.last("loss"), loss_limit(series.m)
+    return loss is not None and limit is not None and loss < limit
 
 
 def _spent_early(series: Series) -> bool:
@@ -103,6 +109,7 @@ class OverfitDetector(Judge):
         self._warm_up: tuple[float, int] | None = None  # its last step, and when that was known
         self._difference: tuple[str, int] | None = None
         self._highs: list[tuple[int, float]] = []  # step and smoothed LAR, each higher than all before
+        self._repetition = RepetitionMemory()
         self._trend: tuple[tuple[object, ...], Trend | None] | None = None  # of which history, what
 
     @property
@@ -142,12 +149,16 @@ class OverfitDetector(Judge):
             deviation_vocab_centered=found["lar_vocab_centered"],
             deviation_centered=found["lar_centered"],
             deviation_loss=found["loss"],
+            loss_below=None
+            if baseline is None
+            else loss_below(series, baseline, axis=axis, warm_up=warm_up, smoothing=t.loss_smoothing, hold=t.hold),
             schedule_difference=None if self._difference is None else self._difference[0],
             lr_just_changed=bool(changes.size),
             lr_dropped=_dropped(series, warm_up),
-            repetition=repetition(series, self._form, hold=t.hold_repetition),
+            repetition=self._repetition.held(t.hold_repetition),
             spread=spread(series, self._form, hold=t.hold_repetition, highest=self._highest),
             classifies=series.m is not None and series.n is not None and series.m <= series.n,
+            interpolates=_interpolates(series),
             spent_early=_spent_early(series),
             trend=self._slow_signals(axis),
             why_no_baseline=self._why_no_baseline,
@@ -186,6 +197,8 @@ class OverfitDetector(Judge):
             history = series.history
             end = warm_up_end(history.x, history.column("lar"), history.column("lr"))
             self._warm_up = None if end is None else (end, step)
+        counts = self._warm_up is not None and not _dropped(series, self._warm_up_end)
+        self._repetition.follow(series, self._form, counts=counts)
         level = smoothed_lar(series, self.thresholds.form)
         if level is not None and level > self._highest:
             self._highs = [*self._highs, (step, level)][-REMEMBERED_HIGHS:]
@@ -227,6 +240,7 @@ class OverfitDetector(Judge):
         if self._difference is not None and self._difference[1] >= step:
             self._difference = None
         self._highs = [high for high in self._highs if high[0] < step]
+        self._repetition.rewind(step)
         self._trend = None
 
     def _judge(self, before: Standing) -> Judgment:
@@ -257,13 +271,20 @@ class OverfitDetector(Judge):
                 f"approaching: {t.approaching} below it in {t.hold} medians of {t.smoothing} readings, and outside "
                 f"{t.sigmas:g} standard deviations; overfitting: {t.overfitting}; {fitted}",
             )
+        if rests_on == "loss":
+            assert baseline is not None
+            return (
+                f"the training loss against {baseline.describe()}",
+                f"approaching: the baseline's is {t.loss_below:.0%} above it in {t.hold} medians of {t.loss_smoothing} "
+                f"readings; {fitted}",
+            )
         if rests_on == "passes":
             return (
                 "what the training loss does inside passes over the data and from one to the next, and the slope of "
                 f"{name} in log(step) over the last factor of {LATELY:g} in steps",
-                f"approaching: {t.memorization:g} nats of loss per unit of log(step) from seeing the same samples "
-                f"again, and {t.decline:g} of LAR, in {t.hold_repetition} readings; overfitting: if the loss rises "
-                "inside passes, too; fitted on the fitting half of the benchmark (docs/benchmark.md)",
+                f"approaching: a strain of {t.strain:g} (loss lost by seeing the same samples again, times LAR lost, "
+                f"summed over log(step)), or a loss that drops by {t.drop:.1%} with each pass in {t.hold_repetition} "
+                f"readings; overfitting: if the loss rises inside passes, too; {fitted}",
             )
         if rests_on == "spread":
             return (
@@ -306,6 +327,7 @@ class OverfitDetector(Judge):
             "difference": None if self._difference is None else list(self._difference),
             "own_step": self._own_step,
             "highs": [list(high) for high in self._highs],
+            "repetition": self._repetition.state(),
             "why_no_baseline": self._why_no_baseline,
             "own": None if self._own is None else self._own.state(),
         }
@@ -315,6 +337,7 @@ class OverfitDetector(Judge):
         self._difference = None if state["difference"] is None else (state["difference"][0], state["difference"][1])
         self._own_step = state["own_step"]
         self._highs = [(step, level) for step, level in state["highs"]]
+        self._repetition = RepetitionMemory.from_state(state["repetition"])
         self._why_no_baseline = state["why_no_baseline"]
         self._own = None if state["own"] is None else Baseline.from_state(state["own"])
         self._trend = None
