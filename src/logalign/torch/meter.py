@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class Meter:
         self.m, self.n = self.part.shape
         self.device = device
         dtype = reduce.wide(device)
-        self._sums = {name: torch.zeros((), dtype=dtype, device=device) for name in SCALARS}
+        self._sums: dict[str, Tensor | float] = {}  # those that are not zero; what the host knows is a number
         self._row_sum = torch.zeros(self.n, dtype=dtype, device=device)
         self._input_sum = torch.zeros(self.n, dtype=dtype, device=device)
         self._output_sum = torch.zeros(self.m if self.part.spread else 0, dtype=dtype, device=device)
@@ -155,27 +155,31 @@ class Meter:
             flat_mask = None if mask is None else mask.to(inputs.device).reshape(-1)
             n = mapped.shape[1]
             tokens = inputs.numel() // n
-            sums, part = self._sums, self.part
+            part = self.part
             if flat_mask is None:
                 rows = inputs.reshape(-1, n)
             else:
                 # Selected, not multiplied: a NaN in a token that does not count must not survive as 0 * NaN.
                 rows = torch.where(flat_mask[:, None], inputs.reshape(-1, n), inputs.new_zeros(()))
-                sums["masked"].fill_(1)
+                self._sums["masked"] = 1.0
             input_rows = reduce.row_energies(rows)
             columns = slice(part.first_column, part.first_column + n)
-            self._input_sum[columns] += part.of_input * reduce.column_sum(rows)
+            self._input_sum[columns] += _share(reduce.column_sum(rows), part.of_input)
             whole_row_sum = self._add_weight(mapped, bias, columns)
-            sums["input"] += part.of_input * input_rows.sum()
+            self._add("input", input_rows.sum(), part.of_input)
             if self._softmax:
                 logit_sums = reduce.product(rows, whole_row_sum)
-                sums["logit_sum_energy"] += part.of_input * logit_sums.square().sum()
-            sums["input_nonfinite"] += part.of_input * (~input_rows.isfinite()).sum()
-            sums["tokens"] += part.of_tokens * (tokens if flat_mask is None else flat_mask.sum())
-            sums["tokens_offered"] += part.of_tokens * tokens
+                self._add("logit_sum_energy", logit_sums.square().sum(), part.of_input)
+            self._add("input_nonfinite", reduce.count_nonfinite(input_rows), part.of_input)
+            self._add("tokens", float(tokens) if flat_mask is None else flat_mask.sum(), part.of_tokens)
+            self._add("tokens_offered", float(tokens), part.of_tokens)
             self._add_outputs(mapped, rows, input_rows, outputs, flat_mask)
             if self._spectral:
                 self._add_grams(mapped, rows)
+
+    def _add(self, name: str, value: Tensor | float, share: float = 1.0) -> None:
+        known, value = self._sums.get(name), _share(value, share)
+        self._sums[name] = value if known is None else known + value
 
     def _add_weight(self, weight: LinearMap, bias: Tensor | None, columns: slice) -> Tensor:
         """One pass over W, block by block while a block is in the cache; the sum of all rows, of these columns.
@@ -183,34 +187,34 @@ class Meter:
         What needs the inputs of the whole step, `W s` with s their sum, is formed anew at every forward from the sum so
         far, so that the last one has it all; its vector of the vocabulary's length is kept only across ranks.
         """
-        sums, part = self._sums, self.part
+        part = self.part
         first = self._whole_row_sum is None
         row_sum = torch.zeros_like(self._input_sum[columns])
-        input_sum = self._input_sum[columns] / part.of_input
+        input_sum = _share(self._input_sum[columns], 1 / part.of_input)
         for name in ("output_sum_energy", "bias_dot_output_sum"):
-            sums[name].zero_()
+            self._sums.pop(name, None)
         start = 0
         for block in weight.blocks():
             block = reduce.at_least_float32(block)
             end = start + block.shape[0]
             if first:
                 energies = reduce.row_energies(block)
-                sums["weight"] += part.of_weight * energies.sum()
-                sums["weight_nonfinite"] += part.of_weight * (~energies.isfinite()).sum()
+                self._add("weight", energies.sum(), part.of_weight)
+                self._add("weight_nonfinite", reduce.count_nonfinite(energies), part.of_weight)
                 row_sum += block.sum(0)
-            output_sum = part.of_weight * (block @ input_sum.to(block.dtype)).to(row_sum.dtype)
+            output_sum = _share((block @ input_sum.to(block.dtype)).to(row_sum.dtype), part.of_weight)
             if part.spread:
                 self._output_sum[part.first_row + start : part.first_row + end] = output_sum
-            sums["output_sum_energy"] += output_sum.square().sum()
+            self._add("output_sum_energy", output_sum.square().sum())
             if bias is not None:
                 own = bias.detach()[start:end].to(row_sum.dtype)
-                sums["bias_dot_output_sum"] += own @ output_sum
+                self._add("bias_dot_output_sum", own @ output_sum)
                 if first:
-                    sums["bias_energy"] += part.of_output * own.square().sum()
+                    self._add("bias_energy", own.square().sum(), part.of_output)
             start = end
         if first:
-            sums["weighed"].fill_(part.of_tokens)
-            self._row_sum[columns] = part.of_weight * row_sum
+            self._sums["weighed"] = part.of_tokens
+            self._row_sum[columns] = _share(row_sum, part.of_weight)
             whole = part.whole_row_sum if self._softmax else None
             self._whole_row_sum = row_sum if whole is None else whole(row_sum)
         assert self._whole_row_sum is not None
@@ -227,15 +231,15 @@ class Meter:
         share = self.part.of_output
         if outputs is None:
             found = self._output_energy.of(weight, rows, input_rows)
-            self._sums["biased_output"] += share * found.energy
-            self._sums["output_variance"] += share * found.variance
+            self._add("biased_output", found.energy, share)
+            self._add("output_variance", found.variance, share)
             self._rounding = max(self._rounding, ROUNDING[torch.promote_types(weight.dtype, torch.float32)])
             return
         energies = reduce.row_energies(outputs.detach()).reshape(-1)
         if mask is not None:
             energies = torch.where(mask, energies, energies.new_zeros(()))
-        self._sums["biased_output"] += share * energies.sum()
-        self._sums["output_nonfinite"] += share * (~energies.isfinite()).sum()
+        self._add("biased_output", energies.sum(), share)
+        self._add("output_nonfinite", reduce.count_nonfinite(energies), share)
         self._rounding = max(self._rounding, ROUNDING.get(outputs.dtype, ROUNDING[torch.float32]))
 
     def _add_grams(self, weight: LinearMap, rows: Tensor) -> None:
@@ -249,9 +253,28 @@ class Meter:
 
     def pack(self) -> Packed:
         """All sums as one vector."""
-        scalars = torch.stack([self._sums[name] for name in SCALARS])
+        like: dict[str, Any] = {"dtype": self._row_sum.dtype, "device": self.device}
+        numbers: dict[float, Tensor] = {}
+
+        def scalar(value: Tensor | float) -> Tensor:
+            if isinstance(value, Tensor):
+                return value.to(like["dtype"])
+            if value not in numbers:
+                numbers[value] = torch.full((), value, **like)  # a copy from the host would wait for the device
+            return numbers[value]
+
+        scalars = torch.stack([scalar(self._sums.get(name, 0.0)) for name in SCALARS])
         vector = torch.cat([scalars, self._row_sum, self._input_sum, self._output_sum])
         return Packed(vector, self.n, self.m, self._rounding, self.part.spread)
+
+
+@overload
+def _share(value: Tensor, share: float) -> Tensor: ...
+@overload
+def _share(value: Tensor | float, share: float) -> Tensor | float: ...
+def _share(value: Tensor | float, share: float) -> Tensor | float:
+    """This rank's share of a sum; without an operation where it is all."""
+    return value if share == 1 else share * value
 
 
 def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, bool]:
