@@ -8,6 +8,7 @@ import contextlib
 import copy
 import warnings
 
+import accelerate
 import pytest
 import torch
 import transformers
@@ -481,6 +482,26 @@ def test_weights_are_bit_identical_with_and_without_the_monitor(make, config):
     assert torch.equal(rng, watched_rng)
 
 
+COMPILED = {
+    "lora": (None, LoraConfig(target_modules=["readout"], r=4, lora_dropout=0.3)),
+    "modules to save": (None, LoraConfig(target_modules=["body"], modules_to_save=["readout"])),
+    "lora over 4 bits": (four_bits, LoraConfig(target_modules=["readout"], r=4)),
+    "torchao int8": (QUANTIZED["torchao int8"], None),
+}
+
+
+@pytest.mark.parametrize(("make", "config"), COMPILED.values(), ids=COMPILED.keys())
+def test_compiled_models_with_such_heads(make, config):
+    model = Net() if make is None else Net(make())
+    model = (model if config is None else with_adapters(model, config)).train()
+    name = "readout" if config is None else "base_model.model.readout"
+    with watch(model, every=1, layers=name) as monitor:
+        model(tokens_of())
+        eager = monitor.step().main
+        torch.compile(model, backend="aot_eager")(tokens_of())
+        assert monitor.step().main.lar == pytest.approx(eager.lar, abs=1e-6)
+
+
 # Heads of other kinds, and other layers --------------------------------------------------------------------------
 
 
@@ -688,6 +709,41 @@ def test_a_head_on_the_meta_device_is_refused_at_once():
         SiteError, match="layer 'lm_head': expected a weight that is in memory, found Linear on the meta"
     ):
         watch(model)
+
+
+def test_a_head_that_is_offloaded_between_forwards_is_refused_at_once():
+    model = Net()
+    accelerate.cpu_offload(model, execution_device="cpu")
+    with pytest.raises(
+        SiteError, match=r"found Linear on the meta device; .* if it is offloaded between forwards, hand"
+    ):
+        watch(model, layers="readout")
+
+
+def test_a_partitioned_head_that_nobody_gathers_is_told_when_it_runs():
+    """As ZeRO-3 leaves a weight between forwards: empty, with the shape that it has when it is whole."""
+    model = Net().train()
+    weight = model.readout.weight
+    weight.ds_shape = weight.shape
+    whole, weight.data = weight.data, torch.empty(0)
+    with watch(model, every=1, layers="readout") as monitor:
+        assert (monitor.sites["unembedding"]["m"], monitor.sites["unembedding"]["n"]) == (V, 64)
+        handles = [
+            model.readout.register_forward_pre_hook(lambda *_: setattr(weight, "data", whole)),
+            model.readout.register_forward_hook(lambda *_: setattr(weight, "data", torch.empty(0))),
+        ]
+        model(tokens_of())
+        assert weight.numel() == 0
+        assert monitor.step().main.lar is not None
+        handles.pop().remove()
+        model.readout.register_forward_hook(lambda *_: setattr(weight, "data", torch.empty(0)), prepend=True)
+        with pytest.raises(SiteError) as caught:
+            model(tokens_of())
+    assert str(caught.value) == (
+        "layer 'readout': expected a weight (50, 64) that is whole while its layer runs, found it empty; gather it (as "
+        "deepspeed.zero.GatheredParameters does) and hand it over yourself, with watch(model, layers=[]) and "
+        "monitor.observe(weight, inputs)"
+    )
 
 
 def test_a_head_that_was_emptied_is_told_when_it_runs():

@@ -4,7 +4,9 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
@@ -397,6 +399,13 @@ def test_lora_over_quantized_weights(bits, told):
     assert mapped.exact == (bits == 4)
 
 
+@pytest.fixture
+def one_process_mesh(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
 # Refusals --------------------------------------------------------------------------------------------------------
 
 OBSERVE = "hand it over yourself, with watch(model, layers=[]) and monitor.observe(weight, inputs)"
@@ -490,6 +499,15 @@ def test_an_empty_weight(shape):
         f"expected a weight [m, n] that is in memory, found Linear with an empty one {shape}; {OBSERVE}"
     )
     assert linear_map(nn.LayerNorm(0)) is None
+
+
+def test_an_adapter_over_a_weight_that_is_split_over_ranks(one_process_mesh):
+    _, head = adapted(lora())
+    head.base_layer.weight = nn.Parameter(distribute_tensor(head.base_layer.weight.detach(), one_process_mesh))
+    with pytest.raises(
+        SiteError, match="expected an adapted weight that is whole when its layer runs, found a DTensor"
+    ):
+        list(linear_map(head).blocks())
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,15 @@ class Adapted(LinearMap):
         self._base, self._changes = base, changes
 
     def blocks(self) -> Iterator[Tensor]:
-        """Consecutive rows of W, in at least float32."""
+        """Consecutive rows of W, in at least float32.
+
+        Raises:
+            SiteError: the base weight is split over ranks.
+        """
+        if linear.is_loaded(self.parameter, "torch.distributed.tensor", "DTensor"):
+            raise self.error(
+                f"expected an adapted weight that is whole when its layer runs, found a DTensor; {linear.OBSERVE}"
+            )
         start = 0
         for block in self._base.blocks():
             rows = slice(start, start + block.shape[0])

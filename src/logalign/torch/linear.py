@@ -39,6 +39,7 @@ class LinearMap(ABC):
     """The map `z = W x + b` with W [m, n] and b [m].
 
     Attributes:
+        name: The layer's, where it is known; for errors.
         shape: (m, n) of W.
         dtype: Of W, or of what it is computed in.
         device: Where W is.
@@ -50,6 +51,7 @@ class LinearMap(ABC):
             and the inputs, as where a layer has no forward of its own.
     """
 
+    name: str | None = None
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
@@ -62,6 +64,10 @@ class LinearMap(ABC):
     @abstractmethod
     def blocks(self) -> Iterator[Tensor]:
         """Consecutive rows of W, in order; free of autograd."""
+
+    def error(self, message: str) -> SiteError:
+        """That W cannot be read, and why."""
+        return SiteError(message if self.name is None else f"layer {self.name!r}: {message}")
 
     def seen(self, inputs: Tensor, outputs: Any) -> tuple[Tensor, Tensor | None]:
         """What a forward took and returned, as the map's inputs [..., n] and outputs [..., m]; None if not exact."""
@@ -114,7 +120,7 @@ class Partitioned(LinearMap):
         Raises:
             SiteError: the weight is not there.
         """
-        raise SiteError(
+        raise self.error(
             f"expected a weight {self.shape} that is whole while its layer runs, found it empty; gather it (as "
             f"deepspeed.zero.GatheredParameters does) and {OBSERVE}"
         )

@@ -92,7 +92,7 @@ class FourBit(LinearMap):
         functional: Any = importlib.import_module("bitsandbytes.functional")
         packed, state, (m, n) = self._packed, self._state, self.shape
         if getattr(state, "packing_format_for_cpu", False):
-            raise SiteError(
+            raise self.error(
                 "expected 4-bit weights in rows, found them packed for inference on a CPU, as bitsandbytes does in a "
                 "forward in eval mode (no gradient passes them either); model.state_dict() unpacks them in place"
             )

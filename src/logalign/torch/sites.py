@@ -299,9 +299,12 @@ def _tied_to(model: nn.Module, module: nn.Module, weight: Tensor | None) -> tupl
 
 def _map(module: nn.Module, name: str) -> LinearMap | None:
     try:
-        return linear_map(module)
+        found = linear_map(module)
     except SiteError as error:
         raise SiteError(f"layer {name!r}: {error}") from None
+    if found is not None:
+        found.name = name
+    return found
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
