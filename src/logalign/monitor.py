@@ -41,9 +41,11 @@ log = logging.getLogger("logalign")
 
 SILENT_STEPS = 3
 """Monitored steps in a row without a reading after which the user is told."""
-STATE_VERSION = 2
 UNSTEPPED_UPDATES = 3
 """Weight updates without a call of `step()` after which the user is told."""
+SITES_SAID = 6
+"""Layers that are told of one by one where many are watched."""
+STATE_VERSION = 2
 
 
 def watch(
@@ -597,16 +599,18 @@ class Monitor:
         self._described = self.sites
         if not self._recorder.ranks.is_first:
             return
-        for site in self._recorder.sites.values():
-            mask = self._recorder.mask
+        mask, sites = self._recorder.mask, list(self._recorder.sites.values())
+        rest = [f"mask: {mask.source}"] if mask.was_seen else []
+        if not self._recorder.ranks.alone:
+            rest.append(f"over {self._recorder.ranks.describe()}")
+        for site in sites[:SITES_SAID]:
             words = [site.sentence()]
             if (inputs := self._inputs_of(site.label)) is not None:
                 words.append(f"its own forward does not run, inputs: {inputs}")
-            if mask.was_seen:
-                words.append(f"mask: {mask.source}")
-            if not self._recorder.ranks.alone:
-                words.append(f"over {self._recorder.ranks.describe()}")
-            _say("; ".join(words))
+            _say("; ".join([*words, *rest]))
+        if len(sites) > SITES_SAID:
+            last = sites[-1].sentence()
+            _say(f"... and {len(sites) - SITES_SAID} more layers; the last: {last}")
         if self._writer is not None:
             self._writer.describe(sites=self.sites)
             self._writer.event("sites", step=self._step, sites=self.sites)
