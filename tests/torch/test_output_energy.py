@@ -10,16 +10,15 @@ from logalign.torch import output_energy
 from logalign.torch.linear import Dense
 from logalign.torch.meter import Meter, unpack
 from logalign.torch.output_energy import SAMPLE, OutputEnergy, Way
-from logalign.torch.reduce import row_energies
 
 
 def random(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def of(way, weight, *calls):
+def of(way, weight, *calls, mask=None, row_mean=None):
     energy = OutputEnergy(way)
-    found = [energy.of(Dense(weight), rows, row_energies(rows)) for rows in calls]
+    found = [energy.of(Dense(weight), rows, mask=mask, row_mean=row_mean) for rows in calls]
     return sum(each.energy.item() for each in found), sum(each.variance.item() for each in found)
 
 
@@ -60,13 +59,15 @@ def test_many_chunks_cost_at_most_twice_the_cheapest(monkeypatch):
     assert m * n * n < spent <= 2 * m * n * n + tokens * n * n
 
 
-def test_a_sample_is_unbiased_and_knows_its_error():
+@pytest.mark.parametrize("softmax", [False, True])
+def test_a_sample_is_unbiased_and_knows_its_error(softmax):
     """Over 400 samples: the mean is right, and the error reported is the scatter that is seen."""
     scale = torch.linspace(0.2, 3, 1000)[:, None]
-    weight, rows = random(50, 16), random(1000, 16, seed=1) * scale
+    weight, rows = random(50, 16) + 0.2, random(1000, 16, seed=1) * scale + 0.1
     weight[0] *= 8  # tokens differ in what the layer makes of them
     way, truth = Way(100), exact(weight, rows)
-    energies, variances = zip(*(of(way, weight, rows) for _ in range(400)), strict=True)
+    given = {"row_mean": weight.double().mean(0)} if softmax else {}
+    energies, variances = zip(*(of(way, weight, rows, **given) for _ in range(400)), strict=True)
     energies, variances = torch.tensor(energies), torch.tensor(variances)
     scatter = energies.std().item()
     assert energies.mean().item() == pytest.approx(truth, abs=3 * scatter / 20)
@@ -80,9 +81,20 @@ def test_a_token_that_is_masked_is_never_drawn():
     weight, rows = random(50, 16), random(1000, 16, seed=1)
     mask = torch.arange(1000) % 50 == 3
     rows[~mask] = 0
-    energy, variance = of(Way(400), weight, rows)
+    rows[mask] += 1
+    energy, variance = of(Way(400), weight, rows, mask=mask)
     assert energy == pytest.approx(exact(weight, rows), abs=3 * variance**0.5)
-    assert of(Way(400), weight, torch.zeros(1000, 16)) == (0, 0)
+    assert of(Way(400), weight, torch.zeros(1000, 16), mask=torch.zeros(1000, dtype=torch.bool)) == (0, 0)
+
+
+def test_what_all_tokens_and_all_words_share_adds_no_error():
+    weight, rows = random(50, 16), random(1000, 16, seed=1)
+    _, small = of(Way(100), weight, rows, row_mean=weight.double().mean(0))
+    weight, rows = weight + 30 * random(1, 16, seed=2), rows + 30 * random(1, 16, seed=3)
+    energy, variance = of(Way(100), weight, rows, row_mean=weight.double().mean(0))
+    assert variance == pytest.approx(small, rel=0.1)
+    assert energy == pytest.approx(exact(weight, rows), abs=3 * variance**0.5)
+    assert variance**0.5 < 1e-4 * energy
 
 
 def test_the_sample_leaves_global_random_numbers_alone_and_repeats():

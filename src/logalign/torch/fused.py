@@ -134,24 +134,30 @@ class WithoutForward:
         """The layer's own forward, or its loss, runs."""
         self._hidden.pop(site, None)
 
-    def over(self) -> dict[str, Tensor]:
-        """The forward of the model is over: inputs of the layers whose own forward did not run in it."""
-        hidden, self._hidden, self._under_way = self._hidden, {}, False
+    def left(self) -> dict[str, Tensor]:
+        """At the end of the model's forward: what the bodies gave of layers whose own forward did not run in it."""
+        hidden, self._hidden = self._hidden, {}
         return hidden
+
+    def end(self) -> None:
+        """The forward of the model is over."""
+        self._under_way = False
 
     def fits(self, site: str, hidden: Tensor, *, n: int, last: int) -> Tensor | None:
         """The inputs that the layer would have got: the last `last` tokens, or all; None where that cannot be told."""
         body = self.bodies[site]
         if hidden.shape[-1] != n:
-            self._unknown[site] = f"what it takes {n} features of, where {body.words()} has {hidden.shape[-1]}"
+            self._unknown[site] = (
+                f"how {body.words()}, which has {hidden.shape[-1]} features, becomes its inputs, which have {n}"
+            )
             return None
         if last < 0:
-            self._unknown[site] = "what a tensor as logits_to_keep leaves of its inputs"
+            self._unknown[site] = "which tokens a tensor as logits_to_keep leaves"
             return None
         return hidden[..., -last:, :] if last else hidden
 
     def took(self, site: str) -> None:
-        """The layer was measured in the forward that is over, from what its body gave."""
+        """The layer was measured in the forward that ends, from what its body gave."""
         self.described[site] = self.bodies[site].words()
         self._measured.add(site)
 

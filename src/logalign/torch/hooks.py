@@ -209,12 +209,13 @@ class Recorder:
 
     def forward_over(self) -> None:
         """The model's forward is over: measure layers whose inputs are there and whose own forward did not run."""
-        for label, hidden in self.without_forward.over().items():
+        for label, hidden in self.without_forward.left().items():
             site = self.sites[label]
             inputs = self.without_forward.fits(label, hidden, n=site.shape[1], last=self.mask.last)
             if inputs is not None and self.is_training(site, gradients=True):
                 self.record(site, inputs, None)
                 self.without_forward.took(label)
+        self.without_forward.end()
         self.settle()
         self.mask.forward_over()
         self.calls.over()

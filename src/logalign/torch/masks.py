@@ -167,8 +167,8 @@ def labels_among(
 ) -> tuple[str, Tensor | None, int]:
     """The labels among a forward's arguments, what they are called, and of how many last tokens logits are kept.
 
-    No labels, an empty name, where there are none; 0 for all tokens, -1 where a tensor says which. It is traced where the
-    model is compiled.
+    No labels, an empty name, where there are none; 0 for all tokens, -1 where a tensor says which. It is traced where
+    the model is compiled.
     """
     # More than the forward takes: a wrapper with arguments of its own.
     given = dict(zip(positional, args, strict=False)) if len(args) <= len(positional) else {}

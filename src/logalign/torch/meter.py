@@ -173,7 +173,7 @@ class Meter:
             self._add("input_nonfinite", reduce.count_nonfinite(input_rows), part.of_input)
             self._add("tokens", float(tokens) if flat_mask is None else flat_mask.sum(), part.of_tokens)
             self._add("tokens_offered", float(tokens), part.of_tokens)
-            self._add_outputs(mapped, rows, input_rows, outputs, flat_mask)
+            self._add_outputs(mapped, rows, outputs, flat_mask)
             if self._spectral:
                 self._add_grams(mapped, rows)
 
@@ -224,13 +224,13 @@ class Meter:
         self,
         weight: LinearMap,
         rows: Tensor,
-        input_rows: Tensor,
         outputs: Tensor | None,
         mask: Tensor | None,
     ) -> None:
         share = self.part.of_output
         if outputs is None:
-            found = self._output_energy.of(weight, rows, input_rows)
+            row_mean = self._whole_row_sum / self.m if self._softmax and self._whole_row_sum is not None else None
+            found = self._output_energy.of(weight, rows, mask=mask, row_mean=row_mean)
             self._add("biased_output", found.energy, share)
             self._add("output_variance", found.variance, share)
             self._rounding = max(self._rounding, ROUNDING[torch.promote_types(weight.dtype, torch.float32)])

@@ -2,15 +2,22 @@
 
 Method: of three ways the cheapest that is asked for.
 
-    one by one   |W x|^2 for every token x            T m n multiplications, as many as the layer itself
-    Gram         <W^T W, X^T X>                       m n^2 once a step, and T n^2
-    sample       the mean of |W x|^2 / |x|^2 over     S m n; unbiased, with a standard error that falls as 1 / sqrt(S)
-                 S tokens, times ||X||^2
+    one by one   |W x|^2 for every token x        T m n multiplications, as many as the layer itself
+    Gram         <W^T W, X^T X>                   m n^2 once a step, and T n^2
+    sample       S tokens drawn at random         S m n; unbiased, with a standard error that falls as 1 / sqrt(S)
 
-The first two are exact. Tokens are drawn with a probability proportional to `|x|^2`, with replacement: so what is
-averaged is `|W x|^2 / |x|^2`, which varies less than `|W x|^2`; the average is unbiased; and a token that the mask has
-set to zero is never drawn, without its place having to be known on the host. A sample of rows of W would be cheaper
-still, but what it is worth depends on how unequal the rows are.
+The first two are exact. Of a sample only that part is estimated that no sum gives exactly: with x the mean of the
+inputs, w the mean of the rows of W and `y = x_t - x` for each token,
+
+    ||X W^T||^2 = T |W x|^2  +  sum m (w.y)^2  +  sum (|W y|^2 - m (w.y)^2)
+                     exact            exact             estimated
+
+so that a direction common to all tokens or to the whole vocabulary, where most of the energy may lie, adds nothing to
+the error, and the centered forms of LAR, which are differences from it, are as good as the plain one. Tokens are drawn
+with a probability proportional to `|y|^2`, with replacement: what is averaged is then the last term over `|y|^2`, which
+varies less than the term itself; the average is unbiased; and a token that does not count has y = 0 and is never drawn,
+without its place having to be known on the host. A sample of rows of W would be cheaper still, but what it is worth
+depends on how unequal the rows are.
 
 Shapes: W [m, n], X [T, n].
 """
@@ -88,13 +95,16 @@ class OutputEnergy:
         self._one_by_one = 0  # tokens so far
         self._gram: Tensor | None = None
 
-    def of(self, weight: LinearMap, rows: Tensor, energies: Tensor) -> Estimate:
+    def of(
+        self, weight: LinearMap, rows: Tensor, *, mask: Tensor | None = None, row_mean: Tensor | None = None
+    ) -> Estimate:
         """That of one more call.
 
         Args:
             weight: W; where it is needed again, that of the step's first call is taken.
             rows: X, zero where the mask leaves tokens out.
-            energies: `|x|^2` of each of them.
+            mask: [T] of bool, the tokens that count.
+            row_mean: The mean of the rows of W [n], where it is known.
         """
         (m, n), tokens = weight.shape, rows.shape[0]
         # How many calls there will be is not known: by Gram from where all of them together, one by one, would have
@@ -102,7 +112,7 @@ class OutputEnergy:
         by_gram = self._gram is not None or (self._one_by_one + tokens) * m > (tokens + m) * n
         exact = (tokens * n * n if self._gram is not None else (m + tokens) * n * n) if by_gram else tokens * m * n
         if self._way.samples(exact, tokens=tokens, m=m, n=n):
-            return self._sample(weight, rows, energies)
+            return self._sample(weight, rows, mask, row_mean)
         if not by_gram:
             self._one_by_one += tokens
             total = reduce.output_energies(weight.blocks(), reduce.at_least_float32(rows)).sum()
@@ -113,16 +123,28 @@ class OutputEnergy:
             total = reduce.energy_by_gram(self._gram, rows)
         return Estimate(total, torch.zeros_like(total))
 
-    def _sample(self, weight: LinearMap, rows: Tensor, energies: Tensor) -> Estimate:
-        size = self._way.size
+    def _sample(self, weight: LinearMap, rows: Tensor, mask: Tensor | None, row_mean: Tensor | None) -> Estimate:
+        size, m = self._way.size, weight.shape[0]
+        count = torch.tensor(rows.shape[0], device=rows.device) if mask is None else mask.sum().clamp(min=1)
+        precise = reduce.at_least_float32(rows)
+        mean = (reduce.column_sum(rows) / count).to(precise.dtype)
+        common = count * reduce.output_energies(weight.blocks(), mean[None]).sum()
+        deviations = precise - mean
+        if mask is not None:
+            deviations = torch.where(mask[:, None], deviations, deviations.new_zeros(()))
+        energies = reduce.row_energies(deviations)
+        known = torch.zeros_like(energies)
+        if row_mean is not None:
+            known = m * reduce.product(deviations, row_mean).square()
         ends = energies.cumsum(0)
         total = ends[-1]
         places = torch.searchsorted(ends, self._way.uniform(size, rows.device) * total, right=True)
         drawn = places.clamp(max=rows.shape[0] - 1)
-        # Of the dtype that the layer would have computed in, at its price.
-        outputs = reduce.output_energies(weight.blocks(), rows[drawn])
-        ratios = outputs / energies[drawn]
-        # Without a token that counts there is nothing to draw from, and nothing to add.
+        # In the precision that the layer would have computed in, at its price.
+        outputs = reduce.output_energies(weight.blocks(), deviations[drawn].to(rows.dtype))
+        ratios = (outputs - known[drawn]) / energies[drawn]
+        # Where no two tokens differ there is nothing to draw from, and nothing to add.
         none = torch.zeros_like(total)
-        energy = torch.where(total > 0, total * ratios.mean(), none)
-        return Estimate(energy, torch.where(total > 0, total.square() * ratios.var() / size, none))
+        estimate = torch.where(total > 0, total * ratios.mean(), none)
+        variance = torch.where(total > 0, total.square() * ratios.var() / size, none)
+        return Estimate(common + known.sum() + estimate, variance)
