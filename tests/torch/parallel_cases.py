@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -421,6 +422,44 @@ def _average(*meshes: DeviceMesh) -> Any:
                 grad /= mesh.size()
 
     return after
+
+
+def transformers_plan(rank: int, world: int, folder: Path, split: bool) -> dict[str, Any]:
+    """A Llama of Transformers, loaded as its own tensor-parallel plan has it, or whole."""
+    from transformers import LlamaForCausalLM
+    from transformers.distributed import DistributedConfig
+
+    options = {}
+    if split:
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}.items():  # as a launcher sets them
+            os.environ[name] = str(value)
+        options["distributed_config"] = DistributedConfig(tp_size=world, tp_plan="auto")
+    model = LlamaForCausalLM.from_pretrained(folder, **options)
+    model.train()
+    ids, labels = data(0)
+    with logalign.watch(model, every=1) as monitor:
+        model(input_ids=ids, labels=labels).loss.backward()
+        found = monitor.step()
+    assert found is not None
+    head = model.lm_head.weight
+    return {"readings": readings_of(found), "split": isinstance(head, DTensor), "seen": tuple(head.shape)}
+
+
+def save_llama(folder: Path) -> None:
+    """A tiny one, with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY + 11,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 class FirstStage(nn.Module):

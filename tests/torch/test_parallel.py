@@ -143,6 +143,14 @@ def test_bfloat16_parameters(two):
     assert_same_weights(watched, two.run(cases.fsdp_bfloat16, False))
 
 
+def test_the_tensor_parallel_plan_of_transformers(two, tmp_path):
+    cases.save_llama(tmp_path)
+    truth = cases.transformers_plan(0, 1, tmp_path, False)
+    for found in two.run(cases.transformers_plan, tmp_path, True):
+        assert found["split"]
+        assert_true([{"told": [], "readings": [found["readings"]]}], {"readings": [truth["readings"]]})
+
+
 def test_pipeline(two):
     """The stage without the head has no reading, and waits for nobody."""
     first, last = two.run(cases.pipeline, True)
