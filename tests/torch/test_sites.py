@@ -59,6 +59,54 @@ def test_output_embeddings_that_are_none_are_passed_over():
     assert only(Headless()).how == "the well-known name 'lm_head'"
 
 
+def test_output_embeddings_that_are_several_say_nothing_of_which():
+    class Several(Language):
+        def get_output_embeddings(self):
+            return self.heads
+
+    model = Several()
+    model.heads = nn.ModuleList([nn.Linear(6, 11), nn.Linear(6, 11)])
+    assert only(model).name == "lm_head"
+
+
+def test_output_embeddings_that_are_no_linear_layer_are_told_and_not_guessed_around():
+    class Functional(Language):
+        def get_output_embeddings(self):
+            return self.embedding
+
+    assert refusal(Functional(), "unembedding").startswith("layer 'embedding': expected a linear layer")
+
+
+def test_a_single_output_has_no_vocabulary():
+    model = nn.ModuleDict({"body": nn.Linear(6, 6), "score": nn.Linear(6, 1)})
+    assert not only(model).softmax
+    assert not only(model, "score").softmax
+
+
+def test_one_module_under_two_names_is_not_tied_to_itself():
+    model = Language(tied=True)
+    model.alias = model.lm_head
+    assert only(model).tied_to == ("embedding.weight",)
+
+
+def test_no_layers_leave_all_to_observe():
+    found = find_sites(Language(), [])
+    assert (found.sites, found.candidates, found.main, found.is_idle) == ((), (), "unembedding", False)
+
+
+def test_a_layer_that_was_replaced_is_told_and_one_that_was_wrapped_is_not():
+    model = Language()
+    site = only(model)
+    head = model.lm_head
+    model.lm_head = nn.Sequential(head)
+    assert site.shape == (11, 6)
+    model.lm_head = nn.Linear(6, 11)
+    with pytest.raises(SiteError, match="layer 'lm_head': expected the Linear that was there when watch"):
+        _ = site.shape
+    model.lm_head = head
+    assert site.shape == (11, 6)
+
+
 @pytest.mark.parametrize("name", ["lm_head", "embed_out", "unembed", "output_projection", "head", "classifier", "fc"])
 def test_well_known_names(name):
     site = only(Language(name))
@@ -167,7 +215,8 @@ def test_a_pattern_for_one_module_that_matches_several():
 def test_what_is_no_linear_layer():
     assert refusal(Language(), "embedding") == (
         "layer 'embedding': expected a linear layer with a floating-point weight [m, n], found Embedding ((11, 6)); "
-        "name a torch.nn.Linear"
+        "name a torch.nn.Linear, or hand it over yourself, with watch(model, layers=[]) and monitor.observe(weight, "
+        "inputs)"
     )
     assert "found LayerNorm ((6,))" in refusal(Language(), ["norm"])
     assert "found ModuleList (no weight)" in refusal(Language(), ["blocks"])

@@ -268,7 +268,7 @@ def _site(model: nn.Module, name: str, *, label: str, how: str, softmax: bool) -
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else "no weight"
         raise SiteError(
             f"layer {name!r}: expected a linear layer with a floating-point weight [m, n], found "
-            f"{type(module).__name__} ({shape}); name a torch.nn.Linear"
+            f"{type(module).__name__} ({shape}); name a torch.nn.Linear, or {OBSERVE}"
         )
     m, n = mapped.shape
     if n < 2:
