@@ -337,6 +337,34 @@ def test_another_head_in_its_place_is_told():
     )
 
 
+class WithFunctionalLoss(transformers.LlamaForCausalLM):
+    """As a fused loss does it: the head's forward never runs, its weight is taken from it."""
+
+    def forward(self, input_ids, labels):
+        hidden = self.model(input_ids=input_ids).last_hidden_state
+        return F.cross_entropy(F.linear(hidden, self.lm_head.weight).flatten(0, 1), labels.flatten())
+
+
+def test_a_loss_that_passes_by_the_adapters_is_told():
+    """Liger's takes `lm_head.weight`, which with LoRA on the head is the base weight."""
+    torch.manual_seed(0)
+    plain, tokens = WithFunctionalLoss(transformers.LlamaConfig(**LLAMA)).train(), tokens_of()
+    with watch(plain, every=1) as monitor:
+        plain(input_ids=tokens, labels=tokens)
+        assert monitor.step().main.lar is not None
+    model = with_adapters(plain, lora()).train()
+    with watch(model, every=1) as monitor:
+        model(input_ids=tokens, labels=tokens)
+        assert monitor.step().main.reason == (
+            "no training forward reached this layer (1 in a loss that takes the weight without the adapters on it, "
+            "which are not trained so)"
+        )
+    model.merge_adapter()
+    with watch(model, every=1) as monitor:
+        model(input_ids=tokens, labels=tokens)
+        assert monitor.step().main.lar is not None
+
+
 def test_an_unknown_adapter_is_refused_when_the_model_is_watched():
     model = get_peft_model(model_of("Llama"), TrainableTokensConfig(target_modules=["lm_head"], token_indices=[1]))
     with pytest.raises(

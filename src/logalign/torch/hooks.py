@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from logalign.errors import InputError, SiteError
 from logalign.readings import UNEMBEDDING
+from logalign.torch.adapters import Adapted
 from logalign.torch.calls import Calls
 from logalign.torch.compiled import TraceableHook, as_written, bystanders
 from logalign.torch.fused import FusedLoss, LossCall, WithoutForward, hidden_state, is_same
@@ -195,7 +196,7 @@ class Recorder:
         site = next((site for site in sites if is_same(weight_of(site.module), call.weight)), None)
         if site is None:
             self._skip(f"in {loss.name}, with another weight")
-        elif self.is_training(site, gradients=True):
+        elif not self._is_below_adapters(site) and self.is_training(site, gradients=True):
             counts = loss.counts(call.targets)
             if counts is not None:
                 self.mask.see_targets(counts, loss.source())
@@ -212,13 +213,22 @@ class Recorder:
         for label, hidden in self.without_forward.left().items():
             site = self.sites[label]
             inputs = self.without_forward.fits(label, hidden, n=site.shape[1], last=self.mask.last)
-            if inputs is not None and self.is_training(site, gradients=True):
+            if inputs is None or self._is_below_adapters(site):
+                continue
+            if self.is_training(site, gradients=True):
                 self.record(site, inputs, None)
                 self.without_forward.took(label)
         self.without_forward.end()
         self.settle()
         self.mask.forward_over()
         self.calls.over()
+
+    def _is_below_adapters(self, site: Site) -> bool:
+        """Whether a loss that multiplies by the weight itself passes by what adapters make of it."""
+        if isinstance(site.map, Adapted):
+            self._skip("in a loss that takes the weight without the adapters on it, which are not trained so")
+            return True
+        return False
 
     def _meter(self, part: Part, device: torch.device, *, softmax: bool = True) -> Meter:
         return Meter(part, device, spectral=self.spectral, softmax=softmax, way=self.way)
