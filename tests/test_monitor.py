@@ -614,7 +614,8 @@ def test_a_layer_that_never_runs_is_reported_by_the_third_step():
             if caught:
                 assert str(caught[0].message) == (
                     "logalign: unembedding: no training forward reached this layer in 3 monitored steps; "
-                    "watch the model before it is compiled, and pass the very object that is trained; "
+                    "watch a model that is compiled before its first compiled call, or call torch._dynamo.reset() "
+                    "after watch(); pass the very object that is trained; "
                     "where a fused loss takes the layer's place, call "
                     "monitor.observe(weight, inputs, mask=labels != -100) beside it"
                 )

@@ -89,8 +89,8 @@ def watch(
         baseline: What `Monitor.verdict` compares LAR with: a `Baseline`, or a run to make one from, of the same set-up
             on data that does not repeat. Without one, the first epoch of this training, where it is long enough.
         regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
-        mesh: The ranks that have tokens of their own, where the model's wrapper (DDP, `fully_shard`) does not say it: a
-            process group, or the data- and context-parallel axes of a device mesh.
+        mesh: The ranks that have tokens of their own, where the model's wrapper (DDP, `fully_shard`, DeepSpeed)
+            does not say it: a process group, or the data- and context-parallel axes of a device mesh.
         vocabulary: How many rows of the unembedding stand for something, where it is padded beyond: the others are left
             out of W and of the logits.
         without_logits: How the energy of logits is had where a fused loss never forms them: "exact"; "sample", from 256
@@ -151,7 +151,8 @@ def watch(
             reference.check_shape(*site.shape, name=site.name)
     way = Way(without_logits, every=every)
     mask = TokenMask(model, ignore_index=ignore_index, shift_labels=shift_labels)
-    ranks = find_ranks(model, mesh, [weight_of(site.module) for site in (*found.sites, *found.candidates)])
+    weights = [weight_of(site.module) for site in (*found.sites, *found.candidates)]
+    ranks = find_ranks(model, mesh, weights, is_stage=is_trying is not None)
     recorder = Recorder(model, found, mask, ranks, way, Calls(main_call))
     recorder.is_trying = is_trying
     mask.micro_batches = is_trying is not None
@@ -552,7 +553,8 @@ class Monitor:
                 f"silent {site}",
                 f"{site}: no training forward reached this layer in {SILENT_STEPS} monitored steps"
                 + (f" (forwards that did: {skipped}; train in model.train() and with gradients)" if skipped else "")
-                + "; watch the model before it is compiled, and pass the very object that is trained; "
+                + "; watch a model that is compiled before its first compiled call, or call torch._dynamo.reset() after "
+                "watch(); pass the very object that is trained; "
                 + self._recorder.without_forward.advice(site),
             )
         m, n = shape or (None, None)
