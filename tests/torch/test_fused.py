@@ -30,6 +30,8 @@ from transformers.integrations.liger import apply_liger_kernel
 
 from logalign import Energies, open_run, watch
 from logalign.errors import LogAlignWarning
+from tests.torch import fused_cases, parallel_cases
+from tests.torch.workers import Workers
 
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
 VOCABULARY, WIDTH, BATCH, LENGTH = 300, 32, 2, 40
@@ -236,6 +238,17 @@ def test_weights_are_bit_identical_with_and_without_the_monitor(build):
         for name in plain:
             assert torch.equal(plain[name], watched[name]), name
         assert torch.equal(rng, watched_rng)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_the_fused_head_of_trl():
+    add_fused_lm_head = pytest.importorskip("trl.trainer.utils").add_fused_lm_head
+    model, (tokens, labels) = llama(), batch(0)
+    add_fused_lm_head(model)
+    with watch(model, every=1, without_logits="exact") as monitor:
+        loss = model(input_ids=tokens, labels=labels, fused_lm_head=True).loss
+        loss.backward()
+        assert_same(monitor.step(loss=loss).main, exact(model, tokens, counted(labels)))
 
 
 # Which tokens count ----------------------------------------------------------------------------------------------
@@ -680,6 +693,31 @@ def test_without_observe_the_user_is_told_by_the_third_step():
                 assert monitor.step().main.lar is None
             assert len(caught) == (step == 2)
     assert "call monitor.observe(weight, inputs, mask=labels != -100) beside it" in str(caught[0].message)
+
+
+# Over ranks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two():
+    workers = Workers(2)
+    yield workers
+    workers.stop()
+
+
+@pytest.mark.parametrize("case", [fused_cases.ddp, fused_cases.fsdp, fused_cases.fsdp_resharding])
+def test_two_ranks_with_tokens_of_their_own(two, case):
+    truth, watched, unwatched = parallel_cases.alone(), two.run(case, True), two.run(case, False)
+    for one, other in zip(watched, unwatched, strict=True):
+        assert not one["told"]
+        assert one["readings"] == watched[0]["readings"]
+        for found, true in zip(one["readings"], truth["readings"], strict=True):
+            found, true = found["unembedding"], true["unembedding"]
+            assert (found["tokens"], found["kept"]) == (true["tokens"], true["kept"])
+            for form in FORMS:
+                assert found[form] == pytest.approx(true[form], rel=1e-5), form
+        for name, weight in one["weights"].items():
+            assert torch.equal(weight, other["weights"][name]), name
 
 
 # What is left behind ---------------------------------------------------------------------------------------------
