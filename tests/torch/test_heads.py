@@ -19,7 +19,7 @@ with warnings.catch_warnings():  # what these packages say of PyTorch as they ar
     warnings.simplefilter("ignore")
     import bitsandbytes as bnb
     import torchao.quantization as ao
-    from peft import IA3Config, LoraConfig, TrainableTokensConfig, get_peft_model
+    from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 
 from logalign import Energies, watch
 from logalign.errors import InputError, LogAlignWarning, SiteError
@@ -366,11 +366,25 @@ def test_a_loss_that_passes_by_the_adapters_is_told():
 
 
 def test_an_unknown_adapter_is_refused_when_the_model_is_watched():
-    model = get_peft_model(model_of("Llama"), TrainableTokensConfig(target_modules=["lm_head"], token_indices=[1]))
-    with pytest.raises(
-        SiteError, match=r"layer 'base_model.model.lm_head': expected a LoRA or .IA.\^3 adapter, found PE"
-    ):
+    model = get_peft_model(model_of("Llama"), LoHaConfig(target_modules=["lm_head"]))
+    with pytest.raises(SiteError, match=r"layer 'base_model.model.lm_head': expected an adapter .* PEFT's loha.Linear"):
         watch(model)
+
+
+def test_new_tokens_that_are_trained_in_a_tied_head():
+    model = with_adapters(
+        model_of("Llama, tied"), LoraConfig(target_modules=["q_proj"], trainable_token_indices=[7, 3])
+    )
+    tokens = tokens_of()
+    described, _, _ = read(model, mask=shifted(tokens), input_ids=tokens, labels=tokens)
+    assert described["weight"] == "with 2 trainable rows"
+
+
+def test_a_tie_that_peft_keeps():
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], ensure_weight_tying=True)
+    model, tokens = with_adapters(model_of("Llama, tied"), config), tokens_of()
+    described, _, _ = read(model, mask=shifted(tokens), input_ids=tokens, labels=tokens)
+    assert described["tied_to"] == ["base_model.model.model.embed_tokens.modules_to_save.default.weight"]
 
 
 class Net(nn.Module):

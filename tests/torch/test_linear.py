@@ -271,6 +271,18 @@ def test_modules_to_save():
         assert linear_map(head).parameter is head.original_module.weight
 
 
+@pytest.mark.parametrize("sizes", [{}, {"m": M, "n": N}], ids=["", "several blocks"])
+def test_trainable_tokens(sizes):
+    last = sizes.get("m", 13) - 1
+    model, head = adapted(TrainableTokensConfig(target_modules=["head"], token_indices=[last, 2, 5]), **sizes)
+    mapped = assert_map_is(head, sizes.get("n", 8))
+    assert mapped.what == "with 3 trainable rows"
+    assert mapped.exact
+    assert mapped.bias is None
+    with model.disable_adapter():
+        assert torch.equal(torch.cat(list(linear_map(head).blocks())), head.base_layer.weight)
+
+
 UNKNOWN_ADAPTERS = {
     "loha.Linear": LoHaConfig(target_modules=["head"]),
     "vera.Linear": VeraConfig(target_modules=["head"], r=4),
@@ -281,7 +293,10 @@ UNKNOWN_ADAPTERS = {
 @pytest.mark.parametrize(("name", "config"), UNKNOWN_ADAPTERS.items(), ids=UNKNOWN_ADAPTERS.keys())
 def test_other_adapters_are_refused_by_name(name, config):
     _, head = adapted(config)
-    assert refusal(head) == f"expected a LoRA or (IA)^3 adapter, found PEFT's {name}; {OBSERVE}"
+    assert refusal(head) == (
+        "expected an adapter that is known (LoRA, DoRA, (IA)^3, trainable tokens, modules_to_save), found PEFT's "
+        f"{name}; {OBSERVE}"
+    )
 
 
 def test_two_adapters_with_dora_are_refused():
@@ -410,8 +425,7 @@ def one_process_mesh(tmp_path):
 
 OBSERVE = "hand it over yourself, with watch(model, layers=[]) and monitor.observe(weight, inputs)"
 READABLE = (
-    "expected a weight whose numbers can be read (floating point, a bitsandbytes or torchao quantization, a LoRA or "
-    "(IA)^3 adapter), found "
+    "expected a weight whose numbers can be read (floating point, a bitsandbytes or torchao quantization), found "
 )
 
 
@@ -518,8 +532,3 @@ def test_convolutions_that_are_no_linear_map_of_patches(module):
         "expected a Conv1d or Conv2d with groups=1, which is one linear map of its patches, found "
         f"{type(module).__name__} with groups={module.groups}; {OBSERVE}"
     )
-
-
-def test_tokens_that_are_trained_alone_are_refused():
-    model = get_peft_model(Net(), TrainableTokensConfig(target_modules=["head"], token_indices=[1, 2]))
-    assert "found PEFT's trainable_tokens.TrainableTokensLayer;" in refusal(model.base_model.model.head)

@@ -1,8 +1,8 @@
 """Adapters: the linear map of a layer that PEFT has wrapped, its base weight and what the active adapters make of it.
 
 The module to watch is the wrapper: only its outputs have the adapters in them. Known are LoRA (with rank-stabilized
-scaling, a bias of its own, DoRA), (IA)^3 and `modules_to_save`. An adapter that is merged is in the base weight, and
-one that is not active or disabled does not count, as in the wrapper's own forward.
+scaling, a bias of its own, DoRA), (IA)^3, trainable tokens and `modules_to_save`. An adapter that is merged is in the
+base weight, and one that is not active or disabled does not count, as in the wrapper's own forward.
 
 With dropout on a LoRA adapter, the logits of a training forward are no linear map of the inputs: the adapter gets
 other inputs than the base. What is measured then is the map itself, `W = W_base + s B A`, on the inputs before dropout:
@@ -83,10 +83,13 @@ def adapted(module: Any) -> LinearMap | None:
     """
     from peft.tuners.ia3.layer import IA3Layer
     from peft.tuners.lora.layer import LoraLayer
-    from peft.utils.other import ModulesToSaveWrapper
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
     if isinstance(module, ModulesToSaveWrapper):
         return linear_map(_in_use(module))
+    if isinstance(module, TrainableTokensWrapper):
+        return adapted(module.token_adapter)
     base = linear_map(module.base_layer) if hasattr(module, "base_layer") else linear_map(module.original_module)
     if base is None:
         return None
@@ -96,7 +99,12 @@ def adapted(module: Any) -> LinearMap | None:
         return _with_lora(module, base)
     if isinstance(module, IA3Layer) and is_linear:
         return _with_ia3(module, base)
-    raise SiteError(f"expected a LoRA or (IA)^3 adapter, found {_name(module)}; {linear.OBSERVE}")
+    if isinstance(module, TrainableTokensLayer):
+        return _with_tokens(module, base)
+    raise SiteError(
+        f"expected an adapter that is known (LoRA, DoRA, (IA)^3, trainable tokens, modules_to_save), found "
+        f"{_name(module)}; {linear.OBSERVE}"
+    )
 
 
 def _in_use(wrapper: Any) -> nn.Module:
@@ -175,6 +183,28 @@ def _with_ia3(module: Any, base: LinearMap) -> LinearMap:
     what = f"with (IA)^3: {', '.join(map(repr, active))} on its {'inputs' if module.is_feedforward else 'outputs'}"
     change = inputs if module.is_feedforward else outputs
     return Adapted(base, [change], made_of=made_of, bias=bias, exact=True, what=what)
+
+
+def _with_tokens(module: Any, base: LinearMap) -> LinearMap:
+    active = _active(module, module.trainable_tokens_delta)
+    if not active:
+        return base
+    made_of = [module.trainable_tokens_delta[name] for name in active]
+    changes = [_rows_of_tokens(module.token_indices[name], module.trainable_tokens_delta[name]) for name in active]
+    count = sum(len(module.token_indices[name]) for name in active)
+    # The wrapper's forward multiplies by W and adds no bias.
+    return Adapted(base, changes, made_of=made_of, bias=None, exact=True, what=f"with {count} trainable rows")
+
+
+def _rows_of_tokens(tokens: list[int], trained: Tensor) -> Change:
+    """Some rows of W put in their places."""
+
+    def change(block: Tensor, rows: slice) -> Tensor:
+        own = [place for place, token in enumerate(tokens) if rows.start <= token < rows.stop]
+        index = torch.tensor([tokens[place] - rows.start for place in own], dtype=torch.long, device=block.device)
+        return block.index_copy(0, index, trained.detach()[own].to(block.dtype))
+
+    return change
 
 
 def _active(module: Any, own: Any) -> list[str]:

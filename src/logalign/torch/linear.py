@@ -279,8 +279,8 @@ def kind(thing: object) -> str:
 
 def _unknown(found: str) -> SiteError:
     return SiteError(
-        f"expected a weight whose numbers can be read (floating point, a bitsandbytes or torchao quantization, a LoRA "
-        f"or (IA)^3 adapter), found {found}; {OBSERVE}"
+        "expected a weight whose numbers can be read (floating point, a bitsandbytes or torchao quantization), "
+        f"found {found}; {OBSERVE}"
     )
 
 
