@@ -494,6 +494,8 @@ class Monitor:
                 f"the weights changed {unstepped} times between two calls of step(): call it once per optimizer step; "
                 "this reading pools forwards of several updates",
             )
+        if recorder.doubt is not None:
+            self._warn_later("doubt", recorder.doubt)
         calls = recorder.calls
         if calls.repeated and calls.main is None:
             self._warn_later(

@@ -424,6 +424,36 @@ def _average(*meshes: DeviceMesh) -> Any:
     return after
 
 
+def zero3(rank: int, world: int, watched: bool, whole: bool) -> Result:
+    """DeepSpeed with parameters, gradients and optimizer state over all ranks; the engine or its model is watched."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), DS_ACCELERATOR="cpu")
+    import deepspeed
+
+    model = model_of()
+    config = {
+        "train_micro_batch_size_per_gpu": BATCH // world,
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+    }
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    result: Result = {"told": [], "readings": []}
+    monitor = logalign.watch(engine if whole else engine.module, every=1) if watched else None
+    for step, (ids, labels) in enumerate(rows_of(rank, world)):
+        loss = summed_loss(engine(ids, labels=labels), labels) / _COUNTS[step] * world
+        engine.backward(loss)
+        engine.step()
+        if monitor is not None:
+            found = monitor.step(loss=loss)
+            assert found is not None
+            result["readings"].append(readings_of(found))
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        result["weights"] = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    if monitor is not None:
+        monitor.close()
+    return result
+
+
 def transformers_plan(rank: int, world: int, folder: Path, split: bool) -> dict[str, Any]:
     """A Llama of Transformers, loaded as its own tensor-parallel plan has it, or whole."""
     from transformers import LlamaForCausalLM
@@ -596,6 +626,19 @@ def shards_unknown_at_watch(rank: int, world: int) -> None:
     logalign.watch(model, every=1)
     parallelized(model, init_device_mesh("cpu", (world,), mesh_dim_names=("tp",)), "gathered")
     model(data(0)[0])
+
+
+def unwrapped(rank: int, world: int) -> Result:
+    """Data parallelism by hand, of which the monitor is not told."""
+    model = model_of()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with logalign.watch(model, every=1) as monitor:
+            ids, labels = rows_of(rank, world)[0]
+            model(ids, labels=labels).sum().backward()
+            found = monitor.step()
+    assert found is not None
+    return {"told": [str(each.message) for each in told], "tokens_offered": found.main.tokens_seen}
 
 
 def wrong_mesh(rank: int, world: int) -> None:

@@ -76,6 +76,24 @@ def test_compiled(two, case):
     assert_same_weights(watched, two.run(case, False))
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["engine", "module"])
+def test_zero_3(two, whole):
+    pytest.importorskip("deepspeed")
+    watched = two.run(cases.zero3, True, whole)
+    assert_same_weights(watched, two.run(cases.zero3, False, whole))
+    # With or without a monitor DeepSpeed's weights depart from those of plain SGD in the second step, by 1e-3.
+    before = [{**result, "readings": result["readings"][:2]} for result in watched]
+    assert_true(before, {"readings": cases.alone()["readings"][:2]})
+
+
+def test_a_model_that_nothing_is_known_of_is_measured_alone(two):
+    for rank, result in enumerate(two.run(cases.unwrapped)):
+        assert len(result["told"]) == 1
+        assert "readings are of this rank's tokens alone; pass watch(mesh=...)" in result["told"][0]
+        ids, _ = cases.rows_of(rank, 2)[0]
+        assert result["tokens_offered"] == ids.numel()
+
+
 def test_a_tied_head_that_is_sharded(two):
     watched = two.run(cases.fsdp_tied, True)
     assert_true(watched, cases.alone_tied())

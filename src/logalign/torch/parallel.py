@@ -14,6 +14,7 @@ part like the others.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from logalign.errors import InputError, LogAlignError
+from logalign.errors import InputError, LogAlignError, LogAlignWarning
 from logalign.readings import UNEMBEDDING
 from logalign.torch.linear import Dense, FirstRows, LinearMap
 from logalign.torch.meter import SCALARS, Packed, Part
@@ -291,7 +292,9 @@ def stage_of(model: Any, layers: str | Sequence[str]) -> Stage:
     return Stage(model.submod, layers or None, lambda: model._stage_meta.outputs is None)
 
 
-def find_ranks(model: nn.Module, mesh: DeviceMesh | ProcessGroup | None, weights: Sequence[Any]) -> Ranks:
+def find_ranks(
+    model: nn.Module, mesh: DeviceMesh | ProcessGroup | None, weights: Sequence[Any], *, is_stage: bool = False
+) -> Ranks:
     """Find the ranks that measure a model together; every one of them calls this.
 
     Args:
@@ -299,6 +302,7 @@ def find_ranks(model: nn.Module, mesh: DeviceMesh | ProcessGroup | None, weights
         mesh: The ranks that have tokens of their own, where the wrappers do not say: a process group, or the
             data-parallel (and context-parallel) axes of a device mesh.
         weights: Weights of the layers that are known.
+        is_stage: Whether the model is a pipeline stage, which other ranks have other parts of.
 
     Raises:
         InputError: `mesh` is neither.
@@ -321,6 +325,14 @@ def find_ranks(model: nn.Module, mesh: DeviceMesh | ProcessGroup | None, weights
         together = set().union(*every)
     everyone = sorted(together | set(tokens))
     if len(everyone) == 1:
+        if mesh is None and not is_stage:
+            warnings.warn(
+                f"logalign: a process group of {_world_size()} ranks is up, but neither DDP, fully_shard, DeepSpeed "
+                "nor DTensor says which of them train this model together: readings are of this rank's tokens alone; "
+                "pass watch(mesh=...) the data-parallel ranks",
+                LogAlignWarning,
+                stacklevel=3,
+            )
         return Ranks((own,), (own,))
     if group is None or len(everyone) != len(tokens):
         group = _group_of(everyone)
@@ -348,7 +360,7 @@ def _token_ranks(model: nn.Module, mesh: Any) -> tuple[list[int], ProcessGroup |
 
 
 def _wrapper_of(model: nn.Module) -> DeviceMesh | ProcessGroup | None:
-    """What the model's own wrapper says of its data-parallel ranks."""
+    """What the model's own wrapper says of its data-parallel ranks: DDP, `fully_shard`, or DeepSpeed."""
     from torch.distributed.fsdp import FSDPModule
     from torch.nn.parallel import DistributedDataParallel
 
@@ -361,6 +373,13 @@ def _wrapper_of(model: nn.Module) -> DeviceMesh | ProcessGroup | None:
             if sharded is not None:
                 mesh: DeviceMesh = sharded.mesh_info.mesh
                 return mesh
+        if type(module).__module__.startswith("deepspeed.") and hasattr(module, "data_parallel_group"):
+            group = module.data_parallel_group  # type: ignore[assignment]
+            return group
+    for parameter in model.parameters():  # inside of DeepSpeed's engine, under ZeRO-3
+        if hasattr(parameter, "ds_process_group"):
+            group = parameter.ds_process_group
+            return group
     return None
 
 
