@@ -715,6 +715,23 @@ def test_routers_as_extra_sites(family, found):
     assert described["weight"] == "with a forward of its own: E_Z from weight and inputs"
 
 
+def test_the_outputs_of_a_router_are_not_sampled_by_default():
+    options, _, name = ROUTERS["Mixtral"]
+    torch.manual_seed(0)
+    model, tokens = (
+        transformers.MixtralForCausalLM(transformers.MixtralConfig(**options)).train(),
+        tokens_of(length=300),
+    )
+    router = model.get_submodule(name)
+    nn.init.normal_(router.weight)
+    with watch(model, layers=[name]) as monitor, inputs_of(router) as seen:
+        model(input_ids=tokens)
+        reading = monitor.step().main
+    exact = Energies.of(router.weight.double(), seen[0].double())
+    assert reading.tokens == 600
+    assert reading.lar == pytest.approx(exact.lar, abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
 def test_a_convolution_as_an_extra_site(kind):
     torch.manual_seed(0)

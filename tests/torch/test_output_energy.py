@@ -118,6 +118,7 @@ def test_auto_is_exact_where_that_is_affordable():
     assert samples(Way("auto", every=10), **llama)
     assert not samples(Way("auto", every=20), **llama)
     assert not samples(Way("auto", every=1), m=5000, n=SAMPLE // 2, tokens=1000)  # dearer as a sample
+    assert not samples(Way("auto", every=1), m=SAMPLE, n=4096, tokens=100_000)  # a small layer to begin with
     assert not samples(Way("exact", every=1), **llama)
     assert samples(Way("sample", every=1000), **llama)
     assert not samples(Way("sample"), m=500, n=300, tokens=SAMPLE)  # no more tokens than that

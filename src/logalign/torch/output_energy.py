@@ -66,6 +66,8 @@ class Way:
         """Whether to sample where exactness takes so many multiplications."""
         if self._asked == "exact" or tokens <= self.size:
             return False
+        if self._asked == "auto" and m <= self.size:
+            return False  # a router, a classifier: a small layer whatever the share of it
         affordable = AFFORDABLE * self._every * 3 * tokens * m * n
         return self._asked != "auto" or exact > max(self.size * m * n, affordable)
 
