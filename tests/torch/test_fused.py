@@ -695,6 +695,32 @@ def test_without_observe_the_user_is_told_by_the_third_step():
     assert "call monitor.observe(weight, inputs, mask=labels != -100) beside it" in str(caught[0].message)
 
 
+class Unnamed(Net):
+    """A head that nothing tells, whose weight a plain function multiplies by."""
+
+    def forward(self, tokens):
+        return self.hidden(tokens)
+
+
+def test_a_guess_that_may_be_wrong_is_told():
+    model, (tokens, targets) = Unnamed(nn.CrossEntropyLoss()), batch(0)
+    with watch(model, every=1) as monitor:
+        F.linear_cross_entropy(model(tokens).flatten(0, 1), model.readout.weight, targets.flatten()).backward()
+        with pytest.warns(LogAlignWarning) as told:
+            monitor.step()
+    assert [str(each.message) for each in told] == [
+        "logalign: unembedding: taken to be 'last', the last linear layer to run in the first forward, but 'readout' "
+        "(300 x 32) could follow it and did not run; if that is the unembedding, name it with watch(layers=...), and "
+        "where a loss multiplies by its weight itself, call monitor.observe(weight, inputs, mask=labels != -100) beside "
+        "it"
+    ]
+    with watch(model, every=1) as monitor:
+        hidden = model(tokens)
+        F.linear_cross_entropy(hidden.flatten(0, 1), model.readout.weight, targets.flatten()).backward()
+        monitor.observe(model.readout.weight, hidden, mask=targets != -100)
+        assert_same(monitor.step().main, model.exact(tokens, targets != -100))
+
+
 # Over ranks ------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,8 @@ LOSSES = {
 """Losses that are modules, by package and class: the first arguments of their forward, in order, and what they are."""
 IGNORE_INDEX = -100
 """The target that does not count where the loss does not say."""
+OBSERVE = "call monitor.observe(weight, inputs, mask=labels != -100) beside it"
+"""What the user can do about a loss that is a plain function."""
 
 
 class Body(NamedTuple):
@@ -181,10 +183,7 @@ class WithoutForward:
     def advice(self, site: str) -> str:
         """What to do where neither the layer nor anything in its place was seen to run."""
         unknown = f"; {self._unknown[site]} is not known here" if site in self._unknown else ""
-        return (
-            "where a fused loss takes the layer's place, call monitor.observe(weight, inputs, mask=labels != "
-            f"{IGNORE_INDEX}) beside it" + unknown
-        )
+        return f"where a fused loss takes the layer's place, {OBSERVE}{unknown}"
 
 
 class LossCall(NamedTuple):

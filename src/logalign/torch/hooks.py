@@ -23,7 +23,7 @@ from logalign.readings import UNEMBEDDING
 from logalign.torch.adapters import Adapted
 from logalign.torch.calls import Calls
 from logalign.torch.compiled import TraceableHook, as_written, bystanders
-from logalign.torch.fused import FusedLoss, LossCall, WithoutForward, hidden_state, is_same
+from logalign.torch.fused import OBSERVE, FusedLoss, LossCall, WithoutForward, hidden_state, is_same
 from logalign.torch.linear import Dense, weight_of
 from logalign.torch.masks import TokenMask, labels_among
 from logalign.torch.meter import Meter, Part
@@ -50,6 +50,7 @@ class Recorder:
         spectral: Whether Gram matrices are, too.
         meters: The sums of this step, by site.
         sites: The sites that are settled, by label.
+        doubt: Why a layer that was chosen among candidates may not be the unembedding; None where nothing says so.
         unstepped: How often a weight was seen to change without a call of `take()` between.
         is_idle: Whether there is nothing to measure, as in a pipeline stage without the head.
         skipped: Forwards of this step that reached a site and were no training, by why.
@@ -86,6 +87,7 @@ class Recorder:
         self._trial: dict[nn.Module, Meter] = {}
         self._candidates: dict[nn.Module, Site] = {site.module: site for site in found.candidates}
         self._guessed: Site | None = None
+        self.doubt: str | None = None
         self._unfit: dict[nn.Module, torch.Size] = {}
         modules = [model, *(site.module for site in (*found.sites, *found.candidates))]
         for module in modules:
@@ -264,11 +266,27 @@ class Recorder:
         self.sites = {site.label: site} | {k: v for k, v in self.sites.items() if k not in twice}
         self.meters = {site.label: meter} | {k: v for k, v in self.meters.items() if k not in twice}
         self._guessed = site
+        self.doubt = self._doubt(site)
         self._trial, self._candidates = {}, {}
         self._keep_hooks_of_sites()
         if module in self._unfit:
             self.mask.mismatch(self._unfit.pop(module))
         return True
+
+    def _doubt(self, site: Site) -> str | None:
+        """Whether a layer that did not run may be the unembedding: one that would take what the chosen one gives."""
+        idle = [
+            f"{other.name!r} ({other.shape[0]} x {other.shape[1]})"
+            for module, other in self._candidates.items()
+            if module not in self._trial and other.shape[1] == site.shape[0]
+        ]
+        if not idle:
+            return None
+        return (
+            f"{site.label}: taken to be {site.name!r}, {site.how}, but {', '.join(idle[:3])} could follow it and did "
+            "not run; if that is the unembedding, name it with watch(layers=...), and where a loss multiplies by its "
+            f"weight itself, {OBSERVE}"
+        )
 
     def take(self) -> Mapping[str, Meter]:
         """The step is over: its meters, and a clean slate."""
@@ -347,7 +365,7 @@ class Recorder:
         self.sites = {name: site for name, site in self.sites.items() if name != label}
         if label not in self._observed:
             self.meters.pop(label, None)
-        self._guessed = None
+        self._guessed = self.doubt = None
         self._keep_hooks_of_sites()
 
     def _keep_hooks_of_sites(self) -> None:
