@@ -711,8 +711,8 @@ def test_a_guess_that_may_be_wrong_is_told():
     assert [str(each.message) for each in told] == [
         "logalign: unembedding: taken to be 'last', the last linear layer to run in the first forward, but 'readout' "
         "(300 x 32) could follow it and did not run; if that is the unembedding, name it with watch(layers=...), and "
-        "where a loss multiplies by its weight itself, call monitor.observe(weight, inputs, mask=labels != -100) beside "
-        "it"
+        "where a loss multiplies by its weight itself, "
+        "call monitor.observe(weight, inputs, mask=labels != -100) beside it"
     ]
     with watch(model, every=1) as monitor:
         hidden = model(tokens)
