@@ -315,35 +315,6 @@ def test_a_state_dict_is_as_without_the_monitor():
         assert list(model.state_dict()) == before
 
 
-# Compiled models -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_model_compiled_after_it_is_watched(backend):
-    def run(monitored):
-        torch._dynamo.reset()
-        model = Net(dropout=0)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        monitor = watch(model, every=1) if monitored else None
-        compiled = torch.compile(model, backend=backend)
-        for step in range(4):
-            weight = model.head.weight.detach().clone().double()
-            with torch.no_grad():
-                hidden = torch.tanh(F.linear(model.embedding(tokens_of(step)), model.body.weight, model.body.bias))
-            compiled(tokens_of(step)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if monitor is not None:
-                assert_reading(monitor.step().main, Energies.of(weight, hidden.double()), tolerance=1e-5)
-        if monitor is not None:
-            monitor.close()
-        return model.state_dict()
-
-    plain, watched = run(False), run(True)
-    assert all(torch.equal(plain[name], watched[name]) for name in plain)
-
-
 # Transformers ----------------------------------------------------------------------------------------------------
 
 TINY = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
