@@ -48,3 +48,17 @@ def test_the_run_format_names_every_field_of_a_reading():
 
     page = (ROOT / "docs/run-format.md").read_text()
     assert [name for name in FIELDS if f"`{name}`" not in page] == []
+
+
+def test_every_test_that_the_page_of_stacks_names_is_there():
+    page = (ROOT / "docs/stacks.md").read_text()
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named - there == set()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
+    untested = [row for row in rows if "`test_" not in row and "*not measured*" not in row]
+    assert all(row.endswith("| test |") for row in untested), untested
