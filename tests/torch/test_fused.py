@@ -176,6 +176,48 @@ def test_liger_gives_what_the_logits_give(build):
 
 
 @needs_liger
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_the_trainer_of_transformers_with_liger(tmp_path):
+    """Two micro-batches a step, of which the loss is told how many tokens count in both."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    model = llama()
+    steps = [[batch(2 * step + micro_batch) for micro_batch in range(2)] for step in range(2)]
+    truths, readings = [], []
+
+    class Watching(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            tokens, labels = (torch.cat(each) for each in zip(*steps[len(truths)], strict=True))
+            truths.append(exact(model, tokens, counted(labels)))
+
+        def on_step_end(self, *_, **__):
+            readings.append(monitor.step().main)
+
+    rows = [{"input_ids": x, "labels": y} for step in steps for each in step for x, y in zip(*each, strict=True)]
+    arguments = TrainingArguments(
+        tmp_path,
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        learning_rate=1e-2,
+        use_liger_kernel=True,
+        liger_kernel_config={**ONLY_THE_LOSS, "swiglu": False},
+        use_cpu=DEVICE == "cpu",
+        dataloader_pin_memory=False,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_strategy="no",
+        train_sampling_strategy="sequential",
+    )
+    with watch(model, every=1, without_logits="exact") as monitor:
+        Trainer(model, arguments, train_dataset=rows, callbacks=[Watching()]).train()
+        assert "inputs" in monitor.sites["unembedding"]
+    for reading, truth in zip(readings, truths, strict=True):
+        assert_same(reading, truth)
+
+
+@needs_liger
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_liger_with_a_sample_is_within_three_standard_errors():
     model = liger(llama())
@@ -249,6 +291,18 @@ def test_the_fused_head_of_trl():
         loss = model(input_ids=tokens, labels=labels, fused_lm_head=True).loss
         loss.backward()
         assert_same(monitor.step(loss=loss).main, exact(model, tokens, counted(labels)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("saved", [None, ["lm_head"]])
+def test_adapters_in_the_body_and_a_head_that_is_trained_as_a_whole(saved):
+    peft = pytest.importorskip("peft")
+    base, (tokens, labels) = llama(), batch(0)
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=saved))
+    chunked(base)
+    with watch(model, every=1) as monitor:
+        model(input_ids=tokens, labels=labels).backward()
+        assert_same(monitor.step().main, exact(base, tokens, counted(labels)))
 
 
 # Which tokens count ----------------------------------------------------------------------------------------------

@@ -98,6 +98,32 @@ def test_the_last_logits_only():
     assert mask.of(torch.Size([2, 2])).tolist() == [row[2:] for row in SHIFTED]
 
 
+@pytest.mark.parametrize(("kept", "last"), [(0, 0), (2, 2), (torch.tensor([1, 3]), -1)], ids=["all", "two", "some"])
+def test_how_many_last_tokens_a_forward_keeps(kept, last):
+    mask = mask_for(TinyForCausalLM(), labels=LABELS, logits_to_keep=kept)
+    assert mask.last == last
+    mask.see((), {"labels": LABELS})
+    assert mask.last == 0
+
+
+def test_targets_that_a_loss_was_given_come_before_the_labels_of_the_forward():
+    mask = mask_for(TinyForCausalLM(), labels=LABELS)
+    mask.see_targets(LABELS == 5, "targets of Loss")
+    assert mask.of(TOKENS).tolist() == (LABELS == 5).tolist()
+    assert mask.source == "targets of Loss"
+    mask.see((), {"labels": LABELS})
+    assert mask.of(TOKENS).tolist() == SHIFTED
+
+
+def test_the_mask_of_the_user_comes_before_the_targets_of_a_loss():
+    mask = mask_for(Plain())
+    mask.give(LABELS == 7)
+    mask.see((), {})
+    mask.see_targets(LABELS == 5, "targets of Loss")
+    assert mask.of(TOKENS).tolist() == (LABELS == 7).tolist()
+    assert mask.source == "monitor.mask()"
+
+
 def test_flat_tokens_take_the_same_mask():
     flat = mask_for(Plain(), targets=LABELS).of(torch.Size([8]))
     assert flat.tolist() == COUNTED[0] + COUNTED[1]
