@@ -58,7 +58,7 @@ class OverfitThresholds:
     form: str = "lar_vocab_centered"
     smoothing: int = 10
     hold: int = 3
-    approaching: float = 0.03
+    approaching: float = 0.026
     overfitting: float = 0.05
     keep: float = 0.75
     sigmas: float = 2.0
@@ -67,11 +67,11 @@ class OverfitThresholds:
     shortfall: float = 0.03
     shortfall_alarm: float = 0.06
     acceleration_sigmas: float = 3.0
-    loss_below: float = 0.25
+    loss_below: float = 0.27
     loss_smoothing: int = 5
-    strain: float = 0.027
-    drop: float = 0.063
-    spread: float = 1.25
+    strain: float = 0.0262
+    drop: float = 0.0705
+    spread: float = 1.225
     spread_alarm: float = 1.8
     hold_repetition: int = 3
 
