@@ -71,6 +71,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/detectors.py
+	$(BIN)/python -m benchmarks.fused
 
 bench-generalization: $(VENV)/.benchmark
 	$(BIN)/python -m benchmarks.generalization subset
