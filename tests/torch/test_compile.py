@@ -308,6 +308,24 @@ def test_nothing_of_the_monitor_is_exported():
         assert monitor.step().main.tokens == 24
 
 
+def test_a_monitor_stands_aside_where_a_forward_is_not_run_as_it_stands():
+    model = Net()
+    parameters = dict(model.named_parameters())
+
+    def loss_of(parameters, tokens):
+        return torch.func.functional_call(model, parameters, (tokens,)).square().mean()
+
+    expected = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0))(parameters, tokens_of(0))
+    with watch(model, every=1) as monitor:
+        found = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0))(parameters, tokens_of(0))
+        traced = torch.jit.trace(model, (tokens_of(0),))
+        assert monitor.step().main.tokens == 0
+        torch.func.grad(loss_of)(parameters, tokens_of(0))  # a training step in another form
+        assert monitor.step().main.tokens == 24
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert torch.equal(traced(tokens_of(1)), model(tokens_of(1)))
+
+
 # Errors, silence and the end -------------------------------------------------------------------------------------
 
 

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from logalign import Energies, watch
+from logalign.errors import SiteError
 
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -116,3 +118,24 @@ def test_compiled(setting):
         for site in ("unembedding", "body"):
             assert taken[site].tokens == eager[site].tokens == 48
             assert taken[site].lar == pytest.approx(eager[site].lar, abs=2e-4), site
+
+
+# Weights that are elsewhere between forwards ---------------------------------------------------------------------
+
+
+def test_a_model_that_is_moved_to_its_device_for_a_forward():
+    model = Net()
+    cpu_offload_with_hook(model, execution_device="cpu")
+    with watch(model, every=1) as monitor:
+        model(tokens_of(0)).square().mean().backward()
+        weight, hidden = model.seen[0]
+        exact = Energies.of(weight.double(), hidden.double())
+        assert monitor.step().main.lar == pytest.approx(exact.lar, abs=2e-6)
+
+
+def test_a_head_that_is_offloaded_after_it_is_watched_is_named():
+    model = Net()
+    with watch(model, every=1):
+        cpu_offload(model, execution_device="cpu")
+        with pytest.raises(SiteError, match=r"layer 'lm_head': expected a weight that is in memory, .* meta device"):
+            model(tokens_of(0))

@@ -14,6 +14,10 @@ same, as the blocks of a model that are compiled one by one. So what is traced m
 operator is handed a parameter of the module that it runs for: the hook that it calls is the one at the module whose
 parameter that is. Modules without a hook are for the compiler the same as those with one, but not the other way round:
 a block that is watched may run the code of one that is not. So the latter get a hook, too, which does nothing.
+
+What the operator reads has to be in memory. Inputs and outputs of a matrix product are; but where logits are cast to
+float32 in the same code, inductor may keep those for backward in place of the narrower ones that the operator reads,
+2 bytes more for each logit (PyTorch 2.13).
 """
 
 from __future__ import annotations
@@ -52,6 +56,21 @@ def as_written(function: Callable[..., None]) -> Callable[..., None]:
         skip = frames._FrameAction.SKIP
         frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
     return function
+
+
+def is_transformed() -> bool:
+    """Whether a forward is not run as it stands: traced to TorchScript, or under `torch.func.vmap`.
+
+    Its tensors have not the layer's shapes, or what is done with them would become part of the program.
+    """
+    if torch._C._get_tracing_state() is not None:
+        return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    from torch._C._functorch import TransformType
+    from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
+    return any(each.key() == TransformType.Vmap for each in retrieve_all_functorch_interpreters())
 
 
 class TraceableHook:

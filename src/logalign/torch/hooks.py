@@ -22,7 +22,7 @@ from logalign.errors import InputError, SiteError
 from logalign.readings import UNEMBEDDING
 from logalign.torch.adapters import Adapted
 from logalign.torch.calls import Calls
-from logalign.torch.compiled import TraceableHook, as_written, bystanders
+from logalign.torch.compiled import TraceableHook, as_written, bystanders, is_transformed
 from logalign.torch.fused import OBSERVE, FusedLoss, LossCall, WithoutForward, hidden_state, is_same
 from logalign.torch.linear import Dense, weight_of
 from logalign.torch.masks import TokenMask, labels_among
@@ -434,7 +434,9 @@ class _AtSite(_Hook):
             if torch.is_grad_enabled():
                 outputs = (output,) if isinstance(output, Tensor) else ()
                 self.leave(module, args[0] if args else kwargs["input"], *outputs)
-        elif self._recorder.armed and self._recorder.is_training(self._site, gradients=torch.is_grad_enabled()):
+        elif not self._recorder.armed or is_transformed():
+            return
+        elif self._recorder.is_training(self._site, gradients=torch.is_grad_enabled()):
             self._recorder.record(self._site, args[0] if args else kwargs["input"], output)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
