@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn import functional as F
 
 from tests.torch import parallel_cases as cases
@@ -40,7 +43,11 @@ class Fused(nn.Module):
 
     def forward(self, ids: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits [B, T, m], by hand."""
-        return F.linear(self.base_model(ids), self.lm_head.weight)
+        hidden, weight = self.base_model(ids), self.lm_head.weight
+        if isinstance(weight, DTensor):
+            hidden = DTensor.from_local(hidden, weight.device_mesh, [Replicate()])
+            return F.linear(hidden, weight).full_tensor()
+        return F.linear(hidden, weight)
 
 
 def ddp(rank: int, world: int, watched: bool) -> cases.Result:
@@ -58,6 +65,13 @@ def fsdp(rank: int, world: int, watched: bool, **options: Any) -> cases.Result:
         fully_shard(block)
     fully_shard(model, **options)
     return cases.run(model, cases.rows_of(rank, world), world, watched=watched)
+
+
+def tensor_parallel(rank: int, world: int, watched: bool) -> cases.Result:
+    """The head's rows are split, and all ranks have the same tokens."""
+    model = Fused()
+    parallelize_module(model.lm_head, init_device_mesh("cpu", (world,)), ColwiseParallel())
+    return cases.run(model, [cases.data(step) for step in range(cases.STEPS)], 1.0, watched=watched)
 
 
 def fsdp_resharding(rank: int, world: int, watched: bool) -> cases.Result:

@@ -785,8 +785,10 @@ def two():
     workers.stop()
 
 
-@pytest.mark.parametrize("case", [fused_cases.ddp, fused_cases.fsdp, fused_cases.fsdp_resharding])
-def test_two_ranks_with_tokens_of_their_own(two, case):
+@pytest.mark.parametrize(
+    "case", [fused_cases.ddp, fused_cases.fsdp, fused_cases.fsdp_resharding, fused_cases.tensor_parallel]
+)
+def test_two_ranks(two, case):
     truth, watched, unwatched = parallel_cases.alone(), two.run(case, True), two.run(case, False)
     for one, other in zip(watched, unwatched, strict=True):
         assert not one["told"]

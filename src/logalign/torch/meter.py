@@ -230,7 +230,13 @@ class Meter:
         share = self.part.of_output
         if outputs is None:
             row_mean = self._whole_row_sum / self.m if self._softmax and self._whole_row_sum is not None else None
-            found = self._output_energy.of(weight, rows, mask=mask, row_mean=row_mean)
+            m, n = weight.shape
+            if n < self.n:
+                raise InputError(
+                    f"expected outputs of a layer of which this rank has {n} of {self.n} columns, found none: what its "
+                    "columns give is no energy of the whole; call monitor.observe(weight, inputs) with whole tensors"
+                )
+            found = self._output_energy.of(weight, rows, mask=mask, row_mean=row_mean, whole=m == self.m)
             self._add("biased_output", found.energy, share)
             self._add("output_variance", found.variance, share)
             self._rounding = max(self._rounding, ROUNDING[torch.promote_types(weight.dtype, torch.float32)])

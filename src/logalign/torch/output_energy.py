@@ -98,7 +98,13 @@ class OutputEnergy:
         self._gram: Tensor | None = None
 
     def of(
-        self, weight: LinearMap, rows: Tensor, *, mask: Tensor | None = None, row_mean: Tensor | None = None
+        self,
+        weight: LinearMap,
+        rows: Tensor,
+        *,
+        mask: Tensor | None = None,
+        row_mean: Tensor | None = None,
+        whole: bool = True,
     ) -> Estimate:
         """That of one more call.
 
@@ -107,13 +113,15 @@ class OutputEnergy:
             rows: X, zero where the mask leaves tokens out.
             mask: [T] of bool, the tokens that count.
             row_mean: The mean of the rows of W [n], where it is known.
+            whole: Whether these are all of the layer's rows. Of a part no sample is taken: ranks would draw the same
+                tokens for theirs, and their errors be of one sign.
         """
         (m, n), tokens = weight.shape, rows.shape[0]
         # How many calls there will be is not known: by Gram from where all of them together, one by one, would have
         # cost as much as its m n^2. That is at most twice the cheapest.
         by_gram = self._gram is not None or (self._one_by_one + tokens) * m > (tokens + m) * n
         exact = (tokens * n * n if self._gram is not None else (m + tokens) * n * n) if by_gram else tokens * m * n
-        if self._way.samples(exact, tokens=tokens, m=m, n=n):
+        if whole and self._way.samples(exact, tokens=tokens, m=m, n=n):
             return self._sample(weight, rows, mask, row_mean)
         if not by_gram:
             self._one_by_one += tokens
