@@ -182,6 +182,18 @@ def test_blocks_that_are_compiled_one_by_one(compiled):
         assert_same_readings(readings, trained(nothing, layers=layers)[0])
 
 
+def test_layers_beside_watched_ones_are_let_go():
+    model = Net()
+
+    def hooked():
+        return {name for name, module in model.named_modules() if module._forward_hooks}
+
+    with watch(model, layers=["unembedding", "blocks.1.up"], every=1):
+        # Else the compiler would run the code of another block for the one that is watched.
+        assert hooked() == {"", "lm_head", "blocks.0.up", "blocks.1.up", "blocks.2.up"}
+    assert hooked() == set()
+
+
 def test_inductor_makes_the_same_weights_with_and_without_the_monitor():
     readings, weights, graphs = trained(wrapped, backend="inductor", layers=ALL)
     _, plain_weights, plain_graphs = trained(wrapped, backend="inductor", monitored=False)

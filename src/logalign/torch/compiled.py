@@ -37,7 +37,7 @@ _owners: WeakSet[Owner] = WeakSet()
 _hooks: WeakValueDictionary[int, TraceableHook] = WeakValueDictionary()
 _hooks_found: WeakValueDictionary[tuple[int, str], TraceableHook] = WeakValueDictionary()  # by memory and kind
 _anchors = {CPU: torch.zeros(1)}
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch 2.7 and later
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # older PyTorch has none
 
 
 class Owner(Protocol):
@@ -52,7 +52,7 @@ def as_written(function: Callable[..., None]) -> Callable[..., None]:
     It does so with the hooks of the outermost module, a graph for each. Inside of a module the hook is traced as ever.
     """
     frames = torch._C._dynamo.eval_frame
-    if hasattr(frames, "set_code_exec_strategy"):  # PyTorch before 2.7 has none, and compiles the hook
+    if hasattr(frames, "set_code_exec_strategy"):  # older PyTorch has none, and compiles the hook
         skip = frames._FrameAction.SKIP
         frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
     return function
