@@ -555,9 +555,8 @@ class Monitor:
                 f"silent {site}",
                 f"{site}: no training forward reached this layer in {SILENT_STEPS} monitored steps"
                 + (f" (forwards that did: {skipped}; train in model.train() and with gradients)" if skipped else "")
-                + "; watch a model that is compiled before its first compiled call, or call torch._dynamo.reset() after "
-                "watch(); pass the very object that is trained; "
-                + self._recorder.without_forward.advice(site),
+                + "; watch a model that is compiled before its first compiled call, or call torch._dynamo.reset() "
+                "after watch(); pass the very object that is trained; " + self._recorder.without_forward.advice(site),
             )
         m, n = shape or (None, None)
         reason = "no training forward reached this layer" + (f" ({skipped})" if skipped else "")
