@@ -627,3 +627,14 @@ def test_a_resume_takes_back_what_was_concluded_after_it():
     changes, _ = outcomes(good, detector)
     assert changes == [(500, "healthy")]
     assert detector.verdict.since_step == 0
+
+
+@pytest.mark.parametrize("given", [{}, {"baseline": Baseline.from_run(FRESH)}])
+@pytest.mark.parametrize("back", [1, 12, 60])
+def test_what_each_kind_of_evidence_said_is_taken_back_and_said_again(back, given):
+    readings = recorded(REPEATED)[:120]
+    changes, plain = outcomes(readings, **given)
+    resumed = outcomes([*readings, *readings[-back:]], **given)[1]
+    assert (resumed.verdict.outcome, resumed.verdict.since_step) == (plain.verdict.outcome, plain.verdict.since_step)
+    assert resumed.signals == plain.signals
+    assert changes[-1][1] == "overfitting"
