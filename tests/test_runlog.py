@@ -212,7 +212,7 @@ def train(folder, report):
         monitor.load_state_dict(state["monitor"])
         step = state["step"]
     else:
-        monitor.load_state_dict({"version": 1, "step": 0, "tokens_seen": {}})
+        monitor.load_state_dict({"version": 2, "step": 0, "tokens_seen": "{}"})
     while True:
         loss = model(torch.randn(16, 4)).square().mean()
         loss.backward()
