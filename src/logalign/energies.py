@@ -312,11 +312,11 @@ class Energies:
 
     @property
     def _weight_centered(self) -> float:
-        return self.weight - float(self.row_sum @ self.row_sum) / self.m
+        return self.weight - _dot(self.row_sum, self.row_sum) / self.m
 
     @property
     def _input_centered(self) -> float:
-        return self.input - float(self.input_sum @ self.input_sum) / self.tokens if self.tokens else math.nan
+        return self.input - _dot(self.input_sum, self.input_sum) / self.tokens if self.tokens else math.nan
 
     @property
     def _output_vocab_centered(self) -> float:
@@ -330,7 +330,7 @@ class Energies:
     def _output_centered(self) -> float:
         if self.tokens == 0:
             return math.nan
-        grand = float(self.row_sum @ self.input_sum)
+        grand = _dot(self.row_sum, self.input_sum)
         return self._output_vocab_centered - self._column_mean_energy + grand * grand / (self.m * self.tokens)
 
     @property
@@ -458,6 +458,11 @@ def _output_energy(layer: Layer, inputs: Array, row_offset: Array) -> float:
     return sum(
         float(xp.sum((inputs @ (block - row_offset).T) ** 2)) for _, block in layer.blocks(layer.weight, max(tokens, n))
     )
+
+
+def _dot(a: Vector, b: Vector) -> float:
+    """The inner product without `@`, which for long vectors wakes threads that then spin beside the training."""
+    return float((a * b).sum())
 
 
 def _centered(vector: Vector) -> Vector:

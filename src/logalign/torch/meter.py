@@ -292,7 +292,8 @@ def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, b
     for name in OF_WEIGHT:
         sums[name] /= weighed
     if packed.spread:
-        sums["output_sum_energy"] = float(output_sum @ output_sum)
+        # No `@`: of vectors so long it would wake the threads of NumPy's BLAS, which then spin beside the training.
+        sums["output_sum_energy"] = float(np.square(output_sum).sum())
     tokens = round(sums["tokens"])
     correction = 2 * sums["bias_dot_output_sum"] + tokens * sums["bias_energy"]
     if sums["bias_dot_output_sum"] == 0 and sums["bias_energy"] == 0:
