@@ -50,7 +50,7 @@ class Training:
 
     def __init__(self, stack: str, every: int, rank: int, world: int) -> None:
         torch.manual_seed(0)
-# A class of its own: compiled code is shared between models of one class, hooks or not.
+        # A class of its own: compiled code is shared between models of one class, hooks or not.
         own: type[GPT] = type(f"GPT{every}", (GPT,), {})
         model = own(vocabulary=VOCABULARY, width=WIDTH, layers=LAYERS, context=CONTEXT)
         self.model, self.losses = STACKS[stack](model)
