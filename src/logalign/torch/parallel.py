@@ -66,6 +66,7 @@ class Ranks:
         self.shards = len(self.everyone) // len(self.tokens)
         self._group = group
         self._agreed: dict[str, Shape] | None = None
+        self._was_distributed = _initialized()
         self.is_first = group is None or torch.distributed.get_rank() == self.everyone[0]
 
     @property
@@ -88,16 +89,11 @@ class Ranks:
         Raises:
             LogAlignError: there is one, of several ranks.
         """
-        if self.alone and self._unknown_group():
+        if self.alone and not self._was_distributed and _world_size() > 1:
             raise LogAlignError(
                 "expected the process group to be there when watch() was called, found one that came up since; call "
                 "torch.distributed.init_process_group() first, wrap the model, then watch it"
             )
-
-    def _unknown_group(self) -> bool:
-        return not self._distributed_at_start and _world_size() > 1
-
-    _distributed_at_start = True
 
     def share(self, value: Any) -> Any:
         """The first rank's value, at every rank. A collective of Python objects: not for a step."""
@@ -310,9 +306,7 @@ def find_ranks(
     if _world_size() == 1:
         if mesh is not None and not _initialized():
             raise InputError("mesh: expected a process group that is up, found none; call init_process_group() first")
-        ranks = Ranks()
-        ranks._distributed_at_start = _initialized()
-        return ranks
+        return Ranks()
     tokens, group = _token_ranks(model, mesh)
     own = torch.distributed.get_rank()
     together = {own}
