@@ -14,7 +14,7 @@ SOURCE = Path(logalign.__file__).parent
 FRAMEWORKS = {"torch", "jax", "jaxlib", "tensorflow", "keras", "flax", "transformers", "lightning", "accelerate"}
 
 PARTS = {
-    "ground": ["errors"],
+    "ground": ["errors", "extras"],
     "sums": ["arrays", "energies", "spectrum"],
     "waist": ["readings", "runlog", "tensorboard_log"],
     "producers": ["torch", "jax"],

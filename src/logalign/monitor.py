@@ -14,8 +14,9 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import logalign
@@ -24,6 +25,7 @@ from logalign.diagnosis.guarded import GuardedDetector
 from logalign.errors import InputError, LogAlignError, LogAlignWarning, MissingExtraError
 from logalign.readings import UNEMBEDDING, Reading, Readings, finite
 from logalign.runlog import RunWriter, open_run
+from logalign.trackers.tracker import Tracker, Trackers, open_trackers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,6 +68,7 @@ def watch(
     vocabulary: int | None = None,
     without_logits: str | int = "auto",
     main_call: int | None = None,
+    trackers: object = None,
 ) -> Monitor:
     """Watch a PyTorch model while it trains: measure the log-alignment ratio of its unembedding.
 
@@ -99,6 +102,9 @@ def watch(
             where a sample would cost more. So it is, too, where a layer returns something else than `W x + b`.
         main_call: Which call of the unembedding counts, from 0 on, where a forward calls it again on the same tokens to
             predict further ones (multi-token prediction); None for all calls, as of a loss that goes by chunks.
+        trackers: Where to show every reading and the verdict, too: "tensorboard", "wandb", "mlflow", "csv", an object
+            (a SummaryWriter, a run of W&B or MLflow, an Accelerator), or a list of them; docs/trackers.md has the
+            names. One that fails is told of once and stops no training.
 
     Returns:
         A Monitor; call its `step()` once per optimizer step. Weights are bit-identical with and without it. Which layer
@@ -109,7 +115,7 @@ def watch(
         SiteError: no such layer, no linear layer, fan-in 1, or the model is watched already.
         RunError: the folder holds a run and `resume` is False, or it is damaged or cannot be written; or there is no
             run to make the baseline from.
-        MissingExtraError: PyTorch is not installed.
+        MissingExtraError: PyTorch is not installed, or a tracker's package.
 
     Example:
         >>> import torch, logalign
@@ -177,6 +183,7 @@ def watch(
             baseline=reference,
             regime=regime,
             past=past,
+            trackers=_trackers(trackers, run, ranks=ranks, is_idle=sought is None),
         )
     except BaseException:
         recorder.detach()
@@ -203,6 +210,23 @@ def _open(
     return writer, past
 
 
+def _trackers(trackers: object, run: str | os.PathLike[str] | None, *, ranks: Ranks, is_idle: bool) -> list[Tracker]:
+    """The trackers, at the first of the ranks that have the layer; an error there is raised at all of them."""
+    if trackers is None or is_idle:
+        return []
+    opened: list[Tracker] = []
+    error = None
+    if ranks.is_first:
+        try:
+            opened = open_trackers(trackers, folder=None if run is None else Path(run))
+        except LogAlignError as found:
+            error = found
+    (error,) = ranks.share((error,))
+    if error is not None:
+        raise error
+    return opened
+
+
 class Monitor:
     """What `watch()` returns: call `step()` once per optimizer step, and `close()` at the end (or use `with`).
 
@@ -222,6 +246,7 @@ class Monitor:
         baseline: Baseline | None,
         regime: Choice,
         past: list[Reading] | None = None,
+        trackers: Iterable[Tracker] = (),
     ) -> None:
         self.readings: deque[Readings] = deque(maxlen=history)
         self._recorder = recorder
@@ -240,6 +265,7 @@ class Monitor:
         self._detector = GuardedDetector(
             baseline=baseline, regime=regime, warn=lambda message: self._warn_later("detector", message)
         )
+        self._trackers = Trackers(trackers, warn=self._warn_later)
         self._past: Sequence[Reading] = past or () if writer is None else ()
         self._resume_at: int | None = None
         if past is not None:
@@ -430,6 +456,7 @@ class Monitor:
                     "no step", "forwards were measured, but step() was never called: call it once per optimizer step"
                 )
         finally:
+            self._trackers.close()
             self._close_run()
 
     def __enter__(self) -> Monitor:
@@ -532,6 +559,8 @@ class Monitor:
         self._write(taken)
         self.readings.append(taken)
         self._detector.update(taken.main)
+        if self._trackers:
+            self._trackers.log(taken, self.verdict)
         told, self._told_later = self._told_later, []
         for key, message in told:
             self._warn(key, message)

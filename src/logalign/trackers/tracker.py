@@ -1,0 +1,110 @@
+"""Trackers: where a team already looks at its curves. Each gets the same names; none can stop a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from logalign.diagnosis.verdict import Verdict
+from logalign.errors import InputError
+from logalign.readings import Readings
+from logalign.trackers.metrics import metrics
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """What any object needs to be a tracker; `LogAlignError`s may be raised when it is made, not later."""
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Take one step's numbers, named as `trackers.metrics` names them."""
+
+    def tell(self, verdict: Verdict) -> None:
+        """Take a verdict whose outcome is not the one before."""
+
+    def close(self) -> None:
+        """Write what is left; what was not opened here stays open."""
+
+
+NAMED = ("tensorboard", "wandb", "mlflow", "csv")
+"""Trackers that a name stands for: each a module of that name here, with a function `open_tracker(folder)`."""
+
+
+def open_trackers(trackers: object, *, folder: Path | None) -> list[Tracker]:
+    """The trackers that names and objects stand for.
+
+    Args:
+        trackers: A name of `NAMED`, an object, or a list of them; None for none. An object is a `Tracker`, or of a kind
+            that a module here knows: a SummaryWriter, a run of W&B, an MLflow run, an Accelerator.
+        folder: The run folder, where trackers that write files put them; None without one.
+
+    Raises:
+        InputError: no such name, an object of another kind, or no run to log to where the tracker needs one.
+        MissingExtraError: the tracker's package is not installed.
+    """
+    if trackers is None:
+        return []
+    several = trackers if isinstance(trackers, list | tuple) else [trackers]
+    return [_open(each, folder) for each in several]
+
+
+def _open(tracker: object, folder: Path | None) -> Tracker:
+    if isinstance(tracker, str):
+        if tracker not in NAMED:
+            raise InputError(f"trackers: expected one of {', '.join(NAMED)} or an object, found {tracker!r}")
+        module = import_module(f"logalign.trackers.{tracker}")
+        named: Tracker = module.open_tracker(folder)
+        return named
+    if isinstance(tracker, Tracker):
+        return tracker
+    for name in ("tensorboard", "wandb", "mlflow", "accelerate"):
+        wrapped: Tracker | None = import_module(f"logalign.trackers.{name}").wrap(tracker)
+        if wrapped is not None:
+            return wrapped
+    raise InputError(
+        f"trackers: expected a name ({', '.join(NAMED)}), a SummaryWriter, a run of W&B or MLflow, an Accelerator, or "
+        f"an object with log, tell and close, found {type(tracker).__name__}"
+    )
+
+
+class Trackers:
+    """Several trackers beside a training: one that fails is told of once and left out from then on.
+
+    Args:
+        trackers: Of `open_trackers()`.
+        warn: Called with a key and one sentence when one fails.
+    """
+
+    def __init__(self, trackers: Iterable[Tracker], *, warn: Callable[[str, str], None]) -> None:
+        self._trackers = list(trackers)
+        self._warn = warn
+        self._outcome: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._trackers)
+
+    def log(self, readings: Readings, verdict: Verdict) -> None:
+        """Give all of them one step's readings, and the verdict where its outcome is another."""
+        values = metrics(readings, verdict)
+        self._each(lambda tracker: tracker.log(values, step=readings.step))
+        if verdict.outcome != self._outcome:
+            self._outcome = verdict.outcome
+            self._each(lambda tracker: tracker.tell(verdict))
+
+    def close(self) -> None:
+        """Close all of them; safe to call twice."""
+        self._each(lambda tracker: tracker.close())
+        self._trackers.clear()
+
+    def _each(self, act: Callable[[Tracker], Any]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                act(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                name = type(tracker).__name__
+                self._warn(
+                    f"tracker {name} {id(tracker)}",
+                    f"{name} failed and gets no more readings ({type(error).__name__}: {error}); training goes on",
+                )
