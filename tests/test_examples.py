@@ -1,4 +1,4 @@
-"""Every script in examples/ runs as it stands, and the pages show of it what it adds to a training of the user's own."""
+"""Every script in examples/ runs as it stands, and the pages show the lines that it adds to a user's own training."""
 
 import os
 import re
