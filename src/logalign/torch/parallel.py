@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from logalign.errors import InputError, LogAlignError, LogAlignWarning
 from logalign.readings import UNEMBEDDING
+from logalign.torch import megatron
 from logalign.torch.linear import Dense, FirstRows, LinearMap
 from logalign.torch.meter import SCALARS, Packed, Part
 from logalign.torch.reduce import wide
@@ -131,13 +132,30 @@ class Ranks:
             LogAlignError: the weight is laid out over ranks in a way that is not known here.
         """
         tensor = _tensor_of(weight)
-        if self.alone and not _is_dtensor(tensor):
+        if isinstance(weight, megatron.ColumnParallel):
+            local = self._locate_rows(weight, inputs, outputs, name=name, softmax=softmax)
+        elif self.alone and not _is_dtensor(tensor):
             local = Local(Part(shape=weight.shape), weight, inputs, outputs, weight.bias)
         elif not _is_dtensor(tensor):
             local = Local(self.whole(weight.shape), weight, _whole(inputs), _whole(outputs), weight.bias)
         else:
             local = self._locate_shard(weight, tensor, inputs, outputs, name=name, softmax=softmax)
         return local if rows is None else _without_padding(local, rows)
+
+    def _locate_rows(
+        self, weight: megatron.ColumnParallel, inputs: Tensor, outputs: Tensor | None, *, name: str, softmax: bool
+    ) -> Local:
+        self._check_shards(set(weight.ranks), name)
+        own, share = weight.own, 1 / self.shards
+        part = Part(
+            shape=weight.shape,
+            first_row=weight.first_row,
+            of_input=share,
+            of_tokens=share,
+            spread=not self.alone,
+            whole_row_sum=weight.whole_row_sum if softmax and self.shards > 1 else None,
+        )
+        return Local(part, own, inputs, _columns(outputs, weight.first_row, own.shape[0], weight.shape[0]), own.bias)
 
     def _locate_shard(
         self, weight: LinearMap, tensor: Any, inputs: Tensor, outputs: Tensor | None, *, name: str, softmax: bool
@@ -183,14 +201,16 @@ class Ranks:
                 f"layer {name!r}: expected a weight over a mesh of one axis when its forward runs, found {mesh}; "
                 "call monitor.observe(weight, inputs) with whole tensors"
             )
-        ranks = set(mesh.mesh.flatten().tolist())
+        self._check_shards(set(mesh.mesh.flatten().tolist()), name)
+
+    def _check_shards(self, ranks: set[int], name: str) -> None:
         both = ranks & set(self.tokens)
-        if mesh.size() > 1 and len(both) > 1:
+        if len(ranks) > 1 and len(both) > 1:
             raise LogAlignError(
-                f"layer {name!r}: expected ranks with tokens of their own beside the {mesh.size()} that share its "
+                f"layer {name!r}: expected ranks with tokens of their own beside the {len(ranks)} that share its "
                 f"weight, found ranks {sorted(both)} among both; pass watch(mesh=...) the data-parallel axes alone"
             )
-        if mesh.size() != self.shards or not ranks <= set(self.everyone):
+        if len(ranks) != self.shards or not ranks <= set(self.everyone):
             raise LogAlignError(
                 f"layer {name!r}: expected its weight over {self.shards} of the ranks {list(self.everyone)} that "
                 f"measure together, found it over {sorted(ranks)}; parallelize the model before watch(), and pass "
@@ -279,6 +299,8 @@ def stage_of(model: Any, layers: str | Sequence[str]) -> Stage:
     """The stage that a `PipelineStage` is; anything else is a model that is no stage."""
     if not _initialized():
         return Stage(model, layers, None)
+    if megatron.is_chunk_without_head(model):
+        return Stage(model, None, lambda: False)
     from torch.distributed.pipelining.stage import _PipelineStageBase
 
     if not isinstance(model, _PipelineStageBase):
@@ -309,7 +331,7 @@ def find_ranks(
         return Ranks()
     tokens, group = _token_ranks(model, mesh)
     own = torch.distributed.get_rank()
-    together = {own}
+    together = {own, *megatron.shards(model)}
     for weight in weights:
         if _is_dtensor(weight):
             together |= set(weight.device_mesh.mesh.flatten().tolist())
@@ -340,7 +362,7 @@ def _token_ranks(model: nn.Module, mesh: Any) -> tuple[list[int], ProcessGroup |
 
     own = torch.distributed.get_rank()
     if mesh is None:
-        mesh = _wrapper_of(model)
+        mesh = wrapper_of(model)
     if mesh is None:
         return [own], None
     if isinstance(mesh, ProcessGroup):
@@ -353,7 +375,7 @@ def _token_ranks(model: nn.Module, mesh: Any) -> tuple[list[int], ProcessGroup |
     )
 
 
-def _wrapper_of(model: nn.Module) -> DeviceMesh | ProcessGroup | None:
+def wrapper_of(model: nn.Module) -> DeviceMesh | ProcessGroup | None:
     """What the model's own wrapper says of its data-parallel ranks: DDP, `fully_shard`, or DeepSpeed."""
     from torch.distributed.fsdp import FSDPModule
     from torch.nn.parallel import DistributedDataParallel
@@ -367,6 +389,8 @@ def _wrapper_of(model: nn.Module) -> DeviceMesh | ProcessGroup | None:
             if sharded is not None:
                 mesh: DeviceMesh = sharded.mesh_info.mesh
                 return mesh
+        if (group_of_megatron := megatron.token_ranks(module)) is not None:
+            return group_of_megatron
         if type(module).__module__.startswith("deepspeed.") and hasattr(module, "data_parallel_group"):
             group = module.data_parallel_group  # type: ignore[assignment]
             return group
