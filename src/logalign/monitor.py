@@ -12,20 +12,15 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import logalign
 from logalign.diagnosis.detector import as_baseline, check_regime
-from logalign.diagnosis.guarded import GuardedDetector
-from logalign.errors import InputError, LogAlignError, LogAlignWarning, MissingExtraError
+from logalign.errors import InputError, LogAlignError, MissingExtraError
+from logalign.journal import Journal, open_journal
 from logalign.readings import UNEMBEDDING, Reading, Readings, finite
-from logalign.runlog import RunWriter, open_run
-from logalign.trackers.tracker import Tracker, Trackers, open_trackers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -172,106 +167,70 @@ def watch(
             "sites": {},
             "settings": dict(settings or {}),
         }
-        writer, past = (None, None) if sought is None else _open(run, meta, resume=resume, ranks=ranks)
-        return Monitor(
-            recorder,
-            writer,
-            main=found.main,
-            every=every,
-            spectra_every=spectra_every,
-            history=history,
-            baseline=reference,
-            regime=regime,
-            past=past,
-            trackers=_trackers(trackers, run, ranks=ranks, is_idle=sought is None),
-        )
+        journal_settings: dict[str, Any] = {
+            "main": found.main,
+            "history": history,
+            "baseline": reference,
+            "regime": regime,
+        }
+        if sought is None:
+            run, trackers = None, None
+        journal = _open(run, meta, resume=resume, trackers=trackers, ranks=ranks, **journal_settings)
+        return Monitor(recorder, journal, main=found.main, every=every, spectra_every=spectra_every)
     except BaseException:
         recorder.detach()
         raise
 
 
 def _open(
-    run: str | os.PathLike[str] | None, meta: Mapping[str, Any], *, resume: bool, ranks: Ranks
-) -> tuple[RunWriter | None, list[Reading] | None]:
-    """The run's writer, at the first of its ranks, and at all of them the readings that it holds if it is resumed."""
-    if run is None:
-        return None, None
-    writer, past, error = None, None, None
+    run: str | os.PathLike[str] | None,
+    meta: Mapping[str, Any],
+    *,
+    resume: bool,
+    trackers: object,
+    ranks: Ranks,
+    **settings: Any,
+) -> Journal:
+    """The journal: at the first of the ranks with its run folder and its trackers, at all with what is resumed.
+
+    An error at the first rank is raised at all of them.
+    """
+    if run is None and trackers is None:
+        return Journal(None, **settings)
+    opened, past, error = None, None, None
     if ranks.is_first:
         try:
-            writer = RunWriter(run, meta, resume=resume)
-            if writer.resumed:
-                past = list(open_run(writer.path).readings)
+            opened = open_journal(run, meta, resume=resume, trackers=trackers, **settings)
+            past = opened.past
         except LogAlignError as found:
             error = found
     past, error = ranks.share((past, error))
     if error is not None:
         raise error
-    return writer, past
-
-
-def _trackers(trackers: object, run: str | os.PathLike[str] | None, *, ranks: Ranks, is_idle: bool) -> list[Tracker]:
-    """The trackers, at the first of the ranks that have the layer; an error there is raised at all of them."""
-    if trackers is None or is_idle:
-        return []
-    opened: list[Tracker] = []
-    error = None
-    if ranks.is_first:
-        try:
-            opened = open_trackers(trackers, folder=None if run is None else Path(run))
-        except LogAlignError as found:
-            error = found
-    (error,) = ranks.share((error,))
-    if error is not None:
-        raise error
-    return opened
+    return Journal(None, past=past, **settings) if opened is None else opened
 
 
 class Monitor:
-    """What `watch()` returns: call `step()` once per optimizer step, and `close()` at the end (or use `with`).
+    """What `watch()` returns: call `step()` once per optimizer step, and `close()` at the end (or use `with`)."""
 
-    Attributes:
-        readings: The readings of the monitored steps so far, the latest last (as many as `history` says).
-    """
-
-    def __init__(
-        self,
-        recorder: Recorder,
-        writer: RunWriter | None,
-        *,
-        main: str,
-        every: int,
-        spectra_every: int,
-        history: int,
-        baseline: Baseline | None,
-        regime: Choice,
-        past: list[Reading] | None = None,
-        trackers: Iterable[Tracker] = (),
-    ) -> None:
-        self.readings: deque[Readings] = deque(maxlen=history)
+    def __init__(self, recorder: Recorder, journal: Journal, *, main: str, every: int, spectra_every: int) -> None:
         self._recorder = recorder
-        self._writer = writer
+        self._journal = journal
         self._main = main
         self._every = every
         self._spectra_every = spectra_every
-        self._step = 0
-        self._tokens_seen: dict[str, tuple[int, int]] = {}  # site: tokens, up to and including which step
+        self._step = journal.first_step
         self._described: dict[str, Any] = {}
         self._losses: tuple[float | Tensor, int] = (0.0, 0)  # sum and count of the steps since the last reading
         self._silent: dict[str, int] = {}
-        self._warned: set[str] = set()
-        self._told_later: list[tuple[str, str]] = []
         self._closed = False
-        self._detector = GuardedDetector(
-            baseline=baseline, regime=regime, warn=lambda message: self._warn_later("detector", message)
-        )
-        self._trackers = Trackers(trackers, warn=self._warn_later)
-        self._past: Sequence[Reading] = past or () if writer is None else ()
-        self._resume_at: int | None = None
-        if past is not None:
-            self._resume_after(past)
         self._arm()
         self._describe()
+
+    @property
+    def readings(self) -> deque[Readings]:
+        """The readings of the monitored steps so far, the latest last (as many as `history` says)."""
+        return self._journal.readings
 
     @property
     def verdict(self) -> Verdict:
@@ -280,7 +239,7 @@ class Monitor:
         It is what `logalign.diagnose` says of the recorded run. Should the detector itself fail, it is "undecidable"
         from then on, with the error as its reason, after one warning.
         """
-        return self._detector.verdict
+        return self._journal.verdict
 
     @property
     def next_is_monitored(self) -> bool:
@@ -406,14 +365,12 @@ class Monitor:
         has the very same entries: `torch.distributed.checkpoint` loads into those that are there. `torch.save` and JSON
         can hold it, too.
         """
-        seen = {site: list(pair) for site, pair in self._tokens_seen.items()}
         total, count = self._losses
         return {
             "version": STATE_VERSION,
             "step": self._step,
-            "tokens_seen": json.dumps(seen),
             "losses": json.dumps([finite(float(total)), count]),
-            "detector": json.dumps(self._detector.state_dict(), allow_nan=False),
+            **self._journal.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -429,16 +386,9 @@ class Monitor:
                 f"state: expected what Monitor.state_dict() gives (version {STATE_VERSION}), found {dict(state)!r}"
             )
         self._step = state["step"]
-        self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in json.loads(state["tokens_seen"]).items()}
         total, count = json.loads(state.get("losses", "[0.0, 0]"))
         self._losses = (math.nan if total is None else total, count)
-        if self._writer is not None and self._writer.last is not None:
-            self._resume_at = self._step
-        detector = json.loads(state.get("detector", "null"))
-        if detector is not None:
-            self._detector.load_state_dict(detector)
-        else:
-            self._detector.restart(partial(self._before, self._step))
+        self._journal.load_state_dict(state, step=self._step)
         self._recorder.take()
         self._arm()
 
@@ -452,12 +402,13 @@ class Monitor:
         self._recorder.detach()
         try:
             if unstepped:
-                self._warn(
-                    "no step", "forwards were measured, but step() was never called: call it once per optimizer step"
+                self._journal.warn(
+                    "no step",
+                    "forwards were measured, but step() was never called: call it once per optimizer step",
+                    step=self._step,
                 )
         finally:
-            self._trackers.close()
-            self._close_run()
+            self._journal.close(step=self._step)
 
     def __enter__(self) -> Monitor:
         return self
@@ -483,21 +434,6 @@ class Monitor:
         recorder.armed = not self._closed and self.next_is_monitored
         recorder.spectral = bool(self._spectra_every) and self._step % self._spectra_every == 0
 
-    def _resume_after(self, past: Sequence[Reading]) -> None:
-        """Go on after the last reading of a run."""
-        self._step = past[-1].step + 1 if past else 0
-        self._resume_at = self._step
-        for reading in past:
-            if reading.tokens_seen is not None:
-                self._tokens_seen[reading.site] = (reading.tokens_seen, reading.step)
-        self._detector.restart(partial(self._before, self._step))
-
-    def _before(self, step: int) -> list[Reading]:
-        """The readings of the main layer before a step, from the resumed run and those taken since."""
-        taken = [readings.main for readings in self.readings]
-        recorded = [*self._past, *taken] if self._writer is None else open_run(self._writer.path).readings
-        return [reading for reading in recorded if reading.site == self._main and reading.step < step]
-
     def _read(self, step: int, given: Mapping[str, Any], extra: Mapping[str, Any]) -> Readings | None:
         from logalign.torch.meter import unpack
         from logalign.torch.values import to_host
@@ -516,16 +452,16 @@ class Monitor:
         hosts, numbers = to_host({site: each.vector for site, each in packed.items()}, {**given, **extra})
         self._arm()
         if unstepped >= UNSTEPPED_UPDATES:
-            self._warn_later(
+            self._journal.warn_later(
                 "unstepped",
                 f"the weights changed {unstepped} times between two calls of step(): call it once per optimizer step; "
                 "this reading pools forwards of several updates",
             )
         if recorder.doubt is not None:
-            self._warn_later("doubt", recorder.doubt)
+            self._journal.warn_later("doubt", recorder.doubt)
         calls = recorder.calls
         if calls.repeated and calls.main is None:
-            self._warn_later(
+            self._journal.warn_later(
                 "calls",
                 f"the unembedding was called {calls.repeated} times in one forward, on more tokens than there are "
                 "labels; all calls are counted: where the model predicts further tokens, too, pass watch(main_call=0), "
@@ -537,11 +473,12 @@ class Monitor:
             energies, offered, masked = unpack(each, hosts[site])
             if not offered:
                 continue
+            self._silent[site] = 0
             known = recorder.sites.get(site)
             fields: dict[str, Any] = {
                 **common,
                 "site": site,
-                "tokens_seen": self._count(site, step, offered),
+                "tokens_seen": self._journal.count(site, step=step, tokens=offered),
                 "kept": energies.tokens / offered if masked and offered else None,
             }
             if site in grams:
@@ -549,30 +486,17 @@ class Monitor:
             softmax = known.softmax if known is not None else site == UNEMBEDDING
             readings[site] = Reading.from_energies(energies, softmax=softmax, **fields)
             if readings[site].reason is not None:
-                self._warn_later(f"undefined {site}", f"step {step}, {site}: no LAR, for {readings[site].reason}")
+                why = f"step {step}, {site}: no LAR, for {readings[site].reason}"
+                self._journal.warn_later(f"undefined {site}", why)
         for site, known in recorder.sites.items():
             if site not in readings:
                 readings[site] = self._silent_reading(site, known.shape, skipped, common)
         if self._main not in readings:
             readings[self._main] = self._silent_reading(self._main, None, skipped, common)
         taken = Readings(readings, main=self._main)
-        self._write(taken)
-        self.readings.append(taken)
-        self._detector.update(taken.main)
-        if self._trackers:
-            self._trackers.log(taken, self.verdict)
-        told, self._told_later = self._told_later, []
-        for key, message in told:
-            self._warn(key, message)
+        self._describe()
+        self._journal.take(taken)
         return taken
-
-    def _count(self, site: str, step: int, offered: int) -> int:
-        """Tokens seen so far: the steps between two monitored ones are taken to have had as many as the later one."""
-        seen, until = self._tokens_seen.get(site, (0, -1))
-        seen += offered * (step - until)
-        self._tokens_seen[site] = (seen, step)
-        self._silent[site] = 0
-        return seen
 
     def _silent_reading(
         self, site: str, shape: tuple[int, int] | None, skipped_forwards: Mapping[str, int], common: Mapping[str, Any]
@@ -580,7 +504,7 @@ class Monitor:
         self._silent[site] = self._silent.get(site, 0) + 1
         skipped = ", ".join(f"{count} {why}" for why, count in skipped_forwards.items())
         if self._silent[site] == SILENT_STEPS:
-            self._warn_later(
+            self._journal.warn_later(
                 f"silent {site}",
                 f"{site}: no training forward reached this layer in {SILENT_STEPS} monitored steps"
                 + (f" (forwards that did: {skipped}; train in model.train() and with gradients)" if skipped else "")
@@ -596,29 +520,13 @@ class Monitor:
         from logalign.spectrum import spectra_of_grams
 
         found = spectra_of_grams(*grams)
-        if self._writer is not None:
-            try:
-                self._writer.spectra(step, site, p=to_numpy(found.p), q=to_numpy(found.q))
-            except OSError as error:
-                self._warn_of_writing(error)
+        if self._journal.writes:
+            self._journal.spectra(step, site, p=to_numpy(found.p), q=to_numpy(found.q))
         return {
             "weight_participation": finite(found.weight_participation),
             "input_participation": finite(found.input_participation),
             "coherence": finite(found.coherence),
         }
-
-    def _write(self, readings: Readings) -> None:
-        try:
-            self._describe()
-            if self._writer is None:
-                return
-            if self._resume_at is not None:
-                self._writer.resume_at(self._resume_at)
-                self._resume_at = None
-            for reading in readings.values():
-                self._writer.append(reading)
-        except OSError as error:
-            self._warn_of_writing(error)
 
     def _inputs_of(self, site: str) -> str | None:
         """Where a layer's inputs come from, if its own forward does not run."""
@@ -643,38 +551,7 @@ class Monitor:
         if len(sites) > SITES_SAID:
             last = sites[-1].sentence()
             _say(f"... and {len(sites) - SITES_SAID} more layers; the last: {last}")
-        if self._writer is not None:
-            self._writer.describe(sites=self.sites)
-            self._writer.event("sites", step=self._step, sites=self.sites)
-
-    def _warn_later(self, key: str, message: str) -> None:
-        """Warn once the reading is written: a program that turns warnings into errors loses none."""
-        self._told_later.append((key, message))
-
-    def _warn(self, key: str, message: str) -> None:
-        if key in self._warned:
-            return
-        self._warned.add(key)
-        if self._writer is not None and key != "write":
-            try:
-                self._writer.event("warning", step=self._step, message=message)
-            except OSError as error:
-                self._warn_of_writing(error)
-        warnings.warn(f"logalign: {message}", LogAlignWarning, stacklevel=4)
-
-    def _close_run(self) -> None:
-        if self._writer is None:
-            return
-        try:
-            self._writer.event("close", step=self._step)
-        except OSError as error:
-            self._warn_of_writing(error)
-        finally:
-            self._writer.close()
-
-    def _warn_of_writing(self, error: OSError) -> None:
-        assert self._writer is not None
-        self._warn("write", f"{self._writer.path}: readings cannot be written ({error}); training goes on without")
+        self._journal.describe(self.sites, step=self._step)
 
 
 def _say(message: str) -> None:

@@ -1,0 +1,257 @@
+"""The journal: what becomes of readings beside a training. It knows no framework.
+
+Each step's readings are written to the run log, kept in memory, judged, shown by the trackers, and what is wrong with
+them is told once. Nothing here stops a training: a folder that cannot be written, a detector or a tracker that fails
+is one warning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logalign.diagnosis.detector import check_regime
+from logalign.diagnosis.guarded import GuardedDetector
+from logalign.errors import LogAlignWarning
+from logalign.readings import Reading, Readings
+from logalign.runlog import RunWriter, open_run
+from logalign.trackers.tracker import Tracker, Trackers, open_trackers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from logalign.diagnosis.baseline import Baseline
+    from logalign.diagnosis.detector import Choice
+    from logalign.diagnosis.verdict import Verdict
+
+
+class Journal:
+    """Takes the readings of a training, step by step.
+
+    Args:
+        writer: Of the run folder; None to write nothing.
+        main: The site that is judged.
+        history: How many steps' readings to keep in memory.
+        baseline: As of `Detector`.
+        regime: As of `Detector`.
+        past: The readings of a resumed run, after the last of which the step goes on; None for a new one.
+        trackers: Of `open_trackers()`.
+
+    Attributes:
+        readings: The readings taken so far, the latest last.
+        first_step: The step to begin with: 0, or the one after the last reading of a resumed run.
+        past: The readings of a resumed run; None where nothing is resumed.
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter | None,
+        *,
+        main: str,
+        history: int,
+        baseline: Baseline | None = None,
+        regime: Choice = "auto",
+        past: Iterable[Reading] | None = None,
+        trackers: Iterable[Tracker] = (),
+    ) -> None:
+        check_regime(regime)
+        self.readings: deque[Readings] = deque(maxlen=history)
+        self.first_step = 0
+        self._writer = writer
+        self._main = main
+        self._tokens_seen: dict[str, tuple[int, int]] = {}  # site: tokens, up to and including which step
+        self._sites: dict[str, Any] = {}
+        self._warned: set[str] = set()
+        self._told_later: list[tuple[str, str]] = []
+        self._detector = GuardedDetector(
+            baseline=baseline, regime=regime, warn=lambda message: self.warn_later("detector", message)
+        )
+        self._trackers = Trackers(trackers, warn=self.warn_later)
+        self.past = None if past is None else list(past)
+        self._resume_at: int | None = None
+        if self.past is not None:
+            self._go_on_at(self.past[-1].step + 1 if self.past else 0)
+            for reading in self.past:
+                if reading.tokens_seen is not None:
+                    self._tokens_seen[reading.site] = (reading.tokens_seen, reading.step)
+            self._detector.restart(partial(self._before, self.first_step))
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is a run folder to write to."""
+        return self._writer is not None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the readings of the main site show so far."""
+        return self._detector.verdict
+
+    def describe(self, sites: Mapping[str, Mapping[str, Any]], *, step: int) -> None:
+        """Say in the run which layers are measured, once and when that changes."""
+        described = {site: dict(entries) for site, entries in sites.items()}
+        if described == self._sites:
+            return
+        self._sites = described
+        if self._writer is None:
+            return
+        try:
+            self._writer.describe(sites=described)
+            self._writer.event("sites", step=step, sites=described)
+        except OSError as error:
+            self._warn_of_writing(error)
+
+    def count(self, site: str, *, step: int, tokens: int) -> int:
+        """Tokens seen so far: the steps between two monitored ones are taken to have had as many as the later one."""
+        seen, until = self._tokens_seen.get(site, (0, -1))
+        seen += tokens * (step - until)
+        self._tokens_seen[site] = (seen, step)
+        return seen
+
+    def take(self, readings: Readings) -> None:
+        """Write one step's readings, keep, judge and show them; then tell what there is to tell."""
+        self._write(readings)
+        self.readings.append(readings)
+        self._detector.update(readings.main)
+        if self._trackers:
+            self._trackers.log(readings, self.verdict)
+        told, self._told_later = self._told_later, []
+        for key, message in told:
+            self.warn(key, message, step=readings.step)
+
+    def spectra(self, step: int, site: str, **vectors: np.ndarray[Any, Any]) -> None:
+        """Write a site's p and q of one step beside the readings."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.spectra(step, site, **vectors)
+        except OSError as error:
+            self._warn_of_writing(error)
+
+    def warn_later(self, key: str, message: str) -> None:
+        """Warn once the next readings are taken: a program that turns warnings into errors loses none."""
+        self._told_later.append((key, message))
+
+    def warn(self, key: str, message: str, *, step: int | None = None) -> None:
+        """Warn, and write it to the run; once for each key."""
+        if key in self._warned:
+            return
+        self._warned.add(key)
+        if self._writer is not None and key != "write":
+            try:
+                self._writer.event("warning", step=step, message=message)
+            except OSError as error:
+                self._warn_of_writing(error)
+        warnings.warn(f"logalign: {message}", LogAlignWarning, stacklevel=5)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep of it: tokens seen and the detector's state, each as JSON."""
+        return {
+            "tokens_seen": json.dumps({site: list(pair) for site, pair in self._tokens_seen.items()}),
+            "detector": json.dumps(self._detector.state_dict(), allow_nan=False),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, step: int) -> None:
+        """Go on at the step of a checkpoint; readings in the run from that step on are superseded."""
+        self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in json.loads(state["tokens_seen"]).items()}
+        self._go_on_at(step)
+        detector = json.loads(state.get("detector", "null"))
+        if detector is not None:
+            self._detector.load_state_dict(detector)
+        else:
+            self._detector.restart(partial(self._before, step))
+
+    def close(self, *, step: int) -> None:
+        """Close the trackers and the run log; safe to call twice."""
+        self._trackers.close()
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            writer.event("close", step=step)
+        except OSError as error:
+            self.warn("write", _cannot_write(writer, error))
+        finally:
+            writer.close()
+
+    def _go_on_at(self, step: int) -> None:
+        self.first_step = step
+        if self._writer is not None and self._writer.last is not None:
+            self._resume_at = step
+
+    def _before(self, step: int) -> list[Reading]:
+        """The readings of the main site before a step, from the resumed run and those taken since."""
+        taken = [readings.main for readings in self.readings]
+        recorded = [*(self.past or ()), *taken] if self._writer is None else open_run(self._writer.path).readings
+        return [reading for reading in recorded if reading.site == self._main and reading.step < step]
+
+    def _write(self, readings: Readings) -> None:
+        if self._writer is None:
+            return
+        try:
+            if self._resume_at is not None:
+                self._writer.resume_at(self._resume_at)
+                self._resume_at = None
+            for reading in readings.values():
+                self._writer.append(reading)
+        except OSError as error:
+            self._warn_of_writing(error)
+
+    def _warn_of_writing(self, error: OSError) -> None:
+        assert self._writer is not None
+        self.warn("write", _cannot_write(self._writer, error))
+
+
+def open_journal(
+    run: str | os.PathLike[str] | None,
+    meta: Mapping[str, Any],
+    *,
+    main: str,
+    resume: bool = False,
+    is_first: bool = True,
+    history: int = 10_000,
+    baseline: Baseline | None = None,
+    regime: Choice = "auto",
+    trackers: object = None,
+) -> Journal:
+    """A journal that writes to a run folder and to trackers, in the first of the processes that train together.
+
+    Args:
+        run: The folder; None to keep readings in memory only.
+        meta: What run.json is to say.
+        main: The site that is judged.
+        resume: Continue the run in that folder, or begin it if there is none.
+        is_first: Whether this process writes. The others judge the same readings, and write and show nothing.
+        history: As of `Journal`.
+        baseline: As of `Journal`.
+        regime: As of `Journal`.
+        trackers: Names or objects, as `open_trackers()` takes them.
+
+    Raises:
+        RunError: the folder holds a run and `resume` is False, or it is damaged or cannot be written.
+        InputError: no such regime or tracker.
+        MissingExtraError: a tracker's package is not installed.
+    """
+    check_regime(regime)
+    writer = RunWriter(run, meta, resume=resume) if run is not None and is_first else None
+    try:
+        opened = open_trackers(trackers, folder=None if run is None else Path(run)) if is_first else []
+    except BaseException:
+        if writer is not None:
+            writer.close()
+        raise
+    past: list[Reading] | None = None
+    if writer is not None and writer.resumed:
+        past = list(open_run(writer.path).readings)
+    elif run is not None and resume and not is_first and (Path(run) / "run.json").exists():
+        past = list(open_run(run).readings)
+    return Journal(writer, main=main, history=history, baseline=baseline, regime=regime, past=past, trackers=opened)
+
+
+def _cannot_write(writer: RunWriter, error: OSError) -> str:
+    return f"{writer.path}: readings cannot be written ({error}); training goes on without"
