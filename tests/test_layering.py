@@ -16,10 +16,10 @@ FRAMEWORKS = {"torch", "jax", "jaxlib", "tensorflow", "keras", "flax", "transfor
 PARTS = {
     "ground": ["errors", "extras"],
     "sums": ["arrays", "energies", "spectrum"],
-    "waist": ["readings", "runlog", "tensorboard_log"],
+    "waist": ["readings", "runlog", "foreign"],
     "producers": ["torch", "jax"],
     "consumers": ["diagnosis", "trackers", "report"],
-    "composition": ["monitor", "integrations", "demos", "cli"],
+    "composition": ["journal", "monitor", "integrations", "demos", "cli"],
 }
 MAY_IMPORT = {
     "ground": {"ground"},

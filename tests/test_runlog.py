@@ -372,7 +372,10 @@ def test_damaged_events_are_named(tmp_path):
 def test_run_json_that_is_missing_damaged_or_newer(tmp_path):
     path = tmp_path / "run"
     path.mkdir()
-    assert refusal(path) == f"{path}: expected a run folder, found no run.json in it"
+    assert refusal(path) == (
+        f"{path}: expected a run folder, found no run.json in it, nor a log of TensorBoard, W&B, MLflow or "
+        "Transformers' Trainer"
+    )
     for content, text in (
         ('{"schema', f"{path / 'run.json'}: expected a JSON object, found damage: "),
         ("[]", f"{path / 'run.json'}: expected an object with a whole number schema_version, found None"),

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from logalign.errors import InputError, RunError
+from logalign.foreign.formats import FORMATS, reader_of
 from logalign.readings import (
     ENERGY_NAMES,
     FIELDS,
@@ -28,7 +29,6 @@ from logalign.readings import (
     Reading,
     reading_of_record,
 )
-from logalign.tensorboard_log import event_folders, tensorboard_readings
 
 SCHEMA_VERSION = 1
 AFTER_TORN_LINE = "after_torn_line"
@@ -40,7 +40,7 @@ class Run:
     """A run that was logged: its description, its readings and its events.
 
     Attributes:
-        path: The run folder, the JSONL or CSV file, or the TensorBoard log folder.
+        path: The run folder, the file, or what another tool recorded.
         meta: What run.json says; empty where there is none.
     """
 
@@ -60,10 +60,10 @@ class Run:
         Raises:
             RunError: a line is damaged that is not the last before a kill.
         """
+        if not (self.path / META).exists() and (read := reader_of(self.path)) is not None:
+            return read(self.path)
         if self.path.is_file():
             return _file_readings(self.path)
-        if not (self.path / META).exists() and event_folders(self.path):
-            return tensorboard_readings(self.path)
         path = self.path / READINGS
         if not path.exists():
             return []
@@ -122,13 +122,14 @@ class Run:
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open what was recorded: a run folder, a JSONL or CSV file with columns `step` and `lar`, or a TensorBoard log.
+    """Open what was recorded: a run folder, a JSONL or CSV file with columns `step` and `lar`, or another tool's log.
 
-    docs/run-format.md says which columns and which TensorBoard scalars are taken.
+    The other tools are TensorBoard, W&B (offline runs, exports), MLflow (local stores) and Transformers' Trainer;
+    docs/run-format.md says what is given for each, and which names are taken.
 
     Raises:
         RunError: nothing there, not a run, damaged, or written by a later version of the format.
-        MissingExtraError: a TensorBoard log, and tensorboard is not installed.
+        MissingExtraError: a log of TensorBoard or W&B, and the package that reads it is not installed.
 
     Example:
         >>> open_run("no/such/run")
@@ -137,12 +138,14 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         logalign.errors.RunError: no/such/run: expected a run folder, a JSONL or a CSV file, found nothing there
     """
     path = Path(path)
-    if path.is_dir():
-        if not (path / META).exists() and event_folders(path):
-            run = Run(path, {})
-            assert run.readings, "a TensorBoard log without LAR was refused"
-            return run
+    if (path / META).exists():
         return Run(path, _read_meta(path))
+    if reader_of(path) is not None:
+        run = Run(path, {})
+        assert run.readings, "a log without LAR was refused"
+        return run
+    if path.is_dir():
+        raise RunError(f"{path}: expected a run folder, found no {META} in it, nor {FORMATS}")
     if path.is_file():
         run = Run(path, {})
         if not run.readings:

@@ -5,13 +5,19 @@ docs/trackers.md lists them. What is undefined at a reading is left out, never m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 from logalign.diagnosis.verdict import Outcome, Verdict
-from logalign.readings import SPECTRAL_FIELDS, Reading, Readings
+from logalign.foreign import rows
+from logalign.readings import FORMS, SPECTRAL_FIELDS, Reading, Readings
 
-PREFIX = "logalign/"
-LAYER = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered", "effective_dim", *SPECTRAL_FIELDS)
+PREFIX: str = rows.PREFIX
+STEP: str = PREFIX + rows.STEP
+"""The reading's step, for trackers that count by a step of their own."""
+VERDICT_TEXT: str = PREFIX + "verdict_text"
+"""The verdict in words, where a tracker takes text."""
+LAYER = (*FORMS, "effective_dim", *SPECTRAL_FIELDS, rows.WEIGHT_NORM, "n", "m")
 """What is given of every layer."""
 TRAINING = ("loss", "loss_mean", "lr", "epoch", "tokens_seen", "kept", "nonfinite")
 """What is given once, with the main layer."""
@@ -47,7 +53,7 @@ def metrics(readings: Readings, verdict: Verdict) -> dict[str, float]:
         {'logalign/lar': 0.61, 'logalign/loss': 2.5, 'logalign/deviation': 0.002, 'logalign/verdict': 1}
     """
     main = readings.main
-    found: dict[str, float | None] = _of(main, (*LAYER, *TRAINING), PREFIX)
+    found = _of(main, (*LAYER, *TRAINING), PREFIX)
     found |= {PREFIX + name: value for name, value in main.extra.items()}
     found |= {PREFIX + name: verdict.evidence.get(name) for name in JUDGED}
     found[PREFIX + "verdict"] = VERDICT_CODES[verdict.outcome]
@@ -57,5 +63,10 @@ def metrics(readings: Readings, verdict: Verdict) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _of(reading: Reading, names: tuple[str, ...], prefix: str) -> dict[str, float | None]:
-    return {prefix + name: getattr(reading, name) for name in names}
+def _of(reading: Reading, names: Iterable[str], prefix: str) -> dict[str, float | None]:
+    return {prefix + name: _norm(reading) if name == rows.WEIGHT_NORM else getattr(reading, name) for name in names}
+
+
+def _norm(reading: Reading) -> float | None:
+    energy = reading.energies["weight"] if reading.energies is not None else None
+    return None if energy is None else math.sqrt(energy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +16,10 @@ from logalign.trackers.metrics import metrics
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What any object needs to be a tracker; `LogAlignError`s may be raised when it is made, not later."""
+    """What any object needs to be a tracker; `LogAlignError`s may be raised when it is made, not later.
+
+    It may have a `notice`, too: what the user is warned of once, as soon as it is text.
+    """
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Take one step's numbers, named as `trackers.metrics` names them."""
@@ -88,6 +92,10 @@ class Trackers:
         """Give all of them one step's readings, and the verdict where its outcome is another."""
         values = metrics(readings, verdict)
         self._each(lambda tracker: tracker.log(values, step=readings.step))
+        for tracker in self._trackers:
+            notice = getattr(tracker, "notice", None)
+            if isinstance(notice, str):
+                self._warn(f"notice of {type(tracker).__name__} {id(tracker)}", notice)
         if verdict.outcome != self._outcome:
             self._outcome = verdict.outcome
             self._each(lambda tracker: tracker.tell(verdict))
@@ -103,6 +111,8 @@ class Trackers:
                 act(tracker)
             except Exception as error:
                 self._trackers.remove(tracker)
+                with suppress(Exception):  # told of the first failure, not of what follows from it
+                    tracker.close()
                 name = type(tracker).__name__
                 self._warn(
                     f"tracker {name} {id(tracker)}",

@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from logalign import diagnose, open_run
 from logalign.errors import RunError
-from logalign.tensorboard_log import event_folders
+from logalign.foreign.tensorboard import event_folders
 
 
 def write(folder, scalars, **options):
@@ -112,7 +112,8 @@ def test_a_log_without_lar(tmp_path):
     with pytest.raises(RunError) as caught:
         open_run(tmp_path / "log")
     assert str(caught.value) == (
-        f"{tmp_path / 'log'}: expected a scalar 'logalign/lar' or 'lar' in the TensorBoard log, found accuracy, loss"
+        f"{tmp_path / 'log'}: expected 'logalign/lar' or 'lar' in the TensorBoard log, found accuracy, loss; "
+        "record it with logalign.watch(trackers=...)"
     )
 
 

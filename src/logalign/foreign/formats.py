@@ -1,0 +1,47 @@
+"""Which reader takes what was recorded: told by the files that are there, before one of them is parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from logalign.errors import RunError
+from logalign.foreign import mlflow, table, tensorboard, trainer, wandb
+from logalign.readings import Reading
+
+FORMATS = "a log of TensorBoard, W&B, MLflow or Transformers' Trainer"
+
+
+def reader_of(path: Path) -> Callable[[Path], list[Reading]] | None:
+    """What reads a path; None where it is no other tool's log.
+
+    Where a folder holds logs of several kinds, as a Trainer's output folder may, the first stands of: the Trainer's own
+    history, W&B, MLflow, TensorBoard. The order is that of their precision.
+
+    Raises:
+        RunError: it cannot be looked at.
+    """
+    try:
+        return _reader_of(path)
+    except OSError as error:
+        raise RunError(f"{path}: expected what can be read, found: {error}") from error
+
+
+def _reader_of(path: Path) -> Callable[[Path], list[Reading]] | None:
+    if mlflow.is_database(path):
+        return mlflow.database_readings
+    if path.is_file():
+        if path.suffix == wandb.SUFFIX:
+            return wandb.wandb_readings
+        if trainer.is_state(path):
+            return trainer.trainer_readings
+        return table.table_readings if table.is_table(path) else None
+    if not path.is_dir():
+        return None
+    if trainer.trainer_state(path) is not None:
+        return trainer.trainer_readings
+    if wandb.wandb_files(path):
+        return wandb.wandb_readings
+    if mlflow.run_folders(path):
+        return mlflow.folder_readings
+    return tensorboard.tensorboard_readings if tensorboard.event_folders(path) else None

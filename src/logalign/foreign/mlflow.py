@@ -1,0 +1,119 @@
+"""MLflow runs as readings, from the store's own files, so that MLflow need not be installed.
+
+Two kinds of store: files (`mlruns/EXPERIMENT/RUN_ID`, in which every metric is a file of lines "milliseconds value
+step") and SQLite (`mlflow.db`; `mlflow.db#RUN_ID` names a run in it).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from logalign.errors import RunError
+from logalign.foreign.rows import PREFIX, TRAINER_PREFIX, Point, listed, printable, readings_of, rows_by_step
+from logalign.readings import Reading
+
+SQLITE_MAGIC = b"SQLite format 3\0"
+LARS = (PREFIX + "lar", "lar", TRAINER_PREFIX + PREFIX + "lar")
+KIND = "MLflow run"
+
+
+def run_folders(path: Path) -> list[Path]:
+    """The runs with metrics of a run folder, of an experiment's or of a file store."""
+    return sorted(
+        folder.parent
+        for pattern in ("metrics", "*/metrics", "*/*/metrics", "mlruns/*/*/metrics")
+        for folder in path.glob(pattern)
+        if (folder.parent / "meta.yaml").is_file()
+    )
+
+
+def folder_readings(path: Path) -> list[Reading]:
+    """The readings of a run in a file store.
+
+    Raises:
+        RunError: several runs with LAR, none, or a damaged file.
+    """
+    folders = run_folders(path)
+    with_lar = [folder for folder in folders if any((folder / "metrics" / name).is_file() for name in LARS)]
+    if len(folders) != 1 and len(with_lar) != 1:
+        names = listed(str(folder.relative_to(path)) for folder in with_lar or folders)
+        raise RunError(f"{path}: expected one {KIND} with '{PREFIX}lar', found {names}; give one of them")
+    metrics = (with_lar or folders)[0] / "metrics"
+    curves = {
+        file.relative_to(metrics).as_posix(): _points(file) for file in sorted(metrics.rglob("*")) if file.is_file()
+    }
+    return readings_of(rows_by_step(curves), path=path, kind=KIND)
+
+
+def is_database(path: Path) -> bool:
+    """Whether a path, with or without `#RUN_ID`, is a SQLite file."""
+    file, _ = _split(path)
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+
+
+def database_readings(path: Path) -> list[Reading]:
+    """The readings of a run in a SQLite store: of the only one with LAR, or of that after `#`.
+
+    Raises:
+        RunError: no such run, several of them, or a database of something else.
+    """
+    file, run_id = _split(path)
+    try:
+        database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            run_id = run_id or _only_run(database, path)
+            found = database.execute(
+                "SELECT key, step, value, is_nan, timestamp FROM metrics WHERE run_uuid = ? ORDER BY rowid", (run_id,)
+            ).fetchall()
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        raise RunError(f"{file}: expected a database of MLflow with a table of metrics, found: {error}") from error
+    if not found:
+        raise RunError(f"{path}: expected a run with metrics, found none of the id {printable(run_id)!r}")
+    curves: dict[str, list[Point]] = {}
+    for key, step, value, is_nan, milliseconds in found:
+        # MLflow keeps infinities as the largest numbers.
+        number = float("nan") if is_nan or abs(value) >= sys.float_info.max else float(value)
+        curves.setdefault(str(key), []).append(Point(int(step), number, milliseconds / 1000))
+    return readings_of(rows_by_step(curves), path=path, kind=KIND)
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    file, _, run_id = path.name.rpartition("#")
+    return (path.with_name(file), run_id) if file and not path.exists() else (path, "")
+
+
+def _only_run(database: sqlite3.Connection, path: Path) -> str:
+    marks = ", ".join("?" * len(LARS))
+    rows: Iterable[tuple[str]] = database.execute(
+        f"SELECT DISTINCT run_uuid FROM metrics WHERE key IN ({marks}) ORDER BY run_uuid", LARS
+    )
+    runs = [str(run_id) for (run_id,) in rows]
+    if len(runs) != 1:
+        raise RunError(
+            f"{path}: expected one {KIND} with '{PREFIX}lar', found {listed(runs)}; "
+            f"give one of them as {path.name}#RUN_ID"
+        )
+    return runs[0]
+
+
+def _points(file: Path) -> list[Point]:
+    points = []
+    *lines, _ = file.read_bytes().decode(errors="replace").split("\n")  # the last is empty, or torn by a kill
+    for number, line in enumerate(lines, 1):
+        try:
+            milliseconds, value, *step = line.split()
+            points.append(Point(int(step[0]) if step else 0, float(value), int(milliseconds) / 1000))
+        except ValueError:
+            raise RunError(
+                f"{file}, line {number}: expected 'milliseconds value step', found {printable(line)!r}; "
+                "repair or remove that line"
+            ) from None
+    return points

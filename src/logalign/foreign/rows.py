@@ -1,0 +1,214 @@
+"""From what another tool recorded to readings: which names are taken, what they are called there, what stands on.
+
+Every format's reader ends in rows, in the order in which they were recorded: numbers by name, with the step that the
+tool gave them. What is common to all formats is here: the prefix `logalign/`, other names for the same number, numbers
+that are recorded at other steps than LAR, and a training that was resumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from logalign.errors import InputError, RunError
+from logalign.readings import (
+    ENERGY_NAMES,
+    FIELDS,
+    FORMS,
+    SPECTRAL_FIELDS,
+    TEXT_FIELDS,
+    UNEMBEDDING,
+    Reading,
+    reading_of_record,
+)
+
+PREFIX = "logalign/"
+STEP = "step"
+WEIGHT_NORM = "weight_norm"
+"""The norm of W, in the place of the energies: its square is `energies.weight`."""
+VERDICT = "verdict"
+DERIVED = (VERDICT, "verdict_text", "deviation", "decline_rate", "strain", "memorization")
+"""What a tracker was given beside the readings: a verdict is made anew from the readings, not read."""
+NOT_NUMBERS = ("time", "energies", "standard_errors", *TEXT_FIELDS)
+KNOWN = (*(name for name in FIELDS if name not in (STEP, *NOT_NUMBERS)), "val_loss")
+"""Taken by these names, with or without the prefix; with it, any other number, too."""
+OF_A_LAYER = (*FORMS, "effective_dim", *SPECTRAL_FIELDS, "n", "m", WEIGHT_NORM)
+"""What is taken of layers beside the main one: `logalign/SITE/lar` and so on."""
+OTHER_NAMES: Mapping[str, str] = {
+    "learning_rate": "lr",
+    "train/learning_rate": "lr",
+    "train/loss": "loss",
+    "train/epoch": "epoch",
+    "eval_loss": "val_loss",
+    "eval/loss": "val_loss",
+}
+"""What Transformers' Trainer calls them in its log history, and with `train/` and `eval/` where it logs to trackers."""
+TRAINER_PREFIX = "train/"
+CARRIED = ("epoch", "loss", "lr", "tokens_seen", "n", "m")
+"""What is often logged at other steps than LAR: the last value at or before a reading's step stands."""
+HELD_OUT = "val_loss"
+"""Measured now and then, after a reading: it stands with the last reading before it."""
+NAMES_TOLD = 20
+
+Target = tuple[str, str]  # site, field
+
+
+class Row(NamedTuple):
+    """What was recorded together.
+
+    Attributes:
+        step: By the tool's own count; a number `logalign/step` among the values comes before it.
+        time: Seconds since the epoch, if recorded.
+        values: Numbers by name, as they were recorded.
+        where: For errors: "line 3", "step 40".
+    """
+
+    step: Any
+    time: float | None
+    values: Mapping[str, Any]
+    where: str
+
+
+class Point(NamedTuple):
+    """One number of one curve, for tools that record curve by curve."""
+
+    step: int
+    value: float
+    time: float | None
+
+
+def rows_by_step(curves: Mapping[str, Iterable[Point]]) -> list[Row]:
+    """Rows of curves, each of which is in the order in which it was recorded.
+
+    A step that is not above the one before means that training was resumed there: what the curve had at that step and
+    beyond is superseded.
+    """
+    rows: dict[int, tuple[dict[str, float], float | None]] = {}
+    for name, points in curves.items():
+        kept: dict[int, Point] = {}
+        last = -math.inf
+        for point in points:
+            if point.step <= last:
+                kept = {step: earlier for step, earlier in kept.items() if step < point.step}
+            kept[point.step] = point
+            last = point.step
+        for step, point in kept.items():
+            values, time = rows.get(step, ({}, None))
+            values[name] = point.value
+            is_lar = name.endswith("lar")
+            rows[step] = (values, point.time if time is None or is_lar else time)
+    return [Row(step, rows[step][1], rows[step][0], f"step {step}") for step in sorted(rows)]
+
+
+def readings_of(rows: Sequence[Row], *, path: Path, kind: str) -> list[Reading]:
+    """The readings of a log, in order: one for every row with LAR, and one for every layer beside the main one.
+
+    A step below the one before means that training was resumed there: readings from that step on are superseded.
+
+    Args:
+        rows: In the order in which they were recorded.
+        path: For errors.
+        kind: What the log is, for errors: "W&B run".
+
+    Raises:
+        RunError: no LAR in it, or a value that no reading has.
+    """
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    targets = _targets(names)
+    if (UNEMBEDDING, "lar") not in targets.values():
+        raise RunError(
+            f"{path}: expected '{PREFIX}lar' or 'lar' in the {kind}, found {listed(names)}; "
+            "record it with logalign.watch(trackers=...)"
+        )
+    steps = [name for name in (PREFIX + STEP, TRAINER_PREFIX + PREFIX + STEP) if name in names]
+    taken: list[tuple[int, str, dict[str, dict[str, Any]]]] = []
+    carried: dict[str, Any] = {}
+    for row in rows:
+        step = next((row.values[name] for name in steps if name in row.values), row.step)
+        sites: dict[str, dict[str, Any]] = {UNEMBEDDING: {}}
+        is_reading = False
+        for name, value in row.values.items():
+            if (target := targets.get(name)) is not None:
+                site, field = target
+                sites.setdefault(site, {})[field] = value
+                is_reading = is_reading or (site, field) == (UNEMBEDDING, "lar")
+            is_reading = is_reading or name.removeprefix(TRAINER_PREFIX) == PREFIX + VERDICT
+        main = sites[UNEMBEDDING]
+        carried |= {name: main[name] for name in CARRIED if name in main}
+        if not is_reading:
+            if HELD_OUT in main and taken:
+                taken[-1][2][UNEMBEDDING][HELD_OUT] = main[HELD_OUT]
+            continue
+        whole = _step(step, path, row.where)
+        sites[UNEMBEDDING] = carried | main
+        while taken and taken[-1][0] > whole:
+            taken.pop()
+        if taken and taken[-1][0] == whole:
+            for site, record in taken.pop()[2].items():
+                sites[site] = record | sites.get(site, {})
+        sites[UNEMBEDDING].setdefault("lar", None)
+        for record in sites.values():
+            record |= {STEP: whole, "time": row.time}
+        taken.append((whole, row.where, sites))
+    return [
+        _reading(path, where, site, record)
+        for _, where, sites in taken
+        for site, record in sites.items()
+        if "lar" in record
+    ]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for an error: sorted, printable, not too many."""
+    found = sorted(printable(name) for name in names)
+    if len(found) > NAMES_TOLD:
+        found[NAMES_TOLD:] = [f"and {len(found) - NAMES_TOLD} more"]
+    return ", ".join(found) or "nothing"
+
+
+def printable(text: str) -> str:
+    """Text of a log as an error may show it on a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _targets(names: Iterable[str]) -> dict[str, Target]:
+    """By recorded name, which site's which field it is; where two names stand for one field, the prefixed one."""
+    best: dict[Target, tuple[int, str]] = {}
+    recorded = set(names)
+    for name in recorded:
+        rank, target = 0, None
+        own = name.removeprefix(TRAINER_PREFIX) if name.startswith(TRAINER_PREFIX + PREFIX) else name
+        if own.startswith(PREFIX):
+            field = own.removeprefix(PREFIX)
+            rank = 0 if own == name else 1
+            site, slash, of_layer = field.rpartition("/")
+            if slash and of_layer in OF_A_LAYER and f"{name.removesuffix(field)}{site}/lar" in recorded:
+                target = (site, of_layer)
+            elif field not in (STEP, *DERIVED, *NOT_NUMBERS):
+                target = (UNEMBEDDING, field)
+        elif name in KNOWN:
+            rank, target = 2, (UNEMBEDDING, name)
+        elif name in OTHER_NAMES:
+            rank, target = 3, (UNEMBEDDING, OTHER_NAMES[name])
+        if target is not None:
+            best[target] = min(best.get(target, (rank, name)), (rank, name))
+    return {name: target for target, (_, name) in best.items()}
+
+
+def _step(step: Any, path: Path, where: str) -> int:
+    if isinstance(step, bool) or not isinstance(step, int | float) or not math.isfinite(step) or step != int(step):
+        raise RunError(f"{path}, {where}: expected a whole number for the step, found {step!r}")
+    return int(step)
+
+
+def _reading(path: Path, where: str, site: str, record: Mapping[str, Any]) -> Reading:
+    record = dict(record)
+    norm = record.pop(WEIGHT_NORM, None)
+    try:
+        if isinstance(norm, int | float) and math.isfinite(norm):
+            record["energies"] = dict.fromkeys(ENERGY_NAMES) | {"weight": norm * norm}
+        return reading_of_record({**record, "site": site})
+    except (InputError, OverflowError) as error:
+        raise RunError(f"{path}, {where}: {error}") from error

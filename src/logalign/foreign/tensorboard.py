@@ -1,0 +1,55 @@
+"""TensorBoard logs as readings: what people recorded before they had a run folder can be looked at, too.
+
+Read with TensorBoard's own EventAccumulator. Its scalars are float32, so that LAR is good to about 1e-8 and tokens_seen
+is rounded above 2**24.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from logalign.errors import RunError
+from logalign.extras import load
+from logalign.foreign.rows import Point, readings_of, rows_by_step
+from logalign.readings import Reading
+
+EVENT_FILES = "*tfevents*"
+
+
+def event_folders(path: Path) -> list[Path]:
+    """The folders at or below a path that hold TensorBoard event files."""
+    return sorted({file.parent for file in path.rglob(EVENT_FILES) if file.is_file()})
+
+
+def tensorboard_readings(path: Path) -> list[Reading]:
+    """The readings of a TensorBoard log folder that has a scalar `logalign/lar` or `lar`.
+
+    Raises:
+        MissingExtraError: tensorboard is not installed.
+        RunError: several runs, no such scalar, or values that no reading has.
+    """
+    folders = event_folders(path)
+    if len(folders) != 1:
+        names = ", ".join(str(folder.relative_to(path)) for folder in folders) or "none"
+        raise RunError(f"{path}: expected one folder with TensorBoard event files, found {names}; give one of them")
+    return readings_of(rows_by_step(_scalars(folders[0])), path=path, kind="TensorBoard log")
+
+
+def _scalars(folder: Path) -> dict[str, list[Point]]:
+    """Every scalar of a log, by tag, in the order in which it was recorded."""
+    purpose = f"{folder}: reading TensorBoard logs"
+    accumulator = load(
+        "tensorboard.backend.event_processing.event_accumulator", extra="tensorboard", purpose=purpose
+    ).EventAccumulator
+    make_ndarray = load("tensorboard.util.tensor_util", extra="tensorboard", purpose=purpose).make_ndarray
+    log: Any = accumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 1, "audio": 1})
+    log.Reload()
+    found: dict[str, list[Point]] = {}
+    for tag in log.Tags()["scalars"]:
+        found[tag] = [Point(event.step, float(event.value), float(event.wall_time)) for event in log.Scalars(tag)]
+    for tag in log.Tags()["tensors"]:
+        arrays = [(event.step, make_ndarray(event.tensor_proto), event.wall_time) for event in log.Tensors(tag)]
+        if all(array.size == 1 and array.dtype.kind in "fiu" for _, array, _ in arrays):
+            found[tag] = [Point(step, float(array.item()), float(time)) for step, array, time in arrays]
+    return found
