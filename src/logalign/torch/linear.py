@@ -33,6 +33,7 @@ NO_LAYERS = (
     nn.modules.lazy.LazyModuleMixin,
 )
 """Modules with a weight [m, n] that compute no `W x`."""
+MEGATRON_LAYERS = "megatron.core.tensor_parallel.layers"
 
 
 class LinearMap(ABC):
@@ -197,7 +198,7 @@ def linear_map(module: nn.Module) -> LinearMap | None:
         from logalign.torch import adapters
 
         return adapters.adapted(module)
-    if isinstance(module, NO_LAYERS):
+    if isinstance(module, NO_LAYERS) or is_loaded(module, MEGATRON_LAYERS, "VocabParallelEmbedding"):
         return None
     weight = weight_of(module)
     if not isinstance(weight, Tensor):

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from logalign.errors import InputError
 
-LABELS = ("shift_labels", "labels", "targets")
+LOSS_MASK = "loss_mask"
+"""An argument that says itself what counts, with 0 for what does not, whatever the labels hold there."""
+LABELS = (LOSS_MASK, "shift_labels", "labels", "targets")
 SHIFTING_CLASSES = re.compile(r"(ForCausalLM|LMHeadModel|DoubleHeadsModel)$")
 NO_MASK = "none seen: every token counts"
 WRAPPER_ATTRIBUTES = ("module", "_orig_mod")
@@ -81,6 +83,9 @@ class TokenMask:
         if self._waiting:
             return
         self._mask, self._given = None, False
+        if name == LOSS_MASK and labels is not None:
+            self._mask, self.source = labels.detach() != 0, f"forward argument '{name}' != 0"
+            return
         if labels is None or labels.is_floating_point():
             return
         mask = labels.detach() != self._ignore_index
@@ -119,7 +124,7 @@ class TokenMask:
             begin = self._rows[0]
             self._rows = (begin, begin + tokens[0])
             return mask[slice(*self._rows)] if self._rows[1] <= mask.shape[0] else None
-        if mask.numel() == tokens.numel():
+        if mask.numel() == tokens.numel() and not _is_turned(mask.shape, tokens):
             return mask.reshape(tokens)
         flat = mask.reshape(-1) if len(tokens) == 1 else mask
         start = self._cursors.get(caller, 0)
@@ -154,6 +159,11 @@ class TokenMask:
                 f"found shape {shape}"
             )
         self.source = f"none: labels of shape {shape} do not match the tokens {tuple(tokens)}, every token counts"
+
+
+def _is_turned(one: torch.Size, other: torch.Size) -> bool:
+    """Whether two shapes are the same axes in another order, as [b, s] and [s, b]: a reshape would mix up tokens."""
+    return one != other and sorted(one) == sorted(other) and sum(length > 1 for length in one) > 1
 
 
 def positional_arguments(model: nn.Module) -> tuple[str, ...]:

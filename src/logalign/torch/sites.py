@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +14,7 @@ from logalign.errors import InputError, SiteError
 from logalign.readings import UNEMBEDDING
 from logalign.torch.fused import own_head
 from logalign.torch.linear import OBSERVE, LinearMap, is_loaded, kind, linear_map, weight_of
+from logalign.torch.megatron import megatron_map, shared_weight
 
 WELL_KNOWN_ANYWHERE = ("lm_head", "embed_out", "unembed", "unembedding", "output_projection", "output_layer")
 WELL_KNOWN_AT_TOP = ("head", "classifier", "fc", "fc_out", "score", "output", "out")
@@ -34,6 +35,7 @@ class Site:
         holder: The module that holds the layer, and under what name; None for the model itself.
         tied_to: Names of other parameters that are the same tensor as its weight.
         vocabulary: How many of its rows count, the others being padding; None for all.
+        shared: Gives its weight, where the model hands it to the layer's forward.
     """
 
     label: str
@@ -44,6 +46,7 @@ class Site:
     holder: tuple[nn.Module, str] | None = None
     tied_to: tuple[str, ...] = ()
     vocabulary: int | None = None
+    shared: Callable[[], Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -59,7 +62,7 @@ class Site:
             SiteError: the layer is another than when it was found.
         """
         self._check_in_place()
-        found = _map(self.module, self.name)
+        found = _map(self.module, self.name, self.shared)
         if found is None:
             raise SiteError(
                 f"layer {self.name!r}: expected the linear layer that it was when watch() was called, found "
@@ -262,7 +265,8 @@ def _existing(model: nn.Module, pattern: str, names: list[str]) -> list[str]:
 
 def _site(model: nn.Module, name: str, *, label: str, how: str, softmax: bool) -> Site:
     module = model.get_submodule(name)
-    mapped = _map(module, name)
+    shared = shared_weight(model, module)
+    mapped = _map(module, name, shared)
     if mapped is None:
         weight = weight_of(module)
         shape = tuple(weight.shape) if isinstance(weight, Tensor) else "no weight"
@@ -284,6 +288,7 @@ def _site(model: nn.Module, name: str, *, label: str, how: str, softmax: bool) -
         softmax=softmax and m > 1,
         holder=(model.get_submodule(parent), attribute) if name else None,
         tied_to=_tied_to(model, module, mapped.parameter),
+        shared=shared,
     )
 
 
@@ -297,9 +302,9 @@ def _tied_to(model: nn.Module, module: nn.Module, weight: Tensor | None) -> tupl
     )
 
 
-def _map(module: nn.Module, name: str) -> LinearMap | None:
+def _map(module: nn.Module, name: str, shared: Callable[[], Tensor] | None = None) -> LinearMap | None:
     try:
-        found = linear_map(module)
+        found = megatron_map(module, shared) or linear_map(module)
     except SiteError as error:
         raise SiteError(f"layer {name!r}: {error}") from None
     if found is not None:
@@ -327,7 +332,7 @@ def _is_adapter(module: object) -> bool:
 def _is_linear(module: nn.Module) -> bool:
     """A module that maps [..., n] to [..., m] by a weight [m, n], as far as can be told before it runs."""
     try:
-        return linear_map(module) is not None
+        return (megatron_map(module) or linear_map(module)) is not None
     except SiteError:
         return True  # one that cannot be measured: whoever asks for it is told why
 
