@@ -2,12 +2,19 @@
 
 import argparse
 import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch.nn import functional as F
 from transformers import (
     DataCollatorForLanguageModeling,
+    DataCollatorWithFlattening,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -16,7 +23,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from logalign import watch
+from logalign import open_run, watch
+from logalign.errors import InputError, LogAlignWarning, RunError, SiteError
 from logalign.integrations.transformers import LogAlignCallback
 
 VOCABULARY, LENGTH, BATCH = 300, 24, 4
@@ -148,9 +156,7 @@ def by_hand(model, batches, *, accumulate=1, lr=1e-2, steps=6, **watching):
 def test_the_plain_loop_gives_the_same_readings(tmp_path, rows, tokenizer, accumulate):
     kept = Steps(DataCollatorForLanguageModeling(tokenizer, mlm=False))
     callback = LogAlignCallback(every=1)
-    train(
-        tmp_path, rows, tokenizer, callback, data_collator=kept, gradient_accumulation_steps=accumulate, max_steps=5
-    )
+    train(tmp_path, rows, tokenizer, callback, data_collator=kept, gradient_accumulation_steps=accumulate, max_steps=5)
     truth = by_hand(llama(), kept.batches, accumulate=accumulate, steps=5)
     found = [readings.main for readings in callback.monitor.readings]
     assert len(found) == 5
@@ -172,3 +178,371 @@ def test_weights_are_the_same_bits_without_it(tmp_path, rows, tokenizer, checkpo
     ]
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[1])
     assert trained[0].keys() == trained[1].keys()
+
+
+@pytest.mark.parametrize("how", ["compute_loss_func", "label_smoothing_factor"])
+def test_labels_that_the_trainer_keeps_to_itself_are_the_mask_all_the_same(tmp_path, rows, tokenizer, how):
+    def sum_of_all(outputs, labels, num_items_in_batch):
+        tokens = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+        return F.cross_entropy(outputs.logits.flatten(0, 1), tokens, reduction="sum") / num_items_in_batch
+
+    usual, special = LogAlignCallback(every=1), LogAlignCallback(every=1)
+    train(tmp_path / "usual", rows, tokenizer, usual)
+    options = {how: sum_of_all if how == "compute_loss_func" else 0.1}
+    train(tmp_path / "special", rows, tokenizer, special, **options)
+    first, same = (series([callback.monitor.readings[0].main])[0] for callback in (usual, special))
+    assert special.monitor.readings[0].main.kept == usual.monitor.readings[0].main.kept < 1
+    torch.testing.assert_close(first[:4], same[:4], rtol=1e-6, atol=1e-7)
+    if how == "compute_loss_func":
+        whole = [series([readings.main for readings in callback.monitor.readings]) for callback in (usual, special)]
+        torch.testing.assert_close(whole[0], whole[1], rtol=1e-5, atol=1e-6)
+
+
+def first_by_hand(model, batch, **settings):
+    """The first reading of a model, of this batch."""
+    model.train()
+    with watch(model, every=1, **settings) as monitor:
+        model(**batch).loss.backward()
+        return monitor.step().main
+
+
+def test_sequences_that_are_flattened_into_one_row(tmp_path, rows, tokenizer):
+    kept = Steps(DataCollatorWithFlattening())
+    callback = LogAlignCallback()
+    train(tmp_path, rows, tokenizer, callback, data_collator=kept, max_steps=1)
+    reading = callback.monitor.readings[0].main
+    assert kept.batches[0]["input_ids"].shape[0] == 1
+    # Of each sequence the last token predicts nothing: the next one's first label does not count.
+    assert reading.tokens == kept.batches[0]["input_ids"].numel() - BATCH
+    torch.testing.assert_close(reading.lar, first_by_hand(llama(), kept.batches[0]).lar, rtol=1e-6, atol=0)
+
+
+def test_evaluation_in_between_is_not_measured(tmp_path, rows, tokenizer):
+    found = []
+    for strategy in ("no", "steps"):
+        callback = LogAlignCallback(every=1)
+        options = {"eval_strategy": strategy, "eval_steps": 2, "eval_on_start": strategy == "steps"}
+        made = train(tmp_path / strategy, rows, tokenizer, callback, eval_dataset=rows[:8], **options)
+        found.append(series([readings.main for readings in callback.monitor.readings]))
+    assert found[0] == found[1]
+    evaluated = [entry for entry in made.state.log_history if "eval_loss" in entry]
+    assert len(evaluated) == 4
+    assert not any(name.startswith("logalign") for entry in evaluated for name in entry)
+
+
+def test_the_default_interval_is_a_500th_of_all_steps_between_1_and_10(tmp_path, rows, tokenizer):
+    from logalign.integrations.transformers import _default_every
+
+    assert [_default_every(steps) for steps in (1, 400, 1000, 2250, 5000, 10**6)] == [1, 1, 2, 4, 10, 10]
+    callback = LogAlignCallback()
+    train(tmp_path, rows, tokenizer, callback, max_steps=3)
+    assert [readings.step for readings in callback.monitor.readings] == [0, 1, 2]
+
+
+# The logs -------------------------------------------------------------------------------------------------------------
+
+
+def scalars(folder):
+    """What a TensorBoard log holds: by tag, values by step."""
+    (events,) = {file.parent for file in Path(folder).rglob("*tfevents*")}
+    log = EventAccumulator(str(events), size_guidance={"scalars": 0})
+    log.Reload()
+    return {tag: {event.step: event.value for event in log.Scalars(tag)} for tag in log.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("way", ["callbacks", "add_callback"])
+def test_trackers_of_the_trainer_get_every_reading(tmp_path, rows, tokenizer, way):
+    callback = LogAlignCallback(every=1)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    settings = arguments(tmp_path, report_to=["tensorboard"])
+    given = [callback] if way == "callbacks" else []
+    made = Trainer(llama(), settings, train_dataset=rows, data_collator=collator, callbacks=given)
+    if way == "add_callback":
+        made.add_callback(callback)
+    made.train()
+    found = scalars(tmp_path)
+    taken = [readings.main for readings in callback.monitor.readings]
+    assert len(taken) == 6
+    for field in ("lar", "effective_dim", "tokens_seen"):
+        expected = {reading.step + 1: getattr(reading, field) for reading in taken}
+        assert found[f"train/logalign/{field}"] == pytest.approx(expected, rel=1e-6)
+    assert set(found["train/logalign/verdict"]) == set(range(1, 7))
+    assert not {"train/logalign/loss", "train/logalign/lr", "train/logalign/epoch"} & set(found)
+    history = [entry for entry in made.state.log_history if "loss" in entry]
+    assert [entry["logalign/lar"] for entry in history] == [reading.lar for reading in taken]
+    assert [entry["loss"] for entry in history] == pytest.approx([reading.loss for reading in taken], rel=1e-6)
+    assert [entry["learning_rate"] for entry in history] == [reading.lr for reading in taken]
+
+
+def test_the_latest_reading_stands_and_the_last_is_not_lost(tmp_path, rows, tokenizer):
+    callback = LogAlignCallback(every=2)
+    made = train(tmp_path, rows, tokenizer, callback, logging_steps=3, max_steps=8)
+    logged = [(entry["step"], entry["logalign/step"]) for entry in made.state.log_history if "logalign/lar" in entry]
+    assert logged == [(3, 2), (6, 4), (8, 6)]
+    assert "train_runtime" in made.state.log_history[-1]
+
+
+# Stop and save --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steep_baseline(write_run):
+    """A baseline far above what the small Llama does: its verdict soon is an alarm."""
+    fields = {"n": 32, "m": VOCABULARY, "loss": 5.0, "epoch": 0.1}
+    lars = [0.93 + 0.002 * (i % 2) for i in range(40)]
+    return write_run("baseline", lars=lars, **fields).path
+
+
+def test_an_alarm_stops_the_training_and_is_logged(tmp_path, rows, tokenizer, steep_baseline):
+    callback = LogAlignCallback(every=1, stop=True, baseline=steep_baseline)
+    made = train(tmp_path, rows, tokenizer, callback, max_steps=300, logging_steps=1000)
+    assert callback.monitor.verdict.is_alarm
+    assert made.state.global_step == callback.monitor.verdict.since_step + 1 < 300
+    assert made.state.log_history[0]["logalign/verdict"] == 4
+
+
+def test_checkpoints_are_saved_as_the_verdict_gets_worse(tmp_path, rows, tokenizer, steep_baseline):
+    outcomes = []
+
+    class Notes(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            outcomes.append(callback.monitor.verdict.outcome)
+
+    callback = LogAlignCallback(every=1, save=True, baseline=steep_baseline)
+    train(tmp_path, rows, tokenizer, callback, max_steps=120, more=[Notes()])
+    worse = [
+        step + 1
+        for step, (before, now) in enumerate(zip([None, *outcomes], outcomes, strict=False))
+        if now != before and now in ("approaching", "overfitting")
+    ]
+    assert worse
+    saved = sorted(int(folder.name.split("-")[1]) for folder in tmp_path.glob("checkpoint-*"))
+    assert saved == worse
+
+
+# Checkpoints ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_resumed_training_gives_the_same_series(tmp_path, rows, tokenizer, restore, every):
+    settings = {"save_strategy": "steps", "save_steps": 4, "max_steps": 9, "logging_steps": 2}
+    settings |= {"restore_callback_states_from_checkpoint": restore}
+    whole = LogAlignCallback(every=every, run=tmp_path / "whole")
+    made = train(tmp_path / "1", rows, tokenizer, whole, **settings)
+
+    class Killed(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+    first = LogAlignCallback(every=every, run=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "2", rows, tokenizer, first, more=[Killed()], **settings)
+    first.close()
+    checkpoint = str(tmp_path / "2" / "checkpoint-4")
+    second = LogAlignCallback(every=every, run=tmp_path / "run")
+    again = train(tmp_path / "2", rows, tokenizer, second, resume=checkpoint, **settings)
+
+    one, two = open_run(tmp_path / "whole"), open_run(tmp_path / "run")
+    assert series(one.readings) == series(two.readings)
+    assert [reading.step for reading in two.readings] == list(range(0, 9, every))
+    assert [r.tokens_seen for r in one.readings] == [r.tokens_seen for r in two.readings]
+    if not restore:  # the Trainer puts another callback in its place
+        assert second.monitor.verdict == whole.monitor.verdict
+    logs = [[e for e in t.state.log_history if "loss" in e] for t in (made, again)]
+    assert logs[0] == logs[1]
+    assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_a_training_that_began_without_the_callback_goes_on_with_it(tmp_path, rows, tokenizer):
+    settings = {"save_strategy": "steps", "save_steps": 4, "max_steps": 9}
+    train(tmp_path, rows, tokenizer, **settings)
+    callback = LogAlignCallback(every=1)
+    train(tmp_path, rows, tokenizer, callback, resume=str(tmp_path / "checkpoint-4"), **settings)
+    assert [readings.step for readings in callback.monitor.readings] == [4, 5, 6, 7, 8]
+
+
+def test_the_interval_of_a_checkpoint_stands(tmp_path, rows, tokenizer):
+    settings = {"save_strategy": "steps", "save_steps": 4}
+    train(tmp_path, rows, tokenizer, LogAlignCallback(every=2), max_steps=4, **settings)
+    callback = LogAlignCallback()
+    train(tmp_path, rows, tokenizer, callback, resume=str(tmp_path / "checkpoint-4"), max_steps=8, **settings)
+    assert [readings.step for readings in callback.monitor.readings] == [4, 6]
+
+
+def test_other_layers_than_the_checkpoints_are_refused_before_anything_is_written(tmp_path, rows, tokenizer):
+    settings = {"save_strategy": "steps", "save_steps": 4}
+    train(tmp_path, rows, tokenizer, LogAlignCallback(run=tmp_path / "run"), max_steps=4, **settings)
+    before = (tmp_path / "run" / "run.json").read_text()
+    callback = LogAlignCallback(run=tmp_path / "run", layers=["model.layers.0.mlp.down_proj"])
+    with pytest.raises(InputError, match=r"the layers of the checkpoint, unembedding \(300, 32\), found model"):
+        train(tmp_path, rows, tokenizer, callback, resume=str(tmp_path / "checkpoint-4"), max_steps=8, **settings)
+    assert (tmp_path / "run" / "run.json").read_text() == before
+
+
+def test_what_a_checkpoint_cannot_hold_is_told_where_it_would_be_lost(tmp_path, rows, tokenizer, steep_baseline):
+    from logalign import Baseline
+
+    settings = {"save_strategy": "steps", "save_steps": 4, "restore_callback_states_from_checkpoint": True}
+    baseline = Baseline.from_run(steep_baseline)
+    train(tmp_path, rows, tokenizer, LogAlignCallback(baseline=baseline), max_steps=4, **settings)
+    with pytest.raises(InputError, match="a checkpoint cannot hold baseline of LogAlignCallback; leave it False"):
+        train(
+            tmp_path,
+            rows,
+            tokenizer,
+            LogAlignCallback(baseline=baseline),
+            resume=str(tmp_path / "checkpoint-4"),
+            max_steps=8,
+            **settings,
+        )
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+def test_arguments_that_watch_does_not_have():
+    with pytest.raises(InputError, match=r"LogAlignCallback\(layer=\.\.\.\): expected an argument of logalign.watch"):
+        LogAlignCallback(layer="lm_head")
+
+
+def test_a_set_up_that_cannot_be_measured_fails_before_the_first_step(tmp_path, rows, tokenizer):
+    started = []
+
+    class Notes(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            started.append(1)
+
+    for callback, error, message in [
+        (LogAlignCallback(layers="head"), SiteError, "near matches: lm_head"),
+        (LogAlignCallback(every=0), InputError, "every: expected a whole number"),
+    ]:
+        with pytest.raises(error, match=message):
+            train(tmp_path, rows, tokenizer, callback, more=[Notes()])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(RunError, match="found a run"):
+        train(tmp_path, rows, tokenizer, LogAlignCallback(run=tmp_path / "run"), more=[Notes()])
+    assert started == []
+
+
+def test_a_loop_that_is_no_trainer_is_told():
+    from transformers import TrainerControl, TrainerState
+
+    with pytest.raises(InputError, match=r"expected to be called by a transformers\.Trainer"):
+        LogAlignCallback().on_train_begin(None, TrainerState(), TrainerControl())
+
+
+def test_copies_of_the_model_in_threads_are_refused(tmp_path, rows, tokenizer):
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    made = Trainer(
+        llama(), arguments(tmp_path), train_dataset=rows, data_collator=collator, callbacks=[LogAlignCallback()]
+    )
+    made.model_wrapped = torch.nn.DataParallel(made.model)
+    with pytest.raises(InputError, match=r"found torch.nn.DataParallel.*torchrun"):
+        made.train()
+
+
+class NoLabels(Trainer):
+    """A loss of the user's own: the model never sees labels."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+
+
+def test_a_trainer_without_labels_is_told_once_and_trains_on(tmp_path, rows, tokenizer):
+    callback = LogAlignCallback(every=1)
+    with pytest.warns(LogAlignWarning, match="expected labels among the arguments") as told:
+        train(tmp_path, rows, tokenizer, callback, trainer=NoLabels)
+    assert len([each for each in told if each.category is LogAlignWarning]) == 1
+    assert len(callback.monitor.readings) == 6
+    assert all(readings.main.loss > 0 for readings in callback.monitor.readings)
+
+
+def test_the_users_own_mask_for_a_loss_of_the_users_own(tmp_path, rows, tokenizer):
+    usual, masked = LogAlignCallback(every=1), LogAlignCallback(every=1)
+
+    class Masked(NoLabels):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            masked.monitor.mask(F.pad(inputs["labels"][:, 1:] != -100, (0, 1), value=False))
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    train(tmp_path / "usual", rows, tokenizer, usual, max_steps=1)
+    train(tmp_path / "masked", rows, tokenizer, masked, max_steps=1, trainer=Masked)
+    first, same = (series([callback.monitor.readings[0].main])[0] for callback in (usual, masked))
+    torch.testing.assert_close(first, same, rtol=1e-5, atol=1e-6)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Rows without a length."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_data_without_a_length(tmp_path, rows, tokenizer):
+    callback = LogAlignCallback(every=1)
+    train(tmp_path, Stream(rows), tokenizer, callback, max_steps=14)
+    epochs = [readings.main.epoch for readings in callback.monitor.readings]
+    assert [int(epoch) for epoch in epochs] == [0] * 10 + [0] + [1] * 3
+
+
+@pytest.mark.parametrize("where", ["forward", "data"])
+def test_after_an_error_the_model_is_free_again(tmp_path, rows, tokenizer, where):
+    model, callback = llama(), LogAlignCallback(every=1, run=tmp_path / "run")
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    calls = []
+
+    def failing(features):
+        calls.append(1)
+        batch = collator(features)
+        if len(calls) == 3:
+            if where == "data":
+                raise RuntimeError("no more data")
+            batch["input_ids"] = batch["input_ids"] + VOCABULARY
+        return batch
+
+    made = Trainer(model, arguments(tmp_path), train_dataset=rows, data_collator=failing, callbacks=[callback])
+    with pytest.raises((RuntimeError, IndexError)):
+        made.train()
+    assert ("training_step" in vars(made)) == (where == "data")
+    if where == "forward":
+        with watch(model):
+            pass
+    made.train()
+    assert "training_step" not in vars(made)
+    assert [reading.step for reading in open_run(tmp_path / "run").readings] == list(range(6))
+
+
+MISSING = """
+import sys
+sys.modules["transformers"] = None
+try:
+    import logalign.integrations.transformers
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_without_transformers_the_install_command_is_told():
+    done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, check=True)
+    expected = 'MissingExtraError LogAlignCallback needs transformers: pip install "logalign[transformers]"'
+    assert done.stdout.strip() == expected
+
+
+def test_an_unsupported_release_is_told(tmp_path):
+    (tmp_path / "transformers-4.57.1.dist-info").mkdir()
+    (tmp_path / "transformers-4.57.1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: transformers\nVersion: 4.57.1\n"
+    )
+    (tmp_path / "transformers.py").write_text("")
+    script = MISSING.replace('sys.modules["transformers"] = None', "")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
+    assert "needs transformers from 5.0 on and below 6.0, found 4.57.1: pip install" in done.stdout

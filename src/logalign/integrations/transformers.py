@@ -114,6 +114,7 @@ class LogAlignCallback(TrainerCallback, ExportableState):
             )
         trainer = _calling_trainer()
         _check(trainer)
+        self._failed |= self._trainer is not None
         self.close()
         callbacks = trainer.callback_handler.callbacks
         if self in callbacks:
