@@ -1,0 +1,380 @@
+"""JAX: `Recorder` takes the sums that a jitted step returns, and makes readings of them without holding the step up.
+
+JAX dispatches a step and returns before the device has done it. So the sums of a monitored step are kept as they are,
+with their way to the host begun, and are read in a later call of `step()`, when they have arrived.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import logalign
+from logalign.diagnosis.detector import as_baseline
+from logalign.errors import InputError, LogAlignError
+from logalign.extras import load
+from logalign.journal import open_journal
+from logalign.readings import FIELDS, UNEMBEDDING, Reading, Readings, finite
+
+load("jax", extra="jax", purpose="logalign.integrations.jax")
+
+import jax  # noqa: E402
+
+from logalign.jax.sums import Sums, check_concrete  # noqa: E402
+
+if TYPE_CHECKING:
+    from logalign.diagnosis.baseline import Baseline
+    from logalign.diagnosis.detector import Choice
+    from logalign.diagnosis.verdict import Verdict
+    from logalign.runlog import Run
+
+STATE_VERSION = 1
+NOT_SUMMED = "energies() was told not to sum in this step"
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A monitored step whose arrays are on their way to the host."""
+
+    step: int
+    time: float
+    sums: Mapping[str, Sums]
+    losses: tuple[float, int, list[Any]]
+    values: Mapping[str, Any]
+    extra: Mapping[str, Any]
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether reading it waits for nothing."""
+        leaves = jax.tree.leaves((self.sums, self.losses, self.values, self.extra))
+        arrays: list[Any] = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+        return all(array.is_ready() for array in arrays)
+
+
+class Recorder:
+    """Records the log-alignment ratio of a JAX training: call `step()` once per optimizer step, `close()` at the end.
+
+    Across processes, each of them makes a Recorder and calls `step()`; the first one writes.
+
+    Args:
+        run: A folder to record to; docs/run-format.md specifies it. None keeps readings in memory only.
+        every: A reading is taken at step 0 and every so many steps.
+        resume: Continue the run in that folder, or begin it if there is none. The count of steps goes on after its last
+            reading, unless `load_state_dict()` sets it.
+        baseline: What `verdict` compares LAR with: a `Baseline`, or a run to make one from.
+        regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
+        trackers: Where to show every reading and the verdict, too: names or objects, as `logalign.watch` takes them.
+        main: The name of the site that is judged, the layer whose outputs are logits.
+        settings: What else to record in run.json, for instance the training's hyperparameters.
+        history: How many steps' readings to keep in memory.
+
+    Attributes:
+        readings: The readings of the monitored steps so far, the latest last.
+
+    Raises:
+        InputError: an argument of the wrong type or value.
+        RunError: the folder holds a run and `resume` is False, or it is damaged or cannot be written.
+        MissingExtraError: JAX is not installed, or a tracker's package.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from logalign.jax import energies
+        >>> @jax.jit
+        ... def train_step(kernel, x):
+        ...     def loss_of(kernel):
+        ...         z = x @ kernel
+        ...         return jnp.mean(z**2), energies(kernel.T, x, outputs=z)
+        ...
+        ...     (loss, sums), gradient = jax.value_and_grad(loss_of, has_aux=True)(kernel)
+        ...     return kernel - 0.1 * gradient, loss, sums
+        >>> kernel, x = jnp.ones((8, 3)), jax.random.normal(jax.random.key(0), (32, 8))
+        >>> with Recorder(every=1) as recorder:
+        ...     for _ in range(3):
+        ...         kernel, loss, sums = train_step(kernel, x)
+        ...         _ = recorder.step(sums, loss=loss)
+        >>> [each.step for each in recorder.readings]
+        [0, 1, 2]
+    """
+
+    def __init__(
+        self,
+        run: str | os.PathLike[str] | None = None,
+        *,
+        every: int = 10,
+        resume: bool = False,
+        baseline: Baseline | str | os.PathLike[str] | Run | None = None,
+        regime: Choice = "auto",
+        trackers: object = None,
+        main: str = UNEMBEDDING,
+        settings: Mapping[str, Any] | None = None,
+        history: int = 10_000,
+    ) -> None:
+        if every < 1:
+            raise InputError(f"every: expected a whole number of steps from 1 on, found {every}")
+        self._every = every
+        self._main = main
+        self._baseline = as_baseline(baseline)
+        meta = {
+            "logalign_version": logalign.__version__,
+            "model": "JAX",
+            "main": main,
+            "every": every,
+            "spectra_every": 0,
+            "sites": {},
+            "settings": dict(settings or {}),
+        }
+        self._journal = open_journal(
+            run,
+            meta,
+            main=main,
+            resume=resume,
+            is_first=jax.process_index() == 0,
+            history=history,
+            baseline=self._baseline,
+            regime=regime,
+            trackers=trackers,
+        )
+        self.readings = self._journal.readings
+        self._step = self._journal.first_step
+        self._pending: deque[Pending] = deque()
+        self._losses: tuple[float, int, list[Any]] = (0.0, 0, [])  # sum, count, and those not yet added up
+        self._sites: dict[str, dict[str, Any]] = {}
+        self._closed = False
+
+    @property
+    def next_is_monitored(self) -> bool:
+        """Whether the step under way, the one that the next `step()` completes, is a monitored one."""
+        return self._step % self._every == 0
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the readings that have arrived show: healthy, approaching, overfitting, and so on."""
+        return self._journal.verdict
+
+    def step(
+        self,
+        sums: Sums | Mapping[str, Sums],
+        *,
+        loss: Any = None,
+        lr: Any = None,
+        epoch: Any = None,
+        **extra: Any,
+    ) -> Readings | None:
+        """Say that an optimizer step is complete, and give what `energies()` returned in it; waits for nothing.
+
+        Args:
+            sums: Of the main layer, or of several by name. Between monitored steps they are not looked at.
+            loss: The training loss of this step, a number or an array of one; the mean of all that were passed since
+                the reading before is recorded, too.
+            lr: The learning rate.
+            epoch: Passes over the data so far.
+            **extra: Any other number to record, for instance `val_loss`.
+
+        Returns:
+            The latest readings that have arrived in this call, which may be of an earlier step (`readings.step` says of
+            which), or None. `flush()` waits for all of them.
+
+        Raises:
+            InputError: no sums of the main layer, traced arrays, sums with a leading axis, a value that is no number, a
+                name that readings use themselves, or a layer of another shape than the baseline's.
+        """
+        if self._closed:
+            raise LogAlignError("step() on a recorder that is closed; make another to go on, with resume=True")
+        if not self.next_is_monitored:
+            if loss is not None:
+                _check_value("loss", loss)
+                self._add(loss)
+            self._step += 1
+            return self._take_arrived() if self._pending else None
+        several = {self._main: sums} if isinstance(sums, Sums) else sums
+        self._check(several, {"loss": loss, "lr": lr, "epoch": epoch}, extra)
+        if loss is not None:
+            self._add(loss)
+        pending = Pending(
+            step=self._step,
+            time=time.time(),
+            sums=dict(several),
+            losses=self._losses,
+            values={"loss": loss, "lr": lr, "epoch": epoch},
+            extra=extra,
+        )
+        self._losses = (0.0, 0, [])
+        for array in jax.tree.leaves((pending.sums, pending.losses, pending.values, pending.extra)):
+            if isinstance(array, jax.Array):
+                array.copy_to_host_async()
+        self._pending.append(pending)
+        self._step += 1
+        return self._take_arrived()
+
+    def flush(self) -> Readings | None:
+        """Wait for the readings that are on their way; the latest of them, or None where there were none."""
+        taken = None
+        while self._pending:
+            taken = self._take(self._pending.popleft())
+        return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep so that `load_state_dict()` can go on: numbers and text, as JSON can hold it.
+
+        Waits for the readings that are on their way.
+        """
+        self.flush()
+        total, count = _sum_of(self._losses)
+        return {
+            "version": STATE_VERSION,
+            "step": self._step,
+            "losses": json.dumps([finite(total), count]),
+            **self._journal.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on at the step of a checkpoint; readings in the run from that step on are superseded.
+
+        Raises:
+            InputError: not a state that `state_dict()` gave.
+        """
+        if state.get("version") != STATE_VERSION or not isinstance(state.get("step"), int):
+            raise InputError(
+                f"state: expected what Recorder.state_dict() gives (version {STATE_VERSION}), found {dict(state)!r}"
+            )
+        self.flush()
+        self._step = state["step"]
+        total, count = json.loads(state["losses"])
+        self._losses = (math.nan if total is None else total, count, [])
+        self._journal.load_state_dict(state, step=self._step)
+
+    def close(self) -> None:
+        """Wait for the readings that are on their way, and close the run log; safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.flush()
+        finally:
+            self._journal.close(step=self._step)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            # What made the step fail may have made its sums fail, too, and has been raised already.
+            with suppress(jax.errors.JaxRuntimeError):
+                self.close()
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{site} {each['m']} x {each['n']}" for site, each in self._sites.items())
+        return f"Recorder(step {self._step}, every {self._every}; {sites or 'nothing recorded yet'})"
+
+    def _check(self, sums: Any, given: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        if not isinstance(sums, Mapping) or not all(isinstance(each, Sums) for each in sums.values()):
+            raise InputError(
+                f"sums: expected what logalign.jax.energies() returns, or a dict of such by site, found "
+                f"{type(sums).__name__}"
+            )
+        if self._main not in sums:
+            raise InputError(
+                f"sums: expected those of the main site {self._main!r}, found {', '.join(sums) or 'none'}; "
+                "name it in Recorder(main=...)"
+            )
+        for name in extra:
+            if name in FIELDS:
+                raise InputError(
+                    f"step({name}=...): expected a name of your own, found one that readings use themselves"
+                )
+        for name, value in {**given, **extra}.items():
+            if value is not None:
+                _check_value(name, value)
+        for site, each in sums.items():
+            check_concrete(each)
+            m, n = each.vocabulary_effect.size, each.row_mean.size
+            if site not in self._sites:
+                if site == self._main and self._baseline is not None:
+                    self._baseline.check_shape(m, n, name=site)
+                self._sites[site] = {"module": site, "kind": "JAX", "how": "given to Recorder.step()"}
+            self._sites[site] |= {"softmax": site == self._main, "m": m, "n": n}
+
+    def _add(self, loss: Any) -> None:
+        total, count, later = self._losses
+        later.append(loss)
+        self._losses = (total, count + 1, later)
+
+    def _take_arrived(self) -> Readings | None:
+        taken = None
+        while self._pending and self._pending[0].has_arrived:
+            taken = self._take(self._pending.popleft())
+        return taken
+
+    def _take(self, pending: Pending) -> Readings:
+        total, count = _sum_of(pending.losses)
+        numbers = {name: _number(value) for name, value in pending.values.items()}
+        common = numbers | {
+            "step": pending.step,
+            "time": pending.time,
+            "loss_mean": finite(total / count) if count else None,
+            "extra": {name: _number(value) for name, value in pending.extra.items()},
+        }
+        self._journal.describe(self._sites, step=pending.step)
+        readings: dict[str, Reading] = {}
+        for site, sums in pending.sums.items():
+            readings[site] = reading = self._reading(site, sums, common)
+            if reading.reason is not None:
+                self._journal.warn_later(
+                    f"undefined {site}", f"step {pending.step}, {site}: no LAR, for {reading.reason}"
+                )
+        taken = Readings(readings, main=self._main)
+        self._journal.take(taken)
+        return taken
+
+    def _reading(self, site: str, sums: Sums, common: Mapping[str, Any]) -> Reading:
+        energies, offered, masked = sums.to_energies(), int(sums.offered), bool(sums.masked)
+        if not offered:
+            return Reading(
+                site=site, lar=None, m=energies.m, n=energies.n, tokens=0, nonfinite=0, reason=NOT_SUMMED, **common
+            )
+        return Reading.from_energies(
+            energies,
+            softmax=site == self._main,
+            site=site,
+            tokens_seen=self._journal.count(site, step=common["step"], tokens=offered),
+            kept=energies.tokens / offered if masked else None,
+            **common,
+        )
+
+
+def _check_value(name: str, value: Any) -> None:
+    if isinstance(value, jax.core.Tracer):
+        raise InputError(
+            f"step({name}=...): expected a value, found a traced one: step() is called inside jit, grad or scan; "
+            "call it outside, with what the traced function returns"
+        )
+    if isinstance(value, jax.Array):
+        if value.size != 1:
+            raise InputError(f"step({name}=...): expected one number, found an array of shape {value.shape}")
+        return
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"step({name}=...): expected a number, found {value!r}") from None
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else finite(_float(value))
+
+
+def _float(value: Any) -> float:
+    return float(jax.device_get(value).reshape(())) if isinstance(value, jax.Array) else float(value)
+
+
+def _sum_of(losses: tuple[float, int, list[Any]]) -> tuple[float, int]:
+    total, count, later = losses
+    return total + sum(_float(each) for each in later), count
