@@ -249,14 +249,14 @@ class LogAlignCallback(_Base):
         self._log(trainer, pl_module)
         if self._stop and verdict.is_alarm and not trainer.should_stop:
             trainer.should_stop = True
-            _tell(trainer, verdict, "the training stops")
+            _tell(trainer, verdict, "The training stops.")
         if verdict.outcome == self._outcome:
             return
         self._outcome = verdict.outcome
         if self._save and (verdict.is_alarm or verdict.outcome == "approaching"):
             path = os.path.join(_folder(trainer), f"logalign-{verdict.outcome}-step={trainer.global_step}.ckpt")
             trainer.save_checkpoint(path)
-            _tell(trainer, verdict, f"saved {path}")
+            _tell(trainer, verdict, f"Saved {path}.")
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._show_again = False
@@ -320,4 +320,4 @@ def _folder(trainer: Trainer) -> str:
 
 
 def _tell(trainer: Trainer, verdict: Verdict, done: str) -> None:
-    trainer.print(f"logalign: {verdict.outcome} at step {verdict.step}, {verdict.reason} {done}")
+    trainer.print(f"logalign: {verdict.outcome} at step {verdict.step}: {verdict.reason} {done}")
