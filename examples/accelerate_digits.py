@@ -1,6 +1,6 @@
 """A plain loop under Accelerate, with micro-batches and a checkpoint: python examples/accelerate_digits.py
 
-On several processes: accelerate launch --cpu --num_processes 2 examples/accelerate_digits.py
+On two processes: torchrun --nproc_per_node 2 examples/accelerate_digits.py
 """
 
 import tempfile

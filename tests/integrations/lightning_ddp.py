@@ -1,6 +1,6 @@
 """A script as a user has it, which Lightning's own launcher starts once more for every further process.
 
-lightning_ddp.py PACKAGE FOLDER DEVICES
+lightning_ddp.py PACKAGE FOLDER DEVICES [until-an-alarm]
 """
 
 import importlib
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 
-def main(package: str, folder: Path, devices: int) -> None:
+def main(package: str, folder: Path, devices: int, *, until_an_alarm: bool = False) -> None:
     pl = importlib.import_module(package)
     loggers = importlib.import_module(f"{package}.loggers")
     from logalign.integrations.lightning import LogAlignCallback
@@ -46,13 +46,31 @@ def main(package: str, folder: Path, devices: int) -> None:
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    class Noisy(Classifier):
+        """60 % of the labels are random, and learned by heart."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+            self.head = nn.Linear(128, 10)
+
+        def train_dataloader(self):
+            generator = torch.Generator().manual_seed(0)
+            random = torch.rand(256, generator=generator) < 0.6
+            noisy = torch.tensor(labels[:256])
+            noisy[random] = torch.randint(0, 10, (int(random.sum()),), generator=generator)
+            noise = TensorDataset(torch.tensor(images[:256] / 16, dtype=torch.float32), noisy)
+            sampler = DistributedSampler(noise, devices, self.global_rank, seed=0)
+            return DataLoader(noise, batch_size=64 // devices, sampler=sampler)
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=5e-3)
+
     images, labels = load_digits(return_X_y=True)
     data = TensorDataset(torch.tensor(images[:192] / 16, dtype=torch.float32), torch.tensor(labels[:192]))
-    checkpoint = folder / "first.ckpt"
-    lars: list[float | None] = []
-    for epochs, part in ((1, "first"), (2, "second")):
-        callback = LogAlignCallback(every=2, run=folder / "run")
-        trainer = pl.Trainer(
+
+    def trainer_with(callback, epochs: int, part: str):
+        return pl.Trainer(
             accelerator="cpu",
             devices=devices,
             strategy="ddp" if devices > 1 else "auto",
@@ -65,6 +83,18 @@ def main(package: str, folder: Path, devices: int) -> None:
             enable_progress_bar=False,
             enable_checkpointing=False,
         )
+
+    if until_an_alarm:
+        callback = LogAlignCallback(every=2, stop=True, save=True)
+        trainer = trainer_with(callback, 100, "noisy")
+        trainer.fit(Noisy(), val_dataloaders=[])
+        torch.save({"steps": trainer.global_step}, folder / f"rank{trainer.global_rank}.pt")
+        return
+    checkpoint = folder / "first.ckpt"
+    lars: list[float | None] = []
+    for epochs, part in ((1, "first"), (2, "second")):
+        callback = LogAlignCallback(every=2, run=folder / "run")
+        trainer = trainer_with(callback, epochs, part)
         model = Classifier()
         trainer.fit(model, ckpt_path=checkpoint if part == "second" else None)
         trainer.save_checkpoint(folder / f"{part}.ckpt")
@@ -74,4 +104,4 @@ def main(package: str, folder: Path, devices: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), until_an_alarm="until-an-alarm" in sys.argv)

@@ -592,10 +592,27 @@ def test_two_processes_measure_together_and_are_resumed(tmp_path):
     assert shown == [pytest.approx(reading.lar, rel=1e-5) for reading in true_readings for _ in range(EVERY)]
 
 
+def test_two_processes_save_and_stop_together(tmp_path):
+    run_script("lightning.pytorch", tmp_path, 2, "until-an-alarm")
+    steps = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)["steps"] for rank in (0, 1)]
+    assert steps[0] == steps[1] < 400
+    saved = {path.name for path in (tmp_path / "noisy" / "checkpoints").iterdir()}
+    assert f"logalign-overfitting-step={steps[0]}.ckpt" in saved
+
+
 def test_the_other_name_of_lightning(tmp_path):
     run_script("pytorch_lightning", tmp_path, 1)
     lars = torch.load(tmp_path / "rank0.pt", weights_only=True)["lars"]
     assert lars == [pytest.approx(reading.lar, rel=1e-5) for reading in plain_loop()[1]]
+
+
+def test_a_callback_of_both_where_both_are_imported():
+    code = (
+        "import lightning.pytorch as one, pytorch_lightning as other; "
+        "from logalign.integrations.lightning import LogAlignCallback as ours; "
+        "assert issubclass(ours, one.Callback) and issubclass(ours, other.Callback)"
+    )
+    assert "Error" not in said(code)
 
 
 def said(code: str) -> str:
