@@ -1,7 +1,10 @@
 """The callback in real Trainers: the numbers of a loop by hand, in the logs, in checkpoints, on several ranks."""
 
 import argparse
+import copy
+import importlib.util
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +17,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional as F
 from transformers import (
     DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -26,6 +34,8 @@ from transformers import (
 from logalign import open_run, watch
 from logalign.errors import InputError, LogAlignWarning, RunError, SiteError
 from logalign.integrations.transformers import LogAlignCallback
+from tests.integrations import trainer_cases
+from tests.torch.workers import Workers
 
 VOCABULARY, LENGTH, BATCH = 300, 24, 4
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
@@ -202,7 +212,7 @@ def first_by_hand(model, batch, **settings):
     """The first reading of a model, of this batch."""
     model.train()
     with watch(model, every=1, **settings) as monitor:
-        model(**batch).loss.backward()
+        model(**batch, use_cache=False).loss.backward()
         return monitor.step().main
 
 
@@ -546,3 +556,232 @@ def test_an_unsupported_release_is_told(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
     assert "needs transformers from 5.0 on and below 6.0, found 4.57.1: pip install" in done.stdout
+
+
+# Wrappers, other trainers ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workers():
+    pool = Workers(2)
+    yield pool
+    pool.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrapped", "settings"),
+    [
+        ("Trainer", "DistributedDataParallel", {}),
+        ("Trainer", "DistributedDataParallel", {"gradient_accumulation_steps": 2}),
+        ("ShardedTrainer", "FSDPLlamaForCausalLM", {}),
+    ],
+)
+def test_two_ranks_give_what_one_gives(tmp_path, workers, kind, wrapped, settings):
+    truth = trainer_cases.training(tmp_path / "one", 8, **settings)
+    settings = {"kind": getattr(trainer_cases, kind), **settings}
+    watched = workers.run(trainer_cases.over_ranks, tmp_path / "watched", True, settings)
+    plain = workers.run(trainer_cases.over_ranks, tmp_path / "plain", False, settings)
+    for rank in range(2):
+        assert watched[rank]["wrapped"] == wrapped
+        assert watched[rank]["readings"].keys() == truth["readings"].keys()
+        for key, reading in truth["readings"].items():
+            assert watched[rank]["readings"][key] == pytest.approx(reading, rel=1e-5, abs=1e-6), key
+        for name, weight in plain[rank]["weights"].items():
+            assert torch.equal(weight, watched[rank]["weights"][name]), name
+    assert len(truth["readings"]) == 2 * trainer_cases.STEPS
+    # The loss that is recorded is the one that the Trainer logs, over all ranks and micro-batches.
+    logged = [entry["loss"] for entry in watched[0]["logs"]]
+    recorded = [truth["readings"]["unembedding", step]["loss"] for step in range(trainer_cases.STEPS)]
+    assert logged == pytest.approx(recorded, rel=1e-5)
+    assert all("logalign/lar" in entry for entry in watched[0]["logs"])
+
+
+def test_adapters(tmp_path, rows, tokenizer):
+    peft = pytest.importorskip("peft")
+    callback = LogAlignCallback(every=1)
+    kept = Steps(DataCollatorForLanguageModeling(tokenizer, mlm=False))
+
+    def model():
+        torch.manual_seed(1)
+        settings = {"target_modules": ["q_proj", "lm_head"], "r": 4, "init_lora_weights": False}
+        return peft.get_peft_model(llama(), peft.LoraConfig(**settings))
+
+    made = train(tmp_path, rows, tokenizer, callback, model=model(), data_collator=kept)
+    readings = [readings.main for readings in callback.monitor.readings]
+    torch.testing.assert_close(readings[0].lar, first_by_hand(model(), kept.batches[0]).lar, rtol=1e-5, atol=0)
+    assert callback.monitor.sites["unembedding"]["mask"].startswith("forward argument 'labels'")
+    base = first_by_hand(llama(), kept.batches[0]).lar
+    assert abs(base - readings[0].lar) > 1e-4  # the adapter on the head counts
+    assert readings[-1].lar != readings[0].lar
+    assert made.state.log_history[0]["logalign/lar"] == readings[0].lar
+
+
+@pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="liger-kernel is for Linux")
+def test_liger(tmp_path, rows, tokenizer):
+    found = []
+    for use in (False, True):
+        config = {"rope": False, "rms_norm": False, "swiglu": False, "fused_linear_cross_entropy": True}
+        options = {"use_liger_kernel": True, "liger_kernel_config": config} if use else {}
+        callback = LogAlignCallback(every=1, without_logits="exact")
+        train(tmp_path / str(use), rows, tokenizer, callback, max_steps=2, gradient_accumulation_steps=2, **options)
+        found.append(series([readings.main for readings in callback.monitor.readings]))
+        assert ("inputs" in callback.monitor.sites["unembedding"]) == use
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_model(tmp_path, rows, tokenizer):
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        callback = LogAlignCallback(every=2)
+        options = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+        train(tmp_path / str(compiled), rows, tokenizer, callback, **options)
+        found.append(series([readings.main for readings in callback.monitor.readings]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_seq2seq_trainer(tmp_path, rows, tokenizer):
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0, **sizes))
+    pairs = [{"input_ids": row["input_ids"], "labels": row["input_ids"][: 4 + i % 5]} for i, row in enumerate(rows)]
+    kept = Steps(DataCollatorForSeq2Seq(tokenizer, model=model))
+    untrained = copy.deepcopy(model)
+    callback = LogAlignCallback(every=1)
+    settings = arguments(tmp_path, Seq2SeqTrainingArguments, max_steps=3, eval_strategy="steps", eval_steps=1)
+    settings.predict_with_generate = True
+    made = Seq2SeqTrainer(
+        model,
+        settings,
+        train_dataset=pairs,
+        eval_dataset=pairs[:2],
+        data_collator=kept,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    made.train()
+    first = callback.monitor.readings[0].main
+    assert first.tokens == int((kept.batches[0]["labels"] != -100).sum())
+    assert first.kept < 1
+    torch.testing.assert_close(first.lar, first_by_hand(untrained, kept.batches[0]).lar, rtol=1e-6, atol=0)
+    assert len(callback.monitor.readings) == 3
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_sft_trainer_of_trl(tmp_path, texts, tokenizer, packing):
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    callback = LogAlignCallback(every=1, without_logits="exact")
+    settings = arguments(
+        tmp_path,
+        trl.SFTConfig,
+        max_length=48,
+        packing=packing,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=2,
+        max_steps=3,
+        train_sampling_strategy="sequential",
+    )
+    made = trl.SFTTrainer(
+        model=llama(),
+        args=settings,
+        train_dataset=datasets.Dataset.from_dict({"text": texts[:40]}),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    batch = next(iter(made.get_train_dataloader()))
+    made.train()
+    readings = [readings.main for readings in callback.monitor.readings]
+    assert "inputs" in callback.monitor.sites["unembedding"]  # the loss forms no logits
+    truth = first_by_hand(llama(), batch)
+    assert readings[0].tokens == truth.tokens == int((batch["labels"][:, 1:] != -100).sum())
+    torch.testing.assert_close(series(readings)[0][:4], series([truth])[0][:4], rtol=1e-5, atol=1e-6)
+    logged = [entry for entry in made.state.log_history if "loss" in entry]
+    assert [entry["logalign/lar"] for entry in logged] == [reading.lar for reading in readings]
+    assert [entry["loss"] for entry in logged] == pytest.approx([reading.loss for reading in readings], rel=1e-5)
+
+
+# The whole: a fine-tune without an evaluation set ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def example():
+    """examples/trainer_fine_tune.py."""
+    path = Path(__file__).parents[2] / "examples" / "trainer_fine_tune.py"
+    spec = importlib.util.spec_from_file_location("trainer_fine_tune", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_a_fine_tune_gets_a_verdict_that_its_held_out_loss_confirms(tmp_path, example, monkeypatch):
+    """Read back from TensorBoard and from W&B; ends early with stop=True; resumed, it is the same series."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    first, data, held_out = example.texts()
+    begin = example.first_model(first, tmp_path / "first").state_dict()
+
+    def tuned(name, resume=None, run="run", more=(), **settings):
+        model = LlamaForCausalLM(LlamaConfig(**CONFIG_OF_EXAMPLE))
+        model.load_state_dict(begin)
+        callback = LogAlignCallback(run=tmp_path / run, stop=name == "stopped")
+        options = {"save_strategy": "steps", "save_steps": 150, **settings}
+        table = example.fine_tune(model, data, held_out, tmp_path / name, callback, resume=resume, **options)
+        return callback, table
+
+    callback, table = tuned("whole", report_to=["tensorboard", "wandb"], logging_steps=1)
+    verdict = callback.monitor.verdict
+    assert verdict.outcome == "overfitting"
+    losses = [loss for _, _, loss, _ in table]
+    lowest = losses.index(min(losses))
+    assert 0 < lowest < len(losses) - 3
+    # Held-out loss has left its lowest point before the alarm, and is higher wherever the alarm stands.
+    alarmed = [loss for _, _, loss, at in table if at.is_alarm]
+    assert alarmed
+    assert min(alarmed) > losses[lowest] + 0.05
+    assert all(not at.is_alarm for _, _, _, at in table[: lowest + 1])
+
+    readings = open_run(tmp_path / "run").readings
+    chart = {reading.step + 1: reading.lar for reading in readings}
+    assert scalars(tmp_path / "whole")["train/logalign/lar"] == pytest.approx(chart, rel=1e-6)
+    assert wandb_chart(tmp_path, "train/logalign/lar") == pytest.approx(chart)
+
+    stopped, short = tuned("stopped", run="stopped-run", report_to=[])
+    assert stopped.monitor.verdict.is_alarm
+    assert stopped.monitor.readings[-1].step == verdict.since_step < readings[-1].step
+    assert len(short) < len(table)
+
+    again, _ = tuned("whole", resume=str(tmp_path / "whole" / "checkpoint-150"), report_to=[])
+    assert len(again.monitor.readings) == len(readings) - 150
+    assert series(open_run(tmp_path / "run").readings) == series(readings)
+    assert again.monitor.verdict == verdict
+
+
+CONFIG_OF_EXAMPLE = {
+    "vocab_size": 1024,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+
+def wandb_chart(folder, name):
+    """A metric of an offline W&B run by the Trainer's step, read with the package's own reader of its files."""
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    (file,) = Path(folder).rglob("run-*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    found = {}
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        if name in row:
+            found[row["train/global_step"]] = row[name]
+    return found

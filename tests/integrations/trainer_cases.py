@@ -91,7 +91,7 @@ def training(
     found: dict[str, Any] = {"weights": weights, "logs": logs, "wrapped": type(trainer.model_wrapped).__name__}
     if watched:
         found["readings"] = {
-            (site, reading.step): [getattr(reading, name) for name in FIELDS]
+            (site, reading.step): {name: value for name in FIELDS if (value := getattr(reading, name)) is not None}
             for readings in callback.monitor.readings  # type: ignore[union-attr]
             for site, reading in readings.items()
         }
