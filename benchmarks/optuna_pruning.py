@@ -1,6 +1,6 @@
 """Pruning Optuna's trials by logalign's verdict, without a validation set, against Optuna's pruners with one.
 
-    python benchmarks/optuna_pruning.py            the scored studies: seeds 0 to 4, about 4 minutes on one core
+    python benchmarks/optuna_pruning.py            the scored studies: seeds 0 to 4, about 5 minutes on one core
     python benchmarks/optuna_pruning.py --choose   what the patience was chosen by: seeds 100 to 103, no validation
     python benchmarks/optuna_pruning.py --write    and put the numbers into benchmarks/results/optuna_pruning.json
 
