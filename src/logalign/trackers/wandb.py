@@ -18,6 +18,9 @@ from logalign.errors import InputError
 from logalign.extras import load
 from logalign.trackers.metrics import PREFIX, STEP, VERDICT_TEXT
 
+REPLACED = 2
+"""Readings that are replaced by the next one before the user is told. The first may be: where `run.log(..., step=...)`
+follows `step()`, the first row is still under way at the second reading."""
 SPARSE = (
     "readings come more often than W&B's run.log() is called, and each of its rows takes one: the last before the call "
     "is kept. Where you log nothing else, or log without step=, "
@@ -60,17 +63,21 @@ class WandbTracker:
         self._run = run
         self._own_rows = own_rows
         self._row: int | None = None
+        self._replaced = 0
         self.notice: str | None = None
         run.define_metric(STEP, hidden=True)
         run.define_metric(f"{PREFIX}*", step_metric=STEP)
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Put one step's numbers into the row under way."""
-        row = self._run.step
-        if row == self._row and not self._own_rows and not self._run.disabled:
-            self.notice = SPARSE
-        self._row = row
         self._run.log({**values, STEP: step}, commit=self._own_rows)
+        if self._own_rows or self._run.disabled:
+            return
+        row = self._run.step
+        self._replaced += row == self._row
+        self._row = row
+        if self._replaced >= REPLACED:
+            self.notice = SPARSE
 
     def tell(self, verdict: Verdict) -> None:
         """Put the verdict into the run's summary."""
