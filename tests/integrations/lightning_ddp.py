@@ -1,6 +1,6 @@
 """A script as a user has it, which Lightning's own launcher starts once more for every further process.
 
-lightning_ddp.py PACKAGE FOLDER DEVICES [until-an-alarm]
+lightning_ddp.py PACKAGE FOLDER DEVICES [until-an-alarm | sharded]
 """
 
 import importlib
@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 
-def main(package: str, folder: Path, devices: int, *, until_an_alarm: bool = False) -> None:
+def main(package: str, folder: Path, devices: int, mode: str = "resumed") -> None:
     pl = importlib.import_module(package)
     loggers = importlib.import_module(f"{package}.loggers")
     from logalign.integrations.lightning import LogAlignCallback
@@ -66,14 +67,21 @@ def main(package: str, folder: Path, devices: int, *, until_an_alarm: bool = Fal
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), lr=5e-3)
 
+    class Sharded(Classifier):
+        """Its weights are spread over the ranks by `fully_shard`."""
+
+        def configure_model(self):
+            for part in (self.body, self.head, self):
+                fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
     images, labels = load_digits(return_X_y=True)
     data = TensorDataset(torch.tensor(images[:192] / 16, dtype=torch.float32), torch.tensor(labels[:192]))
 
-    def trainer_with(callback, epochs: int, part: str):
+    def trainer_with(callback, epochs: int, part: str, strategy="ddp"):
         return pl.Trainer(
             accelerator="cpu",
             devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
+            strategy=strategy if devices > 1 else "auto",
             use_distributed_sampler=False,
             max_epochs=epochs,
             logger=loggers.CSVLogger(folder, name="", version=part),
@@ -84,7 +92,14 @@ def main(package: str, folder: Path, devices: int, *, until_an_alarm: bool = Fal
             enable_checkpointing=False,
         )
 
-    if until_an_alarm:
+    if mode == "sharded":
+        callback = LogAlignCallback(every=2, run=folder / "run")
+        from lightning.pytorch.strategies import ModelParallelStrategy
+
+        strategy = ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
+        trainer_with(callback, 2, "sharded", strategy).fit(Sharded())
+        return
+    if mode == "until-an-alarm":
         callback = LogAlignCallback(every=2, stop=True, save=True)
         trainer = trainer_with(callback, 100, "noisy")
         trainer.fit(Noisy(), val_dataloaders=[])
@@ -104,4 +119,4 @@ def main(package: str, folder: Path, devices: int, *, until_an_alarm: bool = Fal
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), until_an_alarm="until-an-alarm" in sys.argv)
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

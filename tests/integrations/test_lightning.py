@@ -274,19 +274,19 @@ def test_a_submodule_that_is_not_there(tmp_path):
 
 def test_loggers_hold_every_reading(tmp_path):
     loggers = [CSVLogger(tmp_path, name="csv"), TensorBoardLogger(tmp_path, name="tb")]
-    callback = LogAlignCallback(every=EVERY)
+    callback = LogAlignCallback(every=4)  # the second epoch begins between two readings
     fit(tmp_path, callback, logger=loggers, log_every_n_steps=1)
     with open(Path(loggers[0].log_dir) / "metrics.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["logalign/lar"]]
     expected = {reading.step: reading for reading in mains(callback)}
     assert [int(row["step"]) for row in rows] == list(range(BATCHES * 2))
     for row in rows:  # between readings the latest stands
-        reading = expected[int(row["step"]) // EVERY * EVERY]
+        reading = expected[int(row["step"]) // 4 * 4]
         for name in ("lar", "effective_dim", "loss", "epoch", "lr"):
             assert float(row[f"logalign/{name}"]) == getattr(reading, name)
     log = EventAccumulator(loggers[1].log_dir).Reload()
     logged = {event.step: event.value for event in log.Scalars("logalign/lar")}
-    assert logged == {step: pytest.approx(expected[step // EVERY * EVERY].lar) for step in range(BATCHES * 2)}
+    assert logged == {step: pytest.approx(expected[step // 4 * 4].lar) for step in range(BATCHES * 2)}
     assert {event.value for event in log.Scalars("logalign/verdict")} == {1, -1}
 
 
@@ -592,6 +592,13 @@ def test_two_processes_measure_together_and_are_resumed(tmp_path):
     assert shown == [pytest.approx(reading.lar, rel=1e-5) for reading in true_readings for _ in range(EVERY)]
 
 
+@pytest.mark.slow
+def test_two_processes_that_share_the_weights(tmp_path):
+    run_script("lightning.pytorch", tmp_path, 2, "sharded")
+    assert_same_series(open_run(tmp_path / "run").readings, plain_loop()[1])
+
+
+@pytest.mark.slow
 def test_two_processes_save_and_stop_together(tmp_path):
     run_script("lightning.pytorch", tmp_path, 2, "until-an-alarm")
     steps = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)["steps"] for rank in (0, 1)]
