@@ -70,6 +70,11 @@ class _Commands(TyperGroup):
             raise typer.Exit(130) from error
 
 
+RUN_HELP = (
+    "A run folder; a JSONL or CSV file with columns step and lar; or what TensorBoard, W&B (an offline run, an export),"
+    " MLflow (a run folder, mlflow.db#RUN_ID) or Transformers' Trainer (trainer_state.json) recorded."
+)
+
 app = typer.Typer(
     cls=_Commands,
     name="logalign",
@@ -194,7 +199,7 @@ def grokking(
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Run folders, or JSONL or CSV files with columns step and lar."),
+        typer.Argument(metavar="RUN", help=RUN_HELP),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("report.html"),
 ) -> None:
@@ -219,7 +224,7 @@ def diagnose(
         Path,
         typer.Argument(
             metavar="RUN",
-            help="A run folder, a JSONL or CSV file with columns step and lar, or a TensorBoard log folder.",
+            help=RUN_HELP,
         ),
     ],
     baseline: Annotated[
@@ -264,9 +269,7 @@ def diagnose(
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN...", help="Two or more runs of one task: run folders, JSONL or CSV files, TensorBoard folders."
-        ),
+        typer.Argument(metavar="RUN...", help=f"Two or more runs of one task. {RUN_HELP}"),
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a list of {run, score, low, high, quantity, step}, best first.")

@@ -16,7 +16,7 @@ from logalign.foreign.rows import PREFIX, STEP, TRAINER_PREFIX, Row, listed, rea
 from logalign.readings import Reading
 
 SUFFIXES = (".csv", ".tsv")
-STEPS = ("train/global_step", "trainer/global_step", "global_step", STEP, "_step", "Step")
+STEPS = ("train/global_step", "trainer/global_step", "global_step", STEP, "Step", "_step")
 TIMES = ("time", "_timestamp")
 OF_RUN = " - "
 BOUNDS = ("__MIN", "__MAX")
@@ -50,7 +50,11 @@ def table_readings(path: Path) -> list[Reading]:
     time = next((name for name in TIMES if name in metrics), None)
     rows = []
     for number, cells in _rows(path):
-        values = {names[column]: value for column, text in cells.items() if (value := _value(text)) is not None}
+        values = {
+            names[column]: value
+            for column, text in cells.items()
+            if column in names and (value := _value(text)) is not None
+        }
         at, when = values.get(step or ""), values.get(time or "")
         ours = {name: value for name, value in values.items() if name not in (*STEPS, *TIMES)}
         rows.append(Row(at, when if isinstance(when, float) else None, ours, f"line {number}"))

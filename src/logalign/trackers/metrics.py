@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 
 from logalign.diagnosis.verdict import Outcome, Verdict
 from logalign.foreign import rows
-from logalign.readings import FORMS, SPECTRAL_FIELDS, Reading, Readings
+from logalign.readings import Reading, Readings
 
 PREFIX: str = rows.PREFIX
 STEP: str = PREFIX + rows.STEP
 """The reading's step, for trackers that count by a step of their own."""
 VERDICT_TEXT: str = PREFIX + "verdict_text"
 """The verdict in words, where a tracker takes text."""
-LAYER = (*FORMS, "effective_dim", *SPECTRAL_FIELDS, rows.WEIGHT_NORM, "n", "m")
+LAYER: tuple[str, ...] = rows.OF_A_LAYER
 """What is given of every layer."""
 TRAINING = ("loss", "loss_mean", "lr", "epoch", "tokens_seen", "kept", "nonfinite")
 """What is given once, with the main layer."""
