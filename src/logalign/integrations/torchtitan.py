@@ -112,10 +112,10 @@ class Trainer(_Base):  # type: ignore[misc]
             self.monitor.mask(torch.cat(self._masks))
         return inputs, labels, extra
 
-    def forward_backward_step(self, **batch: Any) -> Tensor:
+    def forward_backward_step(self, **batch: Any) -> Any:
         """torchtitan's; its loss is this rank's part of the mean over all tokens."""
         self._masks.clear()
-        loss: Any = super().forward_backward_step(**batch)
+        loss = super().forward_backward_step(**batch)
         value = loss.detach().full_tensor() if hasattr(loss, "full_tensor") else loss.detach()
         self._losses.append(value.clone())
         return loss
