@@ -287,11 +287,10 @@ def _sum(
 
     row_mean, weight = _centered(weight, row_mask, (0,), lambda total: over_rows(total) / rows)
     input_mean, inputs = _centered(inputs, token_mask, leading, lambda total: over_tokens(total) / count)
-    weight_energies = jnp.sum(jnp.square(weight), axis=-1)
-    input_energies = jnp.sum(jnp.square(inputs), axis=-1)
-    of_token = jnp.sum(inputs * row_mean, axis=-1)
-    of_entry = jnp.sum(weight * input_mean, axis=-1)
-    nonfinite = over_rows(_count_nonfinite(weight_energies)) + over_tokens(_count_nonfinite(input_energies))
+    # By a mean that is finite, so that of these only the rows that are not finite themselves are not.
+    of_token = _products(inputs, _finite(row_mean))
+    of_entry = _products(weight, _finite(input_mean))
+    nonfinite = over_rows(_count_nonfinite(of_entry)) + over_tokens(_count_nonfinite(of_token))
     gram_rounding = 0.0
     if outputs is None:
         is_gram = _gram_costs_less(inputs, weight)
@@ -319,8 +318,8 @@ def _sum(
         tokens=tokens,
         offered=offered,
         masked=jnp.asarray(0 if mask is None else 1, jnp.int32),
-        weight_centered=over_rows(jnp.sum(weight_energies)),
-        input_centered=over_tokens(jnp.sum(input_energies)),
+        weight_centered=over_rows(jnp.sum(jnp.square(weight))),
+        input_centered=over_tokens(jnp.sum(jnp.square(inputs))),
         output_centered=over_both(output_energy),
         token_effect=over_tokens(jnp.sum(jnp.square(of_token))),
         vocabulary_effect=over_rows(of_entry)[:rows],
@@ -377,8 +376,12 @@ def _finite(offset: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(offset), offset, jnp.zeros((), offset.dtype))
 
 
-def _count_nonfinite(energies: jax.Array) -> jax.Array:
-    return jnp.sum(~jnp.isfinite(energies), dtype=jnp.int32)
+def _products(rows: jax.Array, vector: jax.Array) -> jax.Array:
+    return jnp.sum(rows * vector, axis=-1)
+
+
+def _count_nonfinite(sums: jax.Array) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(sums), dtype=jnp.int32)
 
 
 def _gram_costs_less(inputs: jax.Array, weight: jax.Array) -> bool:
