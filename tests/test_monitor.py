@@ -965,6 +965,18 @@ def test_the_verdict_is_what_the_recorded_run_shows(tmp_path):
             assert ("no data has repeated" in monitor.verdict.reason) == (step < 20)
 
 
+def test_a_state_of_other_layers_is_refused():
+    wide = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.ReLU(), torch.nn.Linear(9, 5))
+    with watch(wide, layers=["2"], every=1) as monitor:
+        state = monitor.state_dict()
+    narrow = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5))
+    with (
+        watch(narrow, layers=["2"], every=1) as monitor,
+        pytest.raises(InputError, match=r"made with, 2 5 x 9, found 2 5 x 8; watch the same layers, or begin anew"),
+    ):
+        monitor.load_state_dict(state)
+
+
 def test_the_verdict_goes_on_from_a_checkpoint_and_from_the_run(tmp_path):
     path = tmp_path / "run"
     model = Net()

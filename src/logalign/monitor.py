@@ -204,6 +204,9 @@ def _open(
             past = opened.past
         except LogAlignError as found:
             error = found
+        except Exception as found:  # a tracker's own: no other rank may wait for this one
+            ranks.share((None, LogAlignError(f"at the first rank: {type(found).__name__}: {found}")))
+            raise
     past, error = ranks.share((past, error))
     if error is not None:
         raise error
@@ -358,17 +361,18 @@ class Monitor:
         self._recorder.observe(site, weight, inputs, outputs=outputs, bias=bias, mask=mask)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep so that `load_state_dict()` can go on; the same at every rank.
+        """What a checkpoint has to keep so that `load_state_dict()` can go on; any rank's will do.
 
-        Step, tokens seen, the losses since the last reading (a sum, null if it is not finite, and a count), the
-        detector's state. What changes its shape as the training goes on is text (JSON), so that a fresh monitor's state
-        has the very same entries: `torch.distributed.checkpoint` loads into those that are there. `torch.save` and JSON
-        can hold it, too.
+        Step, shapes of the layers, tokens seen, the losses since the last reading (a sum, null if it is not finite, and
+        a count; each rank's own), the detector's state. What changes its shape as the training goes on is text (JSON),
+        so that a fresh monitor's state has the very same entries: `torch.distributed.checkpoint` loads into those that
+        are there. `torch.save` and JSON can hold it, too.
         """
         total, count = self._losses
         return {
             "version": STATE_VERSION,
             "step": self._step,
+            "layers": json.dumps({label: list(site.shape) for label, site in self._recorder.sites.items()}),
             "losses": json.dumps([finite(float(total)), count]),
             **self._journal.state_dict(),
         }
@@ -379,11 +383,20 @@ class Monitor:
         The verdict goes on from the checkpoint's, or, in one that holds none, from the readings before that step.
 
         Raises:
-            InputError: not a state that `state_dict()` gave.
+            InputError: not a state that `state_dict()` gave, or one of other layers.
         """
         if state.get("version") != STATE_VERSION or not isinstance(state.get("step"), int):
             raise InputError(
                 f"state: expected what Monitor.state_dict() gives (version {STATE_VERSION}), found {dict(state)!r}"
+            )
+        saved, now = json.loads(state.get("layers", "{}")), self._recorder.sites
+        other = {
+            label: m_n for label, m_n in saved.items() if now and list(getattr(now.get(label), "shape", ())) != m_n
+        }
+        if other:
+            raise InputError(
+                f"state: expected the layers that the checkpoint was made with, {_shapes(saved)}, found "
+                f"{_shapes({label: site.shape for label, site in now.items()})}; watch the same layers, or begin anew"
             )
         self._step = state["step"]
         total, count = json.loads(state.get("losses", "[0.0, 0]"))
@@ -552,6 +565,11 @@ class Monitor:
             last = sites[-1].sentence()
             _say(f"... and {len(sites) - SITES_SAID} more layers; the last: {last}")
         self._journal.describe(self.sites, step=self._step)
+
+
+def _shapes(layers: Mapping[str, Sequence[int]]) -> str:
+    """Layers with their shapes, in words."""
+    return ", ".join(f"{label} {m} x {n}" for label, (m, n) in layers.items())
 
 
 def _say(message: str) -> None:
