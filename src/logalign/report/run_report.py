@@ -1,4 +1,9 @@
-"""The report of recorded runs, as `logalign report` writes it: what was measured, its curves, how to read them."""
+"""The report of recorded runs, as `logalign report` writes it: the verdict, its curves, how to read them, the facts.
+
+Parts and facts are put together here; `panels` has what is drawn, `interactive` writes the page.
+"""
+
+from __future__ import annotations
 
 import os
 from collections import Counter
@@ -9,12 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from logalign.columns import Columns
+from logalign.diagnosis.baseline import Baseline
 from logalign.errors import InputError
-from logalign.readings import UNEMBEDDING, Reading
-from logalign.report import figures
+from logalign.report import panels
+from logalign.report.figures import RUN_COLORS
+from logalign.report.interactive import Card, Part, write_figures, write_interactive
 from logalign.report.names import short_names
-from logalign.report.page import Section, write_page
+from logalign.report.panels import Tables
+from logalign.report.shown import FEWEST_ROWS, ROWS, ShownRun, shown_run
+from logalign.report.spectra_shown import ShownSpectra, shown_spectra
 from logalign.runlog import Run, open_run
+
+RunLike = str | os.PathLike[str] | Run
 
 HOW_TO_READ = """\
 LAR compares the size of a layer's outputs with the largest size that its weights and its inputs would allow. With n the
@@ -34,125 +46,189 @@ have in common. Where plain and centered LAR part, a common direction has grown:
 throws all inputs one way and says nothing about generalization."""
 
 LIMITS = """\
-- This page shows measurements and gives no verdict.
 - Published evidence is grokking and the pre-training of 3B-parameter language models. For fine-tuning, LoRA, mixtures
 of experts and vision no threshold is proven.
 - Optimizer slingshots and learning-rate cooldowns move LAR without any change in generalization.
 - Within one run everything that grows with time follows the generalization gap. Compare runs at equal steps.
-- A held-out loss, where one was recorded, is drawn so that you can check; LAR does not use it."""
+- A held-out loss, where one was recorded, is drawn so that you can check; neither LAR nor the verdict uses it."""
+
+SIGNALS_TEXT = """\
+What the verdict rests on, reading by reading, beside the thresholds (dashed). Where a signal is not drawn, the run gives
+no such number: a deviation needs a baseline or a long first epoch, the drop of the loss needs epochs, and so on."""
 
 
-def write_run_report(runs: Sequence[str | os.PathLike[str] | Run], out: str | os.PathLike[str]) -> Path:
+def write_run_report(
+    runs: Sequence[RunLike],
+    out: str | os.PathLike[str],
+    *,
+    baseline: Sequence[RunLike] | None = None,
+    figures: str | os.PathLike[str] | None = None,
+) -> Path:
     """Write one HTML page for one run, or for several laid over each other, and return its path.
 
     Args:
-        runs: run folders, JSONL or CSV files, or opened runs. At most as many as can be told apart by color.
-        out: the HTML file.
+        runs: Run folders, JSONL or CSV files, other tools' logs, or opened runs. At most as many as can be told apart by
+            color.
+        out: The HTML file.
+        baseline: Runs of the same set-up that do not overfit, to compare with.
+        figures: A folder for each figure as PNG (300 dots an inch) and SVG; none by default.
 
     Raises:
-        InputError: no run, too many runs, or a page that cannot be written.
-        RunError: a run is missing or damaged, or holds no reading.
+        InputError: no run, too many runs, a run without readings, a baseline of another shape, or a page that cannot be
+            written.
+        RunError: a run is missing or damaged.
+        MissingExtraError: a package that reports need is not installed.
     """
-    most = len(figures.RUN_COLORS)
+    most = len(RUN_COLORS)
     if not 1 <= len(runs) <= most:
         raise InputError(f"expected 1 to {most} runs, which can be told apart by color; got {len(runs)}")
     opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
-    for run in opened:
-        if not run.readings:
-            raise InputError(f"{run.path}: expected at least one reading to draw, found none yet")
     names = short_names([run.path for run in opened])
-    title = names[0] if len(opened) == 1 else f"{len(opened)} runs"
-    lead = "\n\n".join(_in_words(run, name if len(opened) > 1 else "") for run, name in zip(opened, names, strict=True))
-    sections = [*_curves(opened, names), *_sites(opened)]
-    if len(opened) > 1:
-        table = [_row(run, name) for run, name in zip(opened, names, strict=True)]
-        sections.append(Section("Runs", "What was measured in each run.", table=table))
-    sections += [Section("How to read this", HOW_TO_READ), Section("Limits", LIMITS)]
-    facts = _facts(opened[0]) if len(opened) == 1 else {}
-    return write_page(out, title=f"Log-alignment ratio: {title}", lead=lead, sections=sections, facts=facts)
+    reference = Baseline.from_run(baseline) if baseline else None
+    rows = max(FEWEST_ROWS, ROWS // len(opened))
+    shown = [shown_run(run, name, baseline=reference, rows=rows) for run, name in zip(opened, names, strict=True)]
+    tables = Tables()
+    panels.add_tables(shown, tables)
+    parts = _parts(shown, tables)
+    several = len(shown) > 1
+    page = write_interactive(
+        out,
+        title=f"Log-alignment ratio: {f'{len(shown)} runs' if several else names[0]}",
+        cards=[_card(run, name=run.name if several else "", baseline=reference) for run in shown],
+        parts=parts,
+        facts=[(f"Facts of {run.name}" if several else "Facts", _facts(run)) for run in shown],
+        tables=tables,
+    )
+    if figures is not None:
+        write_figures(figures, parts)
+    return page
 
 
-def _site_names(run: Run) -> list[str]:
-    """The sites of a run, the one that the report is about first."""
-    sites = list(dict.fromkeys(reading.site for reading in run.readings))
-    main = run.meta.get("main", UNEMBEDDING)
-    return sorted(sites, key=lambda site: site != main)
+def _card(run: ShownRun, *, name: str, baseline: Baseline | None) -> Card:
+    notes = [_in_words(run)]
+    folded = run.folded
+    if baseline is not None:
+        notes.append(f"Compared with {baseline.describe()}.")
+    if folded.thinned:
+        notes.append(
+            f"The verdict was folded over {folded.folded:,} of {folded.of:,} readings, evenly chosen, with their losses "
+            "averaged in between; `logalign diagnose` takes all of them, and may differ."
+        )
+    if run.thinned:
+        notes.append(
+            f"Drawn are {len(run.rows):,} of {folded.of:,} readings: of every stretch the lowest and the highest of each "
+            "curve. Zooming in shows these, not the ones between."
+        )
+    return Card(verdict=folded.verdict, name=name, notes=notes)
 
 
-def _main(run: Run) -> list[Reading]:
-    site = _site_names(run)[0]
-    return [reading for reading in run.readings if reading.site == site]
-
-
-def _in_words(run: Run, name: str) -> str:
+def _in_words(run: ShownRun) -> str:
     """What LAR did, in two sentences of numbers."""
-    about = f"{name}: " if name else ""
-    defined = [reading for reading in _main(run) if reading.lar is not None]
-    if not defined:
-        return f"{about}none of the {len(_main(run))} readings is defined; the facts below say why."
-    lars = np.array([reading.lar for reading in defined], dtype=float)
-    first, last = defined[0], defined[-1]
-    text = f"{about}LAR was {lars[0]:.3f} at step {first.step:,} and {lars[-1]:.3f} at step {last.step:,}"
-    high, low = int(lars.argmax()), int(lars.argmin())
+    columns = run.columns
+    lar = np.asarray(columns["lar"], dtype=np.float64)
+    known = np.isfinite(lar)
+    if not known.any():
+        return f"None of the {lar.size} readings is defined; the facts below say why."
+    lars, steps = lar[known], columns["step"][known]
+    text = f"LAR was {lars[0]:.3f} at step {steps[0]:,} and {lars[-1]:.3f} at step {steps[-1]:,}"
     inside = [
-        f"{words} {lars[i]:.3f} at step {defined[i].step:,}"
-        for words, i in (("highest", high), ("lowest", low))
+        f"{words} {lars[i]:.3f} at step {steps[i]:,}"
+        for words, i in (("highest", int(lars.argmax())), ("lowest", int(lars.argmin())))
         if i not in (0, len(lars) - 1)
     ]
     text += f" ({', '.join(inside)})." if inside else "."
-    if last.effective_dim is not None and last.n is not None:
-        text += f" At its last reading the effective dimension k is {last.effective_dim:.1f}, of n = {last.n:,} inputs."
+    k, n = _at(columns, "effective_dim", np.flatnonzero(known)[-1]), _at(columns, "n", np.flatnonzero(known)[-1])
+    if k is not None and n is not None:
+        text += f" At its last reading the effective dimension k is {k:.1f}, of n = {int(n):,} inputs."
     return text
 
 
-def _curves(runs: Sequence[Run], names: Sequence[str]) -> list[Section]:
-    columns = [run.columns(_site_names(run)[0]) for run in runs]
+def _parts(runs: Sequence[ShownRun], tables: Tables) -> list[Part]:
     several = len(runs) > 1
-    sections = [
-        Section(
-            "Log-alignment ratio",
-            "Plain above, centered below." if several else "Plain and centered.",
-            figures.lar_figure(*columns, labels=names),
+    noise = (
+        "The shaded bands say where a reading is expected by chance: a running median, and two standard deviations of "
+    )
+    noise += "the scatter of 21 readings on either side. A click on a name in the legend hides its curve or shows it."
+    parts = [
+        Part(
+            heading="Log-alignment ratio",
+            text="Drag over a chart to zoom all of them along the steps; double-click to go back."
+            if several
+            else f"Drag over a chart to zoom all of them along the steps; double-click to go back. {noise}",
+            panels=panels.lar_panels(runs),
         ),
-        Section(
-            "Effective dimension",
-            "k = n^(2 (1 - LAR)), on a logarithmic axis; a falling LAR is a rising k.",
-            figures.effective_dim_figure(*columns, labels=names),
+        Part(
+            heading="Outcome over time",
+            text="What the detector said at each step.",
+            panels=panels.outcome_panels(runs, tables),
+        ),
+        Part(
+            heading="Effective dimension",
+            text="k = n^(2 (1 - LAR)), on a logarithmic axis; a falling LAR is a rising k.",
+            panels=panels.effective_dim_panels(runs),
+        ),
+        Part(heading="Signals and thresholds", text=SIGNALS_TEXT, panels=panels.signal_panels(runs)),
+        Part(
+            heading="Loss",
+            text="As it was passed to the monitor. A held-out loss is drawn to check by; the verdict does not use it.",
+            panels=panels.loss_panels(runs),
+        ),
+        Part(
+            heading="What moves k",
+            text="k = sqrt(weight spread × activation spread) / coherence, from the spectral readings.",
+            panels=panels.driver_panels(runs),
         ),
     ]
-    loss = figures.loss_figure(*columns, labels=names)
-    if loss is not None:
-        sections.append(Section("Loss", "As it was passed to the monitor.", loss))
-    drivers = figures.drivers_figure(*columns, labels=names)
-    if drivers is not None:
-        text = "k = sqrt(weight participation × input participation) / coherence, from the spectral readings."
-        sections.append(Section("What moves k", text, drivers))
-    return sections
+    if not several:
+        parts += _layers(runs[0])
+        spectra = shown_spectra(runs[0].run, runs[0].site)
+        parts.append(
+            Part(heading="Spectra", text=_spectra_text(spectra), panels=panels.spectra_panels(runs[0], spectra))
+        )
+    else:
+        rows = [_row(run) for run in runs]
+        text = "What was measured in each run. Layers and spectra are in the report of one run alone."
+        parts.append(Part(heading="Runs", text=text, table=rows))
+    parts = [part for part in parts if part.panels or part.table]
+    return [*parts, Part(heading="How to read this", text=HOW_TO_READ), Part(heading="Limits", text=LIMITS)]
 
 
-def _sites(runs: Sequence[Run]) -> list[Section]:
-    """The other layers, for one run that watched several."""
-    if len(runs) > 1 or len(_site_names(runs[0])) == 1:
+def _spectra_text(spectra: ShownSpectra | None) -> str:
+    if spectra is None:
+        return ""
+    text = (
+        "p is how the weight is spread over its singular directions, q how the inputs are spread over the same; both sum "
+        "to 1. Where q lies in the directions of large p, LAR is high."
+    )
+    if len(spectra.steps) < spectra.recorded:
+        text += f" {len(spectra.steps)} of {spectra.recorded} steps are embedded, evenly chosen."
+    if spectra.left_out:
+        text += f" {spectra.left_out} layers are left out."
+    if spectra.damaged:
+        text += f" Could not be read: {', '.join(spectra.damaged)}."
+    return text
+
+
+def _layers(run: ShownRun) -> list[Part]:
+    """The other layers, for a run that watched several."""
+    if len(run.sites) == 1:
         return []
-    run = runs[0]
-    columns = {site: run.columns(site) for site in _site_names(run)}
     table: list[dict[str, object]] = []
-    for site in columns:
-        last = [reading for reading in run.readings if reading.site == site][-1]
-        found = _meta_of(run, site)
-        shape = _shape(last)
+    for site, columns in run.sites.items():
         table.append(
             {
                 "site": site,
-                "module": found.get("module") or None,
-                "m × n": shape,
-                "last step": last.step,
-                "LAR": last.lar,
-                "k": last.effective_dim,
+                "module": _meta_of(run.run, site).get("module") or None,
+                "m × n": _shape(columns),
+                "last step": int(columns["step"][-1]),
+                "LAR": _at(columns, "lar", -1),
+                "k": _at(columns, "effective_dim", -1),
             }
         )
-    text = "Layers without a softmax behind them have a plain and a token-centered LAR only."
-    return [Section("Layers", text, figures.sites_figure(columns), table)]
+    text = "Plain LAR. Layers without a softmax behind them have a plain and a token-centered LAR only."
+    if len(run.sites) > panels.MOST_LAYERS:
+        text += f" The map shows the first {panels.MOST_LAYERS} of {len(run.sites)} layers."
+    return [Part(heading="Layers", text=text, panels=panels.layer_panels(run), table=table)]
 
 
 def _meta_of(run: Run, site: str) -> dict[str, Any]:
@@ -161,59 +237,73 @@ def _meta_of(run: Run, site: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _shape(reading: Reading) -> str | None:
+def _at(columns: Columns, name: str, row: int) -> float | None:
+    """One number; None where it is undefined or was not recorded."""
+    if name not in columns or not np.isfinite(columns[name][row]):
+        return None
+    return float(columns[name][row])
+
+
+def _shape(columns: Columns) -> str | None:
+    m, n = _at(columns, "m", -1), _at(columns, "n", -1)
     # No-break spaces: a shape stays on one line.
-    return None if reading.m is None or reading.n is None else f"{reading.m:,}\u00a0×\u00a0{reading.n:,}"
+    return None if m is None or n is None else f"{int(m):,}\u00a0×\u00a0{int(n):,}"
 
 
-def _row(run: Run, name: str) -> dict[str, object]:
-    readings = _main(run)
-    last = readings[-1]
+def _row(run: ShownRun) -> dict[str, object]:
+    columns = run.columns
     return {
-        "run": name,
-        "layer": _meta_of(run, last.site).get("module") or last.site,
-        "m × n": _shape(last),
-        "readings": len(readings),
-        "undefined": sum(reading.lar is None for reading in readings),
-        "last step": last.step,
-        "LAR": last.lar,
-        "centered": last.lar_centered,
-        "k": last.effective_dim,
+        "run": run.name,
+        "outcome": run.folded.verdict.outcome,
+        "layer": _meta_of(run.run, run.site).get("module") or run.site,
+        "m × n": _shape(columns),
+        "readings": len(columns["step"]),
+        "undefined": int((~np.isfinite(columns["lar"])).sum()),
+        "last step": int(columns["step"][-1]),
+        "LAR": _at(columns, "lar", -1),
+        "centered": _at(columns, "lar_centered", -1),
+        "k": _at(columns, "effective_dim", -1),
     }
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(shown: ShownRun) -> dict[str, str]:
     """What a reader needs in order to trust the curves, with "not recorded" where the run does not say."""
-    readings = _main(run)
-    last = readings[-1]
-    found = _meta_of(run, last.site)
-    facts = {"Run": str(run.path), "Site": last.site}
+    run, columns = shown.run, shown.columns
+    steps, shape = columns["step"], _shape(columns)
+    found = _meta_of(run, shown.site)
+    facts = {"Run": str(run.path), "Site": shown.site}
     if found.get("module") is not None:
         kind = f"{found['kind']}, " if found.get("kind") else ""
-        facts["Layer"] = f"{found['module'] or 'the model itself'} ({kind}{_shape(last)} outputs × inputs)"
-    elif _shape(last):
-        facts["Shape"] = f"{_shape(last)} outputs × inputs"
+        facts["Layer"] = (
+            f"{found['module'] or 'the model itself'} ({kind}{shape or 'shape not recorded:'} outputs × inputs)"
+        )
+    elif shape:
+        facts["Shape"] = f"{shape} outputs × inputs"
     if found.get("how"):
         facts["How it was found"] = str(found["how"])
-    if "tied_to" in found:
-        facts["Weight tied to"] = ", ".join(map(str, found["tied_to"])) or "nothing"
+    tied = found.get("tied_to")
+    if isinstance(tied, list):
+        facts["Weight tied to"] = ", ".join(map(str, tied)) or "nothing"
     if found.get("bias"):
         facts["Bias"] = "there is one; it is taken out before measuring"
     if found.get("mask") is not None:
         facts["Loss mask"] = str(found["mask"])
     every = run.meta.get("every")
-    facts["Readings"] = f"{len(readings):,}, steps {readings[0].step:,} to {last.step:,}"
+    facts["Readings"] = f"{len(steps):,}, steps {steps[0]:,} to {steps[-1]:,}"
     facts["Readings"] += f", one every {every:,} steps" if isinstance(every, int) else ""
-    undefined = Counter(reading.reason or "no reason recorded" for reading in readings if reading.lar is None)
-    facts["Undefined readings"] = "; ".join(f"{count:,}: {reason}" for reason, count in undefined.items()) or "none"
-    nonfinite = [reading.nonfinite for reading in readings if reading.nonfinite is not None]
-    facts["Non-finite rows"] = f"{sum(nonfinite):,}" if nonfinite else "not recorded"
-    kept = [reading.kept for reading in readings if reading.kept is not None]
-    facts["Share of tokens kept by the mask"] = (
-        f"{np.median(kept):.1%} in the median, {min(kept):.1%} at the lowest" if kept else "no mask recorded"
+    undefined = Counter(columns["reason"][~np.isfinite(columns["lar"])].tolist())
+    facts["Undefined readings"] = (
+        "; ".join(f"{count:,}: {reason or 'no reason recorded'}" for reason, count in undefined.items()) or "none"
     )
-    if last.tokens_seen is not None:
-        facts["Tokens seen"] = f"{last.tokens_seen:,}"
+    nonfinite = _known(columns, "nonfinite")
+    facts["Non-finite rows"] = f"{int(nonfinite.sum()):,}" if nonfinite.size else "not recorded"
+    kept = _known(columns, "kept")
+    facts["Share of tokens kept by the mask"] = (
+        f"{np.median(kept):.1%} in the median, {kept.min():.1%} at the lowest" if kept.size else "no mask recorded"
+    )
+    tokens = _at(columns, "tokens_seen", -1)
+    if tokens is not None:
+        facts["Tokens seen"] = f"{int(tokens):,}"
     resumes = [event.get("step") for event in run.events if event.get("event") == "resume"]
     facts["Resumed"] = f"at step {', '.join(map(str, resumes))}" if resumes else "never"
     warned = [str(event.get("message")) for event in run.events if event.get("event") == "warning"]
@@ -221,9 +311,23 @@ def _facts(run: Run) -> dict[str, str]:
     settings = run.meta.get("settings")
     if isinstance(settings, dict) and settings:
         facts["Settings"] = ", ".join(f"{name} = {value}" for name, value in settings.items())
-    created = run.meta.get("created")
-    if isinstance(created, int | float):
-        facts["Started"] = datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    started = _started(run.meta.get("created"))
+    if started:
+        facts["Started"] = started
     if run.meta.get("logalign_version"):
         facts["Recorded by"] = f"logalign {run.meta['logalign_version']}"
     return facts
+
+
+def _known(columns: Columns, name: str) -> np.ndarray[Any, Any]:
+    values = np.asarray(columns.get(name, np.array([])), dtype=np.float64)
+    return values[np.isfinite(values)]
+
+
+def _started(created: object) -> str | None:
+    if not isinstance(created, int | float):
+        return None
+    try:
+        return datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError, OSError):
+        return None

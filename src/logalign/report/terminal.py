@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from logalign.diagnosis.ranking import HELD_OUT_LOSS, Ranked
+from logalign.diagnosis.ranking import HELD_OUT_LOSS, Ranked, position
 from logalign.diagnosis.verdict import Outcome, Verdict, shown
 from logalign.report.names import short_names
 
@@ -81,7 +81,7 @@ def print_ranking(ranked: Sequence[Ranked], *, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"At step {best.step:,}, the last that all runs have; {'less' if less_is_better else 'more'} is better. The "
+        f"At {position(best.align, best.step if best.at is None else best.at)}, the last that all runs have; {'less' if less_is_better else 'more'} is better. The "
         "intervals are the scatter of readings; runs of other seeds lie farther apart.",
         soft_wrap=True,
     )

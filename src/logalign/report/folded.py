@@ -1,0 +1,184 @@
+"""Fold a detector over a recorded run, and keep what it said and why at every reading: the curves of its signals.
+
+A reading costs the detector about 0.6 ms. Up to 10,000 readings are all folded over, and the verdict is that of
+`logalign diagnose`. Of a longer run, 3,000 evenly chosen ones are: their losses are means since the one before, and the
+verdict may differ from that over all, which the page says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from logalign.columns import Columns
+from logalign.diagnosis.baseline import Baseline
+from logalign.diagnosis.detector import Detector
+from logalign.diagnosis.verdict import Outcome, Verdict
+from logalign.errors import InputError
+from logalign.readings import ENERGY_NAMES, FORMS, INTEGER_FIELDS, Reading
+
+ALL_UP_TO = 10_000
+THINNED_TO = 3_000
+RECORDED = 2_000
+
+Vector = np.ndarray[Any, Any]
+
+SIGNALS = (
+    "deviation",
+    "band",
+    "decline_rate",
+    "strain",
+    "drop",
+    "spread",
+    "loss_below",
+    "shortfall",
+)
+"""Of the decline logic's evidence."""
+GROKKING_SIGNALS = ("k_ratio",)
+NUMBERS = ("tokens_seen", "n", "m", "epoch", "loss", "loss_mean", "lr", *FORMS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """What a detector said of a run.
+
+    Attributes:
+        verdict: After the last reading.
+        folded: Readings that it was folded over.
+        of: Readings of the run.
+        rows: Rows of the columns at which outcome and signals were recorded.
+        outcomes: The outcome at each of them.
+        signals: By name, the number at each of them; NaN where it could not be had.
+        baseline: What the run was compared with at the end; None where there is nothing.
+    """
+
+    verdict: Verdict
+    folded: int
+    of: int
+    rows: Vector
+    outcomes: list[Outcome]
+    signals: Mapping[str, Vector] = field(repr=False)
+    baseline: Baseline | None = field(repr=False)
+
+    @property
+    def thinned(self) -> bool:
+        """Whether it was folded over some of the readings only."""
+        return self.folded < self.of
+
+
+def fold(
+    columns: Columns,
+    site: str,
+    *,
+    baseline: Baseline | None = None,
+    all_up_to: int = ALL_UP_TO,
+    thinned_to: int = THINNED_TO,
+    recorded: int = RECORDED,
+) -> Folded:
+    """Fold a detector over the readings of one layer.
+
+    Args:
+        columns: As `site_columns` gives them.
+        site: Of which layer.
+        baseline: What the decline logic compares with.
+        all_up_to: How many readings are all folded over.
+        thinned_to: To how many a longer run is thinned.
+        recorded: About how many of them are recorded, evenly chosen; changes of the outcome always are.
+
+    Raises:
+        InputError: the baseline is of another shape, or compares along tokens that were not recorded.
+    """
+    of = len(columns["step"])
+    rows = np.arange(of) if of <= all_up_to else np.unique(np.linspace(0, of - 1, thinned_to).round().astype(np.int64))
+    detector = Detector(baseline=baseline)
+    stride = max(1, -(-len(rows) // recorded))
+    kept: list[int] = []
+    outcomes: list[Outcome] = []
+    taken: list[list[float]] = []
+    verdict = detector.verdict
+    for i, reading in enumerate(_readings(columns, site, rows)):
+        before = verdict.outcome
+        try:
+            verdict = detector.update(reading)
+        except InputError as error:
+            if baseline is not None:
+                raise
+            verdict = _no_verdict(reading, error)
+            kept.append(int(rows[i]))
+            outcomes.append(verdict.outcome)
+            taken.append([np.nan] * (len(SIGNALS) + len(GROKKING_SIGNALS)))
+            break
+        if i % stride == 0 or i == len(rows) - 1 or verdict.outcome != before:
+            kept.append(int(rows[i]))
+            outcomes.append(verdict.outcome)
+            taken.append(
+                [_number(detector.decline.verdict.evidence.get(name)) for name in SIGNALS]
+                + [_number(detector.grokking.verdict.evidence.get(name)) for name in GROKKING_SIGNALS]
+            )
+    table = np.array(taken, dtype=np.float64).reshape(len(taken), len(SIGNALS) + len(GROKKING_SIGNALS))
+    names = (*SIGNALS, *GROKKING_SIGNALS)
+    return Folded(
+        verdict=verdict,
+        folded=len(rows),
+        of=of,
+        rows=np.array(kept, dtype=np.int64),
+        outcomes=outcomes,
+        signals={name: table[:, i] for i, name in enumerate(names)},
+        baseline=detector.decline.baseline,
+    )
+
+
+def _readings(columns: Columns, site: str, rows: Vector) -> list[Reading]:
+    """The readings at these rows, with what a detector looks at."""
+    values = {name: columns[name][rows] for name in NUMBERS if name in columns}
+    if len(rows) < len(columns["step"]):
+        for name in ("loss_mean", "loss"):
+            if name in columns and np.isfinite(columns[name]).any():
+                values["loss_mean"] = _means_between(columns[name], rows)
+                break
+    lists: dict[str, list[Any]] = {}
+    for name, column in values.items():
+        numbers = column.tolist()
+        lists[name] = [
+            None if value != value else (int(value) if name in INTEGER_FIELDS else value) for value in numbers
+        ]
+    energies = {name: columns[f"energy_{name}"][rows] for name in ENERGY_NAMES if f"energy_{name}" in columns}
+    weights = energies.get("weight", np.full(len(rows), np.nan)).tolist()
+    lars = lists.pop("lar")
+    return [
+        Reading(
+            step=step,
+            site=site,
+            lar=lars[i],
+            energies=None if weights[i] != weights[i] else {"weight": weights[i], "input": None, "output": None},
+            **{name: column[i] for name, column in lists.items()},
+        )
+        for i, step in enumerate(columns["step"][rows].tolist())
+    ]
+
+
+def _means_between(values: Vector, rows: Vector) -> Vector:
+    """The mean over the rows after the one before, up to and including each; NaN where none is known."""
+    known = np.isfinite(values)
+    totals, counts = np.cumsum(np.where(known, values, 0.0)), np.cumsum(known)
+    total, count = np.diff(totals[rows], prepend=0.0), np.diff(counts[rows], prepend=0)
+    means: Vector = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return means
+
+
+def _no_verdict(reading: Reading, error: InputError) -> Verdict:
+    return Verdict(
+        outcome="undecidable",
+        regime="unknown",
+        step=reading.step,
+        since_step=reading.step,
+        reason=f"the readings cannot be judged together: {error}",
+        suggestion="Record one layer of one model in one run.",
+    )
+
+
+def _number(value: float | int | None) -> float:
+    return np.nan if value is None else float(value)

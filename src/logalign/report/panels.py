@@ -1,0 +1,488 @@
+"""What a report draws, described once: interactive panels as plain data for the page's script, and figures for paper.
+
+A panel's traces name a table and a column of it. A table holds the rows of one run: where they stand (step, tokens, epoch)
+and the curves, so that a page can move all curves from one axis to another, and a number is embedded once.
+
+Texts of a run (its name, its layers) go through `label()`: plotly reads some HTML in texts, and shows them as they are then.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from logalign.diagnosis.grokking import GrokThresholds
+from logalign.diagnosis.overfit_rule import OverfitThresholds
+from logalign.diagnosis.verdict import OUTCOMES
+from logalign.report import figures, signal_figures
+from logalign.report.figures import COLORS, RUN_COLORS
+from logalign.report.shown import ShownRun, axis_values
+from logalign.report.signal_figures import OUTCOME_COLORS
+from logalign.report.spectra_shown import ShownSpectra
+
+Vector = np.ndarray[Any, Any]
+Trace = dict[str, Any]
+Line = tuple[float, str]
+
+LABEL_CHARACTERS = 40
+LAYER_BINS = 300
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
+MOST_LAYERS = 200
+
+FORMS = (
+    ("lar", "plain", "plain", "solid", True),
+    ("lar_centered", "centered", "centered (both)", "solid", True),
+    ("lar_vocab_centered", "vocab_centered", "vocabulary-centered", "dash", False),
+    ("lar_token_centered", "token_centered", "token-centered", "dot", False),
+)
+LOSSES = (
+    ("loss", "train", "training", "solid"),
+    ("loss_mean", "plain", "training, mean since the reading before", "dot"),
+    ("val_loss", "held_out", "held-out", "dash"),
+)
+DRIVERS = (
+    ("weight_participation", "weight spread d_p"),
+    ("input_participation", "activation spread d_q"),
+    ("coherence", "coherence c"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One chart.
+
+    Attributes:
+        key: Its name, and that of the files of its figure.
+        spec: What the page's script draws: see report.js.
+        figure: The same for paper.
+    """
+
+    key: str
+    spec: dict[str, Any] = field(repr=False)
+    figure: Figure = field(repr=False)
+
+
+@dataclass
+class Tables:
+    """The numbers that a page holds, by table and column."""
+
+    held: dict[str, dict[str, list[float | int | None]]] = field(default_factory=dict)
+
+    def add(self, name: str, columns: dict[str, Vector]) -> str:
+        """Hold these columns, to seven significant digits, and give the table's name."""
+        self.held.setdefault(name, {}).update({column: numbers(values) for column, values in columns.items()})
+        return name
+
+
+def numbers(values: Vector) -> list[float | int | None]:
+    """As JSON holds them: whole numbers exactly, others to seven significant digits, null where undefined."""
+    values = np.asarray(values)
+    if values.dtype.kind == "i":
+        whole: list[float | int | None] = values.tolist()
+        return whole
+    shown = []
+    for value in values.tolist():
+        if not math.isfinite(value):
+            shown.append(None)
+        elif value == int(value) and abs(value) < 1e15:
+            shown.append(int(value))
+        else:
+            shown.append(float(f"{value:.7g}"))
+    return shown
+
+
+def label(text: str, *, characters: int = LABEL_CHARACTERS) -> str:
+    """A text of the run, in one line of bounded length, that plotly shows as it is."""
+    shown = " ".join(text.split())
+    if len(shown) > characters:
+        shown = f"{shown[: characters // 2]} … {shown[-characters // 3 :]}"
+    return html.escape(shown, quote=False)
+
+
+def known(columns: Any, name: str) -> bool:
+    """Whether a column holds any number."""
+    return name in columns and bool(np.isfinite(np.asarray(columns[name], dtype=np.float64)).any())
+
+
+def add_tables(runs: Sequence[ShownRun], tables: Tables) -> None:
+    """Hold the curves and the signals of the runs: tables r0, r1, ... and s0, s1, ..."""
+    for i, run in enumerate(runs):
+        drawn = run.drawn
+        names = [name for name in CURVE_COLUMNS if known(drawn, name)]
+        undefined = ~np.isfinite(np.asarray(drawn["lar"], dtype=np.float64))
+        held = {name: np.asarray(drawn[name]) for name in names}
+        if undefined.any():
+            lars = np.asarray(drawn["lar"], dtype=np.float64)
+            foot = float(np.nanmin(lars)) if not undefined.all() else 0.5
+            held["undefined"] = np.where(undefined, foot, np.nan)
+        tables.add(f"r{i}", {**axis_values(drawn), **held})
+        at = run.folded.rows
+        whole = {name: run.columns[name][at] for name in ("step", "tokens_seen", "epoch") if name in run.columns}
+        signals = dict(run.folded.signals)
+        signals["band_below"] = -signals["band"]
+        tables.add(
+            f"s{i}", {**axis_values(whole), **{name: each for name, each in signals.items() if known(signals, name)}}
+        )
+
+
+CURVE_COLUMNS = (
+    *(name for name, *_ in FORMS),
+    "effective_dim",
+    "k_centered",
+    "n",
+    *(name for name, *_ in LOSSES),
+    *(name for name, _ in DRIVERS),
+    *(f"{form}_{end}" for form in ("lar", "lar_centered") for end in ("low", "high")),
+    *(f"base_{form}{end}" for form in ("lar", "lar_centered", "loss") for end in ("", "_low", "_high")),
+)
+
+
+def panel(
+    key: str,
+    figure: Figure,
+    traces: Sequence[Trace],
+    *,
+    title: str,
+    log: bool = False,
+    lines: Sequence[Line] = (),
+    height: int = 320,
+    **more: Any,
+) -> Panel:
+    """A panel over the steps; `lines` are thresholds."""
+    spec = {
+        "key": key,
+        "title": title,
+        "alt": str(figure.get_label()),
+        "log": log,
+        "height": height,
+        "traces": list(traces),
+        "lines": [{"y": value, "text": words} for value, words in lines],
+        **more,
+    }
+    return Panel(key=key, spec=spec, figure=figure)
+
+
+def line(table: str, column: str, name: str, color: str, *, dash: str = "solid", **more: Any) -> Trace:
+    """A curve."""
+    return {"kind": "line", "table": table, "y": column, "name": name, "color": color, "dash": dash, **more}
+
+
+def band(table: str, column: str, name: str, color: str) -> Trace:
+    """The area between COLUMN_low and COLUMN_high."""
+    return {"kind": "band", "table": table, "y": column, "name": name, "color": color}
+
+
+def baseline_name(run: ShownRun) -> str:
+    """What the run is compared with."""
+    baseline = run.folded.baseline
+    assert baseline is not None
+    return "baseline" if baseline.source == "runs" else "own first epoch, extrapolated"
+
+
+def run_color(i: int, runs: Sequence[ShownRun]) -> str:
+    """One color a run."""
+    return RUN_COLORS[i % len(RUN_COLORS)] if len(runs) > 1 else COLORS["plain"]
+
+
+def lar_panels(runs: Sequence[ShownRun]) -> list[Panel]:
+    """LAR: all forms of one run, or plain and centered of several."""
+    names = [run.name for run in runs]
+    if len(runs) == 1:
+        run = runs[0]
+        figure = figures.lar_figure(run.drawn)
+        traces: list[Trace] = []
+        for form, words in (("lar", "plain"), ("lar_centered", "centered")):
+            if known(run.drawn, f"base_{form}"):
+                name = baseline_name(run)
+                traces.append(
+                    band("r0", f"base_{form}", f"{name}, {words}: where healthy readings lie", COLORS["baseline"])
+                )
+                traces.append(line("r0", f"base_{form}", f"{name}, {words}", COLORS["baseline"], dash="dash"))
+        for form, color, words, dash, shown in FORMS:
+            if not known(run.drawn, form):
+                continue
+            if known(run.drawn, f"{form}_low"):
+                traces.append(band("r0", form, f"{words}: noise of a reading", COLORS[color]))
+            traces.append(line("r0", form, words, COLORS[color], dash=dash, hidden=not shown))
+        if (~np.isfinite(np.asarray(run.drawn["lar"], dtype=np.float64))).any():
+            traces.append(undefined("r0", "undefined reading"))
+        return [panel("lar", figure, traces, title="LAR", height=380)]
+    panels = []
+    for form, words in (("lar", "LAR, plain"), ("lar_centered", "LAR, centered")):
+        if not any(known(run.drawn, form) for run in runs):
+            continue
+        traces = []
+        longest = max(range(len(runs)), key=lambda i: int(runs[i].drawn["step"][-1]))
+        if known(runs[longest].drawn, f"base_{form}") and runs[longest].folded.baseline.source == "runs":  # type: ignore[union-attr]
+            traces.append(
+                band(f"r{longest}", f"base_{form}", "baseline: where healthy readings lie", COLORS["baseline"])
+            )
+            traces.append(line(f"r{longest}", f"base_{form}", "baseline", COLORS["baseline"], dash="dash"))
+        for i, run in enumerate(runs):
+            if known(run.drawn, form):
+                traces.append(line(f"r{i}", form, label(run.name), run_color(i, runs)))
+            if form == "lar" and (~np.isfinite(np.asarray(run.drawn["lar"], dtype=np.float64))).any():
+                traces.append(undefined(f"r{i}", f"undefined reading of {label(run.name)}"))
+        own = [
+            {**run.drawn, "lar": run.drawn[form]}
+            if known(run.drawn, form)
+            else {"step": run.drawn["step"], "lar": run.drawn["step"] * np.nan}
+            for run in runs
+        ]
+        own = [{name: column for name, column in each.items() if name != "lar_centered"} for each in own]
+        figure = figures.lar_figure(*own, labels=names)
+        figure.axes[0].set_ylabel(words)
+        panels.append(panel(form, figure, traces, title=words))
+    return panels
+
+
+def undefined(table: str, name: str) -> Trace:
+    """Marks where LAR is undefined."""
+    return {"kind": "marks", "table": table, "y": "undefined", "name": name, "color": COLORS["accent"]}
+
+
+def effective_dim_panels(runs: Sequence[ShownRun]) -> list[Panel]:
+    """k on a log axis."""
+    traces: list[Trace] = []
+    for i, run in enumerate(runs):
+        name = "plain" if len(runs) == 1 else label(run.name)
+        if known(run.drawn, "effective_dim"):
+            traces.append(line(f"r{i}", "effective_dim", name, run_color(i, runs)))
+        if known(run.drawn, "k_centered"):
+            words = "centered (both)" if len(runs) == 1 else f"{name}, centered"
+            color = COLORS["centered"] if len(runs) == 1 else run_color(i, runs)
+            traces.append(
+                line(
+                    f"r{i}", "k_centered", words, color, dash="solid" if len(runs) == 1 else "dot", hidden=len(runs) > 1
+                )
+            )
+    if not traces:
+        return []
+    lines: list[Line] = []
+    sizes = {int(run.drawn["n"][0]) for run in runs if known(run.drawn, "n") and np.isfinite(run.drawn["n"][0])}
+    if len(sizes) == 1:
+        n = sizes.pop()
+        lines.append((n, f"n = {n:,}: unrelated weights and inputs"))
+    figure = figures.effective_dim_figure(*(with_k(run) for run in runs), labels=[run.name for run in runs])
+    return [panel("effective_dim", figure, traces, title="effective dimension k", log=True, lines=lines)]
+
+
+def with_k(run: ShownRun) -> dict[str, Any]:
+    """The drawn columns, with a column for k even where none was recorded."""
+    return {"effective_dim": np.full(len(run.drawn["step"]), np.nan), **run.drawn}
+
+
+def loss_panels(runs: Sequence[ShownRun]) -> list[Panel]:
+    """Training loss and, where recorded, held-out loss."""
+    traces: list[Trace] = []
+    for i, run in enumerate(runs):
+        if len(runs) == 1 and known(run.drawn, "base_loss"):
+            traces.append(line("r0", "base_loss", f"{baseline_name(run)}, training", COLORS["baseline"], dash="dash"))
+        for column, color, words, dash in LOSSES:
+            if not known(run.drawn, column) or (column == "loss_mean" and _same(run, column)):
+                continue
+            one = len(runs) == 1
+            name = words if one else f"{label(run.name)}, {words}"
+            hidden = column == "loss_mean" and not one
+            traces.append(
+                line(
+                    f"r{i}",
+                    column,
+                    name,
+                    COLORS[color] if one else run_color(i, runs),
+                    dash=dash,
+                    sparse=True,
+                    hidden=hidden,
+                )
+            )
+    figure = figures.loss_figure(*(run.drawn for run in runs), labels=[run.name for run in runs])
+    return [] if figure is None else [panel("loss", figure, traces, title="loss (nats)")]
+
+
+def _same(run: ShownRun, column: str) -> bool:
+    return bool(np.array_equal(run.drawn[column], run.drawn["loss"], equal_nan=True))
+
+
+def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
+    """What the verdict rests on, beside its thresholds."""
+    t, g = OverfitThresholds(), GrokThresholds()
+    panels = []
+    for key, title, lines, height in (
+        (
+            "deviation",
+            "deviation from the baseline",
+            [(t.approaching, "approaching"), (t.overfitting, "overfitting")],
+            300,
+        ),
+        ("decline_rate", "decline rate, LAR per unit of log(step)", [(0.0, "")], 260),
+        (
+            "k_ratio",
+            "k / k on the memorization plateau",
+            [(g.fall_of_k, "generalizing, where steep"), (g.fall_alone, "generalizing")],
+            260,
+        ),
+    ):
+        found = [(i, run) for i, run in enumerate(runs) if known(run.folded.signals, key)]
+        if not found:
+            continue
+        traces: list[Trace] = []
+        if key == "deviation" and len(runs) == 1:
+            traces.append(
+                {
+                    "kind": "band",
+                    "table": "s0",
+                    "low": "band_below",
+                    "high": "band",
+                    "name": "band of a healthy run",
+                    "color": COLORS["baseline"],
+                }
+            )
+        traces += [
+            line(f"s{i}", key, label(run.name) if len(runs) > 1 else title, run_color(i, runs), sparse=True)
+            for i, run in found
+        ]
+        curves = [(run.name, run.columns["step"][run.folded.rows], run.folded.signals[key]) for _, run in found]
+        figure = signal_figures.signal_figure(
+            curves, label=title.split(",")[0], lines=[each for each in lines if each[1]]
+        )
+        panels.append(panel(key, figure, traces, title=title, lines=lines, height=height))
+    limits = {
+        "strain": t.strain,
+        "drop": t.drop,
+        "spread": t.spread,
+        "loss_below": t.loss_below,
+        "shortfall": t.shortfall,
+    }
+    words = {
+        "strain": "strain of LAR by memorizing",
+        "drop": "drop of the loss with each pass",
+        "spread": "growth of k",
+        "loss_below": "loss below the baseline's",
+        "shortfall": "shortfall by acceleration",
+    }
+    traces, curves = [], []
+    for i, run in enumerate(runs):
+        for j, (name, limit) in enumerate(limits.items()):
+            if not known(run.folded.signals, name):
+                continue
+            column = f"share_{name}"
+            told = f"{words[name]} (1 is {limit:g})"
+            if len(runs) > 1:
+                told = f"{label(run.name)}: {words[name]}"
+            color = run_color(i, runs) if len(runs) > 1 else RUN_COLORS[j]
+            traces.append(line(f"s{i}", column, told, color, dash=DASHES[j], sparse=True, scale=[name, limit]))
+            plain = words[name] if len(runs) == 1 else f"{run.name}: {words[name]}"
+            curves.append((plain, run.columns["step"][run.folded.rows], run.folded.signals[name] / limit))
+    if traces:
+        title = "share of the threshold"
+        figure = signal_figures.signal_figure(curves[:8], label=title, lines=[(1.0, "approaching")])
+        panels.append(
+            panel("shares", figure, traces, title=title, lines=[(1.0, "approaching overfitting")], height=340)
+        )
+    return panels
+
+
+def outcome_panels(runs: Sequence[ShownRun], tables: Tables) -> list[Panel]:
+    """The outcome over time: a lane for each outcome of one run, a lane for each of several runs."""
+    seen = [outcome for outcome in OUTCOMES if any(outcome in run.folded.outcomes for run in runs)]
+    if not seen:
+        return []
+    traces = []
+    for i, run in enumerate(runs):
+        told = np.array(run.folded.outcomes)
+        for lane, outcome in enumerate(seen):
+            at = told == outcome
+            if not at.any():
+                continue
+            y = float(lane if len(runs) == 1 else i)
+            tables.add(f"s{i}", {f"is_{outcome}": np.where(at, y, np.nan)})
+            name = outcome if len(runs) == 1 else f"{label(run.name)}: {outcome}"
+            traces.append(
+                {"kind": "lane", "table": f"s{i}", "y": f"is_{outcome}", "name": name, "color": OUTCOME_COLORS[outcome]}
+            )
+    lanes = seen if len(runs) == 1 else [label(run.name, characters=24) for run in runs]
+    figure = signal_figures.outcome_figure(
+        [(run.name, run.columns["step"][run.folded.rows], run.folded.outcomes) for run in runs]
+    )
+    return [panel("outcome", figure, traces, title="", height=120 + 34 * len(lanes), lanes=lanes, legend=len(runs) > 1)]
+
+
+def driver_panels(runs: Sequence[ShownRun]) -> list[Panel]:
+    """Weight spread, activation spread and coherence, where spectra were taken."""
+    figure = figures.drivers_figure(*(run.drawn for run in runs), labels=[run.name for run in runs])
+    if figure is None:
+        return []
+    panels = []
+    for column, title in DRIVERS:
+        traces = [
+            line(f"r{i}", column, label(run.name) if len(runs) > 1 else title, run_color(i, runs), sparse=True)
+            for i, run in enumerate(runs)
+            if known(run.drawn, column)
+        ]
+        panels.append(panel(column, figure, traces, title=title, height=230, static="drivers"))
+    return panels
+
+
+def layer_panels(run: ShownRun) -> list[Panel]:
+    """A heat map of plain LAR, layer by step, for a run that watched several."""
+    sites = list(run.sites)[:MOST_LAYERS]
+    if len(sites) < 2:
+        return []
+    steps = np.unique(np.concatenate([run.sites[site]["step"] for site in sites]))
+    edges = steps[np.unique(np.linspace(0, len(steps), min(LAYER_BINS, len(steps)) + 1).astype(int)[:-1])].astype(float)
+    values = np.full((len(sites), len(edges)), np.nan)
+    for i, site in enumerate(sites):
+        columns = run.sites[site]
+        lar = np.asarray(columns["lar"], dtype=np.float64)
+        bins = np.searchsorted(edges, columns["step"], side="right") - 1
+        ok = np.isfinite(lar)
+        totals, counts = np.bincount(bins[ok], lar[ok], len(edges)), np.bincount(bins[ok], minlength=len(edges))
+        values[i] = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+    width = float(np.median(np.diff(edges))) if len(edges) > 1 else 1.0
+    figure = signal_figures.layers_figure(sites, np.append(edges, edges[-1] + width), values)
+    ends = np.append(edges, edges[-1] + width)
+    spec = {
+        "heat": {
+            **_edges(run, ends),
+            "sites": [label(site, characters=28) for site in sites],
+            "z": [numbers(row) for row in values],
+        }
+    }
+    return [panel("layers", figure, [], title="", height=110 + max(22 * len(sites), 120), **spec)]
+
+
+def _edges(run: ShownRun, steps: Vector) -> dict[str, list[float | int | None]]:
+    """Where these steps lie along every axis."""
+    found = {"step": numbers(steps)}
+    for axis, values in axis_values(run.columns).items():
+        ok = np.isfinite(np.asarray(values, dtype=np.float64))
+        if axis != "step":
+            found[axis] = numbers(np.interp(steps, run.columns["step"][ok], values[ok]))
+    return found
+
+
+def spectra_panels(run: ShownRun, spectra: ShownSpectra | None) -> list[Panel]:
+    """p and q by direction, at the step that a slider chooses."""
+    if spectra is None:
+        return []
+    first = next(iter(spectra.sites))
+    figure = signal_figures.spectra_figure(spectra.sites[first])
+    held = {
+        "steps": spectra.steps,
+        "sites": [
+            {
+                "name": site,
+                "at": {
+                    str(step): {"i": numbers(i), "p": numbers(p), "q": numbers(q)} for step, (i, p, q) in at.items()
+                },
+            }
+            for site, at in spectra.sites.items()
+        ],
+    }
+    return [panel("spectra", figure, [], title="share of the whole", height=380, log=True, spectra=held)]

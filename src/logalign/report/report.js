@@ -1,0 +1,286 @@
+// The script of a report: unpacks plotly, draws the panels, and keeps their step axes together.
+//
+// The page's data: {tables: {NAME: {COLUMN: [..]}}, panels: [..], axes: {NAME: {title, format}}}. A trace names a table and a
+// column; texts in it are escaped for plotly already. Nothing of a run is ever put in the page as HTML here.
+(function () {
+  "use strict";
+
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const darkQuery = window.matchMedia("(prefers-color-scheme: dark)");
+  const narrowQuery = window.matchMedia("(max-width: 40rem)");
+  const coarse = window.matchMedia("(pointer: coarse)").matches;
+  const state = { axis: "step", range: null, following: false };
+  const along = data.panels.filter((panel) => !panel.spectra);
+
+  const LIGHT = { ink: "#1d2430", soft: "#5a6472", grid: "#e6e9ee", card: "#ffffff", rule: "#c4cad3" };
+  const DARK = { ink: "#e6e9ee", soft: "#a3acb9", grid: "#2c3440", card: "#1d232c", rule: "#4a5462" };
+  // The palette's darkest colors, for a dark ground.
+  const ON_DARK = {
+    "#0072B2": "#3D9BE0", "#882255": "#F0E442", "#444444": "#D8DCE2", "#7F7F7F": "#A8AEB8", "#D55E00": "#F07E2B",
+    "#009E73": "#1FBF92",
+  };
+
+  const theme = () => (darkQuery.matches ? DARK : LIGHT);
+  const color = (given) => (darkQuery.matches && ON_DARK[given]) || given;
+
+  function faint(given) {
+    const [r, g, b] = [1, 3, 5].map((i) => parseInt(given.slice(i, i + 2), 16));
+    return `rgba(${r}, ${g}, ${b}, 0.18)`;
+  }
+
+  function column(trace, name) {
+    const values = data.tables[trace.table][name];
+    return values || [];
+  }
+
+  function positions(trace) {
+    return data.tables[trace.table][state.axis] || [];
+  }
+
+  // Both arrays where both are known.
+  function paired(x, y) {
+    const rows = [];
+    for (let i = 0; i < y.length; i++) if (y[i] !== null && x[i] !== null) rows.push(i);
+    return { x: rows.map((i) => x[i]), y: rows.map((i) => y[i]), rows };
+  }
+
+  function tracesOf(panel) {
+    if (panel.spectra) return spectraTraces(panel);
+    if (panel.heat) return heatTraces(panel);
+    return panel.traces.flatMap((trace) => {
+      const ink = color(trace.color);
+      const group = `${trace.table}.${trace.y || trace.high}`;
+      const base = {
+        type: "scatter", name: trace.name, legendgroup: group, visible: trace.hidden ? "legendonly" : true, showlegend: true,
+      };
+      const x = positions(trace);
+      if (trace.kind === "band") {
+        const low = paired(x, column(trace, trace.low || `${trace.y}_low`));
+        const high = paired(x, column(trace, trace.high || `${trace.y}_high`));
+        const line = panel.traces.find((each) => each.kind === "line" && each.table === trace.table && each.y === trace.y);
+        const edge = {
+          ...base, mode: "lines", line: { width: 0, color: ink }, hoverinfo: "skip", showlegend: !trace.y,
+          visible: line && line.hidden ? "legendonly" : true,
+        };
+        return [
+          { ...edge, x: low.x, y: low.y, showlegend: false },
+          { ...edge, x: high.x, y: high.y, fill: "tonexty", fillcolor: faint(ink) },
+        ];
+      }
+      let y = trace.scale ? column(trace, trace.scale[0]).map((v) => (v === null ? null : v / trace.scale[1])) : column(trace, trace.y);
+      const hovertemplate = `${trace.name}: %{y:.4~g}<extra></extra>`;
+      if (trace.kind === "marks") {
+        const kept = paired(x, y);
+        return [{
+          ...base, ...kept, mode: "markers", marker: { symbol: "x", size: 8, color: ink },
+          hovertemplate: `${trace.name}<extra></extra>`,
+        }];
+      }
+      if (trace.kind === "lane") {
+        return [{
+          ...base, x, y, mode: "lines+markers", line: { width: 16, color: ink }, marker: { size: 10, symbol: "square", color: ink },
+          connectgaps: false, hovertemplate: `${trace.name}<extra></extra>`, showlegend: Boolean(panel.legend),
+        }];
+      }
+      let shownX = x;
+      if (trace.sparse) {
+        const kept = paired(x, y);
+        [shownX, y] = [kept.x, kept.y];
+      }
+      const points = y.reduce((count, value) => count + (value !== null), 0);
+      return [{
+        ...base, x: shownX, y, mode: points <= 40 ? "lines+markers" : "lines", connectgaps: false, hovertemplate,
+        line: { color: ink, dash: trace.dash, width: 1.8 }, marker: { size: 4, color: ink },
+      }];
+    });
+  }
+
+  function heatTraces(panel) {
+    const x = panel.heat[state.axis] || panel.heat.step;
+    return [{
+      type: "heatmap", x, y: panel.heat.sites.map((_, i) => i), z: panel.heat.z, colorscale: "Cividis", hoverongaps: false,
+      customdata: panel.heat.sites.map((site) => panel.heat.z[0].map(() => site)),
+      hovertemplate: "%{customdata}<br>LAR %{z:.4f}<extra></extra>",
+      colorbar: { thickness: 12, tickfont: { color: theme().soft }, title: { text: "LAR", font: { color: theme().soft } }, outlinewidth: 0 },
+    }];
+  }
+
+  function spectraTraces(panel) {
+    const chosen = state.spectra || { site: 0, step: panel.spectra.steps.length - 1 };
+    const at = panel.spectra.sites[chosen.site].at[String(panel.spectra.steps[chosen.step])];
+    if (!at) return [];
+    return [
+      ["p", "p, of the weight", "#0072B2", "solid"],
+      ["q", "q, of the inputs", "#D55E00", "dash"],
+    ].map(([part, name, ink, dash]) => ({
+      type: "scatter", mode: "lines", x: at.i, y: at[part].map((v) => (v > 0 ? v : null)), name, showlegend: true,
+      line: { color: color(ink), dash, width: 1.8 }, hovertemplate: `${name}: %{y:.3~g}<extra></extra>`,
+    }));
+  }
+
+  // The same for every panel, so that equal places mean equal steps.
+  function wholeRange() {
+    let [low, high] = [Infinity, -Infinity];
+    for (const panel of along) {
+      for (const trace of panel.traces) {
+        for (const x of positions(trace)) if (x !== null) [low, high] = [Math.min(low, x), Math.max(high, x)];
+      }
+    }
+    if (!(high > low)) return low === high ? [low - 1, high + 1] : null;
+    const pad = (high - low) * 0.015;
+    return [low - pad, high + pad];
+  }
+
+  function layoutOf(panel) {
+    const { ink, soft, grid, card, rule } = theme();
+    const narrow = narrowQuery.matches;
+    const axis = { gridcolor: grid, linecolor: rule, zerolinecolor: grid, tickcolor: rule, tickfont: { color: soft, size: 11 }, ticks: "outside" };
+    const titled = (text) => ({ text, font: { color: soft, size: 12 }, standoff: 6 });
+    const described = data.axes[state.axis];
+    const layout = {
+      height: panel.height,
+      margin: { l: narrow ? 52 : 68, r: narrow ? 8 : 18, t: 12, b: 42 },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: ink, family: getComputedStyle(document.body).fontFamily, size: 12 },
+      hovermode: panel.heat ? "closest" : "x unified",
+      hoverlabel: { bgcolor: card, bordercolor: rule, font: { color: ink, size: 12 }, namelength: -1 },
+      dragmode: coarse ? false : "zoom",
+      legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { color: ink, size: 12 }, bgcolor: "rgba(0,0,0,0)" },
+      showlegend: !panel.heat && (panel.legend !== undefined ? panel.legend : panel.spectra || panel.traces.length > 1),
+      uirevision: "kept",
+      xaxis: { ...axis, title: titled(described.title), hoverformat: described.format, zeroline: false, unifiedhovertitle: { text: `${described.title} %{x:${described.format}}` } },
+      yaxis: { ...axis, title: titled(panel.title), type: panel.log ? "log" : "linear", zeroline: false },
+      shapes: [], annotations: [],
+    };
+    if (panel.spectra) {
+      Object.assign(layout.xaxis, { type: "log", title: titled("direction, from the largest singular value down"), hoverformat: ",d", unifiedhovertitle: { text: "direction %{x:,d}" } });
+      layout.yaxis.exponentformat = "power";
+      return layout;
+    }
+    const range = state.range || wholeRange();
+    if (range) Object.assign(layout.xaxis, { range: range.slice(), autorange: false });
+    if (panel.log) Object.assign(layout.yaxis, { dtick: undefined, minor: { ticks: "outside", tickcolor: rule }, nticks: 6 });
+    if (panel.lanes || panel.heat) {
+      const names = panel.lanes || panel.heat.sites;
+      const cut = narrow ? 14 : 40;
+      Object.assign(layout.yaxis, {
+        tickvals: names.map((_, i) => i), ticktext: names.map((name) => shortened(name, cut)), range: [names.length - 0.5, -0.5],
+        automargin: true, fixedrange: true, showgrid: Boolean(panel.lanes),
+      });
+    }
+    for (const line of panel.lines || []) {
+      layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: line.y, y1: line.y, line: { color: color("#882255"), width: 1.2, dash: "dash" } });
+      if (line.text) {
+        layout.annotations.push({
+          xref: "paper", x: 1, xanchor: "right", yref: "y", y: panel.log ? Math.log10(line.y) : line.y, yanchor: "bottom",
+          text: line.text, showarrow: false, font: { size: 11, color: color("#882255") },
+        });
+      }
+    }
+    return layout;
+  }
+
+  // Cut an escaped text, and never within an entity.
+  function shortened(escaped, most) {
+    const units = escaped.match(/&[a-z]+;|[^]/g) || [];
+    return units.length <= most ? escaped : `${units.slice(0, most - 6).join("")}…${units.slice(-5).join("")}`;
+  }
+
+  const chart = (panel) => document.getElementById(`chart-${panel.key}`);
+  const config = () => ({
+    responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover", doubleClick: "reset+autosize",
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  });
+
+  function draw(panel) {
+    return window.Plotly.react(chart(panel), tracesOf(panel), layoutOf(panel), config());
+  }
+
+  const drawAll = () => Promise.all(data.panels.map(draw));
+
+  // Zooming one panel zooms the step axes of all.
+  function follow(panel) {
+    chart(panel).on("plotly_relayout", (change) => {
+      if (state.following || !Object.keys(change).some((key) => key.startsWith("xaxis."))) return;
+      const reset = change["xaxis.autorange"] === true;
+      const shown = chart(panel).layout.xaxis.range;
+      setRange(reset ? null : [shown[0], shown[1]], reset ? null : panel);
+    });
+  }
+
+  function setRange(range, except) {
+    const whole = wholeRange();
+    const same = range && whole && Math.abs(range[0] - whole[0]) + Math.abs(range[1] - whole[1]) < 1e-9 * (whole[1] - whole[0]);
+    state.range = same ? null : range;
+    document.getElementById("reset").disabled = state.range === null;
+    state.following = true;
+    const target = state.range || whole;
+    const done = along.filter((panel) => panel !== except).map((panel) => window.Plotly.relayout(chart(panel), { "xaxis.range": target.slice() }));
+    return Promise.all(done).finally(() => { state.following = false; });
+  }
+
+  function controls() {
+    const reset = document.getElementById("reset");
+    reset.addEventListener("click", () => {
+      state.range = null;
+      reset.disabled = true;
+      state.following = true;
+      const free = (panel) => (panel.lanes || panel.heat || panel.spectra ? {} : { "yaxis.autorange": true });
+      Promise.all(along.map((panel) => window.Plotly.relayout(chart(panel), { "xaxis.range": wholeRange(), ...free(panel) })))
+        .finally(() => { state.following = false; });
+    });
+    for (const button of document.querySelectorAll("[data-axis]")) {
+      button.addEventListener("click", () => {
+        state.axis = button.dataset.axis;
+        state.range = null;
+        reset.disabled = true;
+        for (const each of document.querySelectorAll("[data-axis]")) each.setAttribute("aria-pressed", String(each === button));
+        drawAll();
+      });
+    }
+    const panel = data.panels.find((each) => each.spectra);
+    if (!panel) return;
+    const [slider, told, layer] = ["spectra-step", "spectra-told", "spectra-layer"].map((id) => document.getElementById(id));
+    const tell = () => {
+      state.spectra = { site: layer ? Number(layer.value) : 0, step: Number(slider.value) };
+      const step = panel.spectra.steps[state.spectra.step];
+      const missing = panel.spectra.sites[state.spectra.site].at[String(step)] === undefined;
+      told.textContent = `step ${step.toLocaleString("en-US")}${missing ? " (not recorded for this layer)" : ""}`;
+    };
+    const change = () => { tell(); draw(panel); };
+    slider.addEventListener("input", change);
+    if (layer) layer.addEventListener("change", change);
+    tell();
+  }
+
+  async function unpack() {
+    if (typeof DecompressionStream === "undefined") throw new Error("it cannot unpack gzip (DecompressionStream)");
+    const packed = atob(document.getElementById("plotly").textContent.trim());
+    const bytes = Uint8Array.from(packed, (character) => character.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.appendChild(script);
+    if (!window.Plotly) throw new Error("it did not run the charts' library");
+  }
+
+  async function start() {
+    const root = document.documentElement;
+    try {
+      await unpack();
+      root.classList.add("live");
+      controls();
+      await drawAll();
+      along.forEach(follow);
+      darkQuery.addEventListener("change", drawAll);
+      narrowQuery.addEventListener("change", drawAll);
+      root.dataset.ready = "yes";
+    } catch (error) {
+      root.classList.remove("live");
+      root.dataset.ready = "no";
+      document.getElementById("fallback-why").textContent = `: ${error.message}`;
+    }
+  }
+
+  start();
+})();

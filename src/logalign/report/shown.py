@@ -1,0 +1,175 @@
+"""A run made ready to be drawn: its columns thinned, its verdict, its noise, its baseline; the same for page and figures.
+
+Shapes: columns are one-dimensional, of one length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from logalign.columns import Columns, site_columns
+from logalign.diagnosis.baseline import Axis, Baseline
+from logalign.diagnosis.overfit_rule import OverfitThresholds
+from logalign.errors import InputError
+from logalign.readings import UNEMBEDDING
+from logalign.report.folded import Folded, fold
+from logalign.report.thin import kept_rows
+from logalign.runlog import Run
+
+Vector = np.ndarray[Any, Any]
+
+ROWS = 6_000
+"""Rows of curves that one page holds, over all its runs."""
+FEWEST_ROWS = 1_000
+CURVES = (
+    "lar",
+    "lar_centered",
+    "lar_vocab_centered",
+    "lar_token_centered",
+    "effective_dim",
+    "loss",
+    "loss_mean",
+    "val_loss",
+)
+"""What keeps its extremes when a run is thinned."""
+NOISE_READINGS = 21
+NOISE_SIGMAS = 2.0
+MAD_TO_SIGMA = 1.4826
+DRAWN_BASELINES = ("lar", "lar_centered", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownRun:
+    """One run of a report.
+
+    Attributes:
+        run: What was recorded.
+        name: Short and unlike the other runs'.
+        site: The layer that the report is about.
+        sites: The columns of every layer, in the order of their first readings.
+        rows: Which rows of the main layer's columns are drawn.
+        drawn: Those rows, with `k_centered`, noise bands and baseline beside what was recorded.
+        folded: What the detector said.
+    """
+
+    run: Run
+    name: str
+    site: str
+    sites: Mapping[str, Columns] = field(repr=False)
+    rows: Vector = field(repr=False)
+    drawn: Columns = field(repr=False)
+    folded: Folded = field(repr=False)
+
+    @property
+    def columns(self) -> Columns:
+        """All readings of the main layer."""
+        return self.sites[self.site]
+
+    @property
+    def thinned(self) -> bool:
+        """Whether some readings are not drawn."""
+        return len(self.rows) < len(self.columns["step"])
+
+
+def shown_run(run: Run, name: str, *, baseline: Baseline | None = None, rows: int = ROWS) -> ShownRun:
+    """Read a run, judge it, and choose what of it is drawn.
+
+    Args:
+        run: What was recorded.
+        name: Of the run on the page.
+        baseline: What it is judged against.
+        rows: At most so many rows of it are drawn.
+
+    Raises:
+        RunError: it is damaged.
+        InputError: it holds no reading, or the baseline does not fit it.
+    """
+    sites = site_columns(run)
+    if not sites:
+        raise InputError(f"{run.path}: expected at least one reading to draw, found none yet")
+    site = main_site_of(run, list(sites))
+    columns = sites[site]
+    if baseline is not None:
+        baseline.check_shape(_last(columns, "m"), _last(columns, "n"), name=str(run.path))
+    folded = fold(columns, site, baseline=baseline)
+    curves = [columns[name].astype(np.float64) for name in CURVES if name in columns]
+    kept = kept_rows(curves, most=rows)
+    drawn = {name: values[kept] for name, values in columns.items() if values.dtype.kind in "fi"}
+    drawn["reason"] = columns["reason"][kept]
+    if "n" in drawn:
+        # Beyond what a float can hold there is nothing to draw.
+        with np.errstate(over="ignore"):
+            drawn["k_centered"] = np.asarray(drawn["n"], dtype=np.float64) ** (2 * (1 - drawn["lar_centered"]))
+    for form in ("lar", "lar_centered"):
+        low, high = noise_band(columns[form], kept)
+        drawn[f"{form}_low"], drawn[f"{form}_high"] = low, high
+    _add_baseline(drawn, folded.baseline)
+    return ShownRun(run=run, name=name, site=site, sites=sites, rows=kept, drawn=drawn, folded=folded)
+
+
+def main_site_of(run: Run, sites: Sequence[str]) -> str:
+    """The layer that the report is about: what run.json names, else the unembedding, else the first."""
+    main = run.meta.get("main", UNEMBEDDING)
+    if isinstance(main, str) and main in sites:
+        return main
+    return UNEMBEDDING if UNEMBEDDING in sites else sites[0]
+
+
+def noise_band(values: Vector, rows: Vector, *, readings: int = NOISE_READINGS) -> tuple[Vector, Vector]:
+    """Between what values a reading is expected by chance: running median and two standard deviations on either side.
+
+    The standard deviation is that of the steps from one reading to the next, over the square root of two, so that a trend
+    does not count; both are robust, and taken over `readings` readings about each row. NaN where there are not so many.
+    """
+    low, high = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    if len(values) < readings:
+        return low, high
+    starts = np.clip(rows - readings // 2, 0, len(values) - readings)
+    around = values[starts[:, None] + np.arange(readings)]
+    known = np.isfinite(around).all(axis=1)
+    around = around[known]
+    center = np.median(around, axis=1)
+    scatter = MAD_TO_SIGMA * np.median(np.abs(np.diff(around, axis=1)), axis=1) / np.sqrt(2)
+    low[known], high[known] = center - NOISE_SIGMAS * scatter, center + NOISE_SIGMAS * scatter
+    return low, high
+
+
+def axis_values(columns: Columns) -> dict[str, Vector]:
+    """Along what these rows can be drawn: step, and tokens and epoch where they were recorded in most of them."""
+    found = {"step": np.asarray(columns["step"])}
+    for axis, name in (("tokens", "tokens_seen"), ("epoch", "epoch")):
+        values = np.asarray(columns.get(name, np.array([np.nan])), dtype=np.float64)
+        if np.isfinite(values).mean() > 0.5 and np.nanmax(values) > np.nanmin(values):
+            found[axis] = values
+    return found
+
+
+def _add_baseline(drawn: dict[str, Vector], baseline: Baseline | None) -> None:
+    """Where the baseline is, and between what values a reading of a healthy run is expected."""
+    if baseline is None:
+        return
+    tokens = np.asarray(drawn.get("tokens_seen", np.array([np.nan])), dtype=np.float64)
+    axis: Axis = baseline.axis_for(tokens=bool(np.isfinite(tokens).any()))
+    x = tokens if axis == "tokens" else np.asarray(drawn["step"], dtype=np.float64)
+    for form in DRAWN_BASELINES:
+        curve = baseline.curve(form, axis)
+        if curve is None:
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            band = curve.at(np.where(x > 0, x, np.nan) if baseline.source == "first epoch" else x)
+        assumed = OverfitThresholds().between_one_run if form != "loss" else 0.0
+        between = np.where(np.isfinite(band.between), band.between, assumed)
+        scatter = band.scatter if np.isfinite(band.scatter) else 0.0
+        width = NOISE_SIGMAS * np.sqrt(between**2 + scatter**2)
+        center = np.where(np.isfinite(band.center), band.center, np.nan)
+        drawn[f"base_{form}"] = center
+        drawn[f"base_{form}_low"], drawn[f"base_{form}_high"] = center - width, center + width
+
+
+def _last(columns: Columns, name: str) -> int | None:
+    known = columns[name][np.isfinite(columns[name])] if name in columns else np.array([])
+    return int(known[-1]) if known.size else None

@@ -1,0 +1,124 @@
+"""Matplotlib figures of what a verdict rests on, of many layers, and of spectra; `figures` has those of plain curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from logalign.diagnosis.verdict import OUTCOMES
+from logalign.report import figures
+from logalign.report.figures import COLORS, RUN_COLORS, house_style, new_axes
+
+Vector = np.ndarray[Any, Any]
+
+OUTCOME_COLORS = {
+    "healthy": "#009E73",
+    "approaching": "#E69F00",
+    "overfitting": "#D55E00",
+    "memorizing": "#CC79A7",
+    "generalizing": "#0072B2",
+    "undecidable": "#7F7F7F",
+}
+DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
+
+
+def signal_figure(
+    curves: Sequence[tuple[str, Vector, Vector]], *, label: str, lines: Sequence[tuple[float, str]] = ()
+) -> Figure:
+    """Draw curves (name, steps, values) in one panel, with thresholds as dashed lines that carry their names."""
+    figure, (ax,) = new_axes(1, row_height=2.6)
+    with house_style():
+        for i, (name, steps, values) in enumerate(curves):
+            known = np.isfinite(values)
+            ax.plot(
+                steps[known],
+                values[known],
+                label=figures._plain(name),
+                color=RUN_COLORS[i % len(RUN_COLORS)],
+                linestyle=DASHES[i % len(DASHES)] if len(curves) > 1 else "-",
+            )
+        for value, words in lines:
+            ax.axhline(value, color=COLORS["accent"], linestyle="--", linewidth=1)
+            ax.annotate(
+                words,
+                (1, value),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color=COLORS["accent"],
+            )
+    ax.set_ylabel(label)
+    if len(curves) > 1:
+        figures._legend(ax)
+    figure.set_label(f"Line chart of {label} over training steps.")
+    return figure
+
+
+def outcome_figure(runs: Sequence[tuple[str, Vector, Sequence[str]]]) -> Figure:
+    """Draw the outcome over steps: one lane an outcome for one run, one lane a run for several."""
+    figure, (ax,) = new_axes(1, row_height=0.9 + 0.3 * (len(runs) if len(runs) > 1 else 3))
+    seen = [outcome for outcome in OUTCOMES if any(outcome in outcomes for _, _, outcomes in runs)]
+    with house_style():
+        for lane, (_, steps, outcomes) in enumerate(runs):
+            told = np.array(outcomes)
+            for height, outcome in enumerate(seen):
+                at = steps[told == outcome]
+                y = height if len(runs) == 1 else lane
+                ax.plot(
+                    at,
+                    np.full(at.size, y),
+                    linestyle="none",
+                    marker="s",
+                    markersize=7,
+                    color=OUTCOME_COLORS[outcome],
+                    label=outcome if lane == 0 else "_",
+                )
+    names = seen if len(runs) == 1 else [figures._plain(name) for name, _, _ in runs]
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    if len(runs) > 1:
+        figures._legend(ax)
+    figure.set_label("What the detector said at each step: " + ", ".join(seen) + ".")
+    return figure
+
+
+def layers_figure(sites: Sequence[str], edges: Vector, values: Vector) -> Figure:
+    """Draw LAR of many layers as a heat map: values [sites, bins] between the bins' edges in steps."""
+    figure, (ax,) = new_axes(1, row_height=1.0 + 0.24 * len(sites))
+    with house_style():
+        mesh = ax.pcolormesh(edges, np.arange(len(sites) + 1), np.ma.masked_invalid(values), cmap="cividis")
+        ax.set_yticks(np.arange(len(sites)) + 0.5, [figures._plain(site) for site in sites])
+        ax.invert_yaxis()
+        ax.grid(False)
+        figure.colorbar(mesh, ax=ax, label="LAR, plain")
+    figure.set_label("Heat map of the plain log-alignment ratio of every watched layer over training steps.")
+    return figure
+
+
+def spectra_figure(spectra: Mapping[int, tuple[Vector, Vector, Vector]], *, n: int | None = None) -> Figure:
+    """Draw p and q of one layer at up to four of the given steps, on logarithmic axes."""
+    steps = sorted(spectra)
+    steps = [steps[i] for i in sorted({int(i) for i in np.linspace(0, len(steps) - 1, 4).round()})]
+    figure, axes = new_axes(2, row_height=2.2)
+    floor = 1e-8
+    with house_style():
+        for ax, part, words in zip(axes, (1, 2), ("p, of the weight", "q, of the inputs"), strict=True):
+            for i, step in enumerate(steps):
+                ax.plot(
+                    spectra[step][0],
+                    np.maximum(spectra[step][part], floor),
+                    label=f"step {step:,}",
+                    color=RUN_COLORS[i],
+                    linestyle=DASHES[i],
+                )
+            ax.set_xscale("log")
+            ax.set_yscale("log")
+            ax.set_ylabel(words)
+        axes[-1].set_xlabel("direction, from the largest singular value down")
+    figures._legend(axes[0])
+    figure.set_label("Weight spectrum p and activation spectrum q, on logarithmic axes, at several steps.")
+    return figure
