@@ -333,6 +333,14 @@ def test_what_passes_said_stands_until_it_is_clearly_over():
     assert decided("overfitting", repetition=learns)[0] == "overfitting"
 
 
+def test_an_alarm_that_stands_is_not_explained_by_a_threshold_it_is_below():
+    between = (1 + T.keep) / 2
+    for found in (repeating(between, 0.0), repeating(0.0, between)):
+        said = decide(signals(repetition=found), T, {"passes": "approaching"})
+        assert "the alarm stands until it is below" in said.reason
+        assert "mark" not in said.reason
+
+
 def test_a_training_loss_far_below_the_baselines():
     far = Span(now=1.2 * T.loss_below, low=1.1 * T.loss_below, high=1.2 * T.loss_below)
     against = {"source": "runs", "reached": True}

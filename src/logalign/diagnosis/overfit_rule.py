@@ -264,8 +264,14 @@ def _by_passes(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
         return "healthy", f"{said}; {t.strain:g} or {t.drop:.1%} mark the approach of overfitting.", "passes"
     rises = found.learning < 0
     why = f"memorizing has strained LAR by {found.strain:.3f}, more than the {t.strain:g} of healthy runs"
-    if not strained:
+    if not strained and found.drop > t.drop:
         why = f"the training loss drops by {found.drop:.1%} with each pass, and {t.drop:.1%} mark what is memorized"
+    elif not strained and found.strain > t.keep * t.strain:
+        least = t.keep * t.strain
+        why = f"memorizing has strained LAR by {found.strain:.3f}, and the alarm stands until it is below {least:.3f}"
+    elif not strained:
+        drop, limit = f"{found.drop_high:.1%}", f"{t.keep * t.drop:.1%}"
+        why = f"the training loss drops by up to {drop} with each pass, and the alarm stands until it is below {limit}"
     why = f"{why}; inside a pass the loss {'rises' if rises else 'falls'}."
     return "overfitting" if rises or previous == "overfitting" else "approaching", why, "passes"
 
