@@ -17,6 +17,10 @@ class RunError(LogAlignError):
     """A run folder or log file is missing, damaged, occupied or not writable."""
 
 
+class CheckpointError(LogAlignError):
+    """A checkpoint is missing, damaged, of a kind that is not read, or holds nothing to measure."""
+
+
 class MissingExtraError(LogAlignError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
 

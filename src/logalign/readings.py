@@ -103,8 +103,8 @@ class Reading:
     def record(self) -> dict[str, Any]:
         """The object of its line in readings.jsonl; spectral fields and standard errors only where there are any."""
         record = {name: getattr(self, name) for name in FIELDS}
-        if self.coherence is None:
-            for name in SPECTRAL_FIELDS:
+        for name in SPECTRAL_FIELDS:
+            if record[name] is None:
                 del record[name]
         if self.standard_errors is None:
             del record["standard_errors"]
