@@ -16,8 +16,8 @@ FRAMEWORKS = {"torch", "jax", "jaxlib", "tensorflow", "keras", "flax", "transfor
 PARTS = {
     "ground": ["errors", "extras"],
     "sums": ["arrays", "energies", "spectrum"],
-    "waist": ["readings", "runlog", "foreign"],
-    "producers": ["torch", "jax"],
+    "waist": ["readings", "remote", "runlog", "foreign"],
+    "producers": ["torch", "jax", "checkpoints"],
     "consumers": ["diagnosis", "trackers", "report"],
     "composition": ["journal", "monitor", "integrations", "demos", "cli"],
 }
