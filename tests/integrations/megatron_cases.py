@@ -16,17 +16,20 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import random
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import logalign
 from logalign.integrations import megatron
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what Megatron-core's own imports tell
+    from megatron.core import parallel_state
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.tensor_parallel import random
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+    from megatron.core.transformer.transformer_config import TransformerConfig
 
 VOCABULARY, PADDED, WIDTH, LENGTH, BATCH, STEPS = 61, 64, 16, 8, 8, 3
 """As many sequences as tokens in one: a mask whose axes are mixed up has the right shape."""

@@ -1,17 +1,13 @@
 """Readings of Megatron-core's own model over real gloo processes, against one process and the public `lar()`."""
 
-import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from logalign.torch.masks import TokenMask
+from tests.integrations import megatron_cases as cases
 from tests.torch.workers import Workers
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what Megatron-core's own imports tell
-    from tests.integrations import megatron_cases as cases
 
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered", "kept", "loss")
 
