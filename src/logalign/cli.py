@@ -202,11 +202,27 @@ def report(
         typer.Argument(metavar="RUN", help=RUN_HELP),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("report.html"),
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            help="A run of the same set-up that does not overfit, to compare with; may be given several times.",
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write each figure into this folder, too, as PNG (300 dpi) and SVG."),
+    ] = None,
 ) -> None:
-    """Draw one run, or several over each other, as one HTML file that loads nothing from anywhere."""
+    """Draw one run, or several over each other, as one interactive HTML file that loads nothing from anywhere.
+
+    On top stands the verdict, as `logalign diagnose` gives it; below, the curves that it rests on.
+    """
     from logalign.report.run_report import write_run_report
 
-    typer.echo(f"report: {write_run_report(runs, out)}")
+    typer.echo(f"report: {write_run_report(runs, out, baseline=baseline, figures=figures)}")
+    if figures is not None:
+        typer.echo(f"figures: {figures}")
 
 
 class Regime(StrEnum):
@@ -289,6 +305,43 @@ def compare(
         from logalign.report.terminal import print_ranking
 
         print_ranking(ranked, console=Console(highlight=False))
+
+
+@app.command("spectra")
+def spectra(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT...",
+            help="safetensors files, folders of Transformers or of torch.distributed.checkpoint, pickled files of "
+            "tensors alone; or a folder of checkpoints with steps in their names.",
+        ),
+    ],
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Weights to look at, such as 'model.layers.*.down_proj'; repeatable."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every 2-D weight instead of the head alone.")] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="A text file: measure true LAR on it, with a model that Transformers loads.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder with tokenizer and config.json. [the checkpoint's own]")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="How many tokens of the text to use.")] = 16_384,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="RUN", help="Write a run folder, for `logalign report`.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects, one for each checkpoint.")] = False,
+) -> None:
+    """Look at the weights of checkpoints: how many directions they use, and the largest LAR that they allow.
+
+    Reads one matrix at a time; no model is built, except for --text.
+    """
+    from logalign.checkpoints.command import run
+
+    asked = ["*"] if every else layers or "unembedding"
+    run(checkpoints, layers=asked, text=text, model=model, tokens=tokens, out=out, as_json=as_json)
 
 
 def main() -> None:
