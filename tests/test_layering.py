@@ -18,7 +18,7 @@ PARTS = {
     "sums": ["arrays", "energies", "spectrum"],
     "waist": ["readings", "remote", "runlog", "foreign"],
     "producers": ["torch", "jax", "checkpoints"],
-    "consumers": ["diagnosis", "trackers", "report"],
+    "consumers": ["diagnosis", "trackers", "report", "follow"],
     "composition": ["journal", "monitor", "integrations", "demos", "cli"],
 }
 MAY_IMPORT = {
