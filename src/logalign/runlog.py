@@ -9,17 +9,20 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from logalign.errors import InputError, RunError
-from logalign.foreign.formats import FORMATS, reader_of
+from logalign.errors import InputError, LogAlignError, RunError
+from logalign.foreign.formats import FORMATS, is_log_file, reader_of
 from logalign.readings import (
     ENERGY_NAMES,
     FIELDS,
@@ -29,10 +32,13 @@ from logalign.readings import (
     Reading,
     reading_of_record,
 )
+from logalign.remote import NOTHING_THERE, fetch, fetch_folder, hint_of, is_remote, shown
 
 SCHEMA_VERSION = 1
 AFTER_TORN_LINE = "after_torn_line"
 META, READINGS, EVENTS, SPECTRA = "run.json", "readings.jsonl", "events.jsonl", "spectra"
+RUN_FILES = (META, EVENTS, READINGS)
+"""Events before readings: a resume says how many readings were there before it."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +46,26 @@ class Run:
     """A run that was logged: its description, its readings and its events.
 
     Attributes:
-        path: The run folder, the file, or what another tool recorded.
+        path: The run folder, the file, or what another tool recorded; a copy on this machine, if it lies elsewhere.
         meta: What run.json says; empty where there is none.
+        location: The URL that it was read from; empty for a path of this machine.
     """
 
     path: Path
     meta: Mapping[str, Any]
+    location: str = field(default="", repr=False)
+
+    @property
+    def name(self) -> str:
+        """The path, or the URL without its secrets."""
+        return shown(self.location) if self.location else str(self.path)
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
         """Start, resumes, warnings and close, in order."""
         path = self.path / EVENTS
-        return [event for _, event in _objects(path)] if self.path.is_dir() and path.exists() else []
+        with _named(self.path, self.location):
+            return [event for _, event in _objects(path)] if self.path.is_dir() and path.exists() else []
 
     @cached_property
     def readings(self) -> list[Reading]:
@@ -60,6 +74,10 @@ class Run:
         Raises:
             RunError: a line is damaged that is not the last before a kill.
         """
+        with _named(self.path, self.location):
+            return self._read()
+
+    def _read(self) -> list[Reading]:
         if not (self.path / META).exists() and (read := reader_of(self.path)) is not None:
             return read(self.path)
         if self.path.is_file():
@@ -74,6 +92,14 @@ class Run:
                 kept = [reading for reading in kept if reading.step < step]
             kept.extend(_reading(path, number, record) for number, record in part)
         return kept
+
+    @cached_property
+    def spectra_folder(self) -> Path:
+        """Where the spectra are; copied from a URL when it is first asked for. It is not there if none were taken."""
+        folder = self.path / SPECTRA
+        if self.location and (self.path / META).exists():
+            fetch_folder(f"{self.location.rstrip('/')}/{SPECTRA}", folder)
+        return folder
 
     def _resumes(self) -> list[tuple[int, int]]:
         """Step and offset into the log of each resume."""
@@ -124,12 +150,16 @@ class Run:
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open what was recorded: a run folder, a JSONL or CSV file with columns `step` and `lar`, or another tool's log.
 
+    A URL that fsspec knows, such as s3://bucket/run, is copied into a temporary folder, as it is now; docs/compare.md
+    says what of it and how credentials are given. Nothing is ever written there.
+
     The other tools are TensorBoard, W&B (offline runs, exports), MLflow (local stores) and Transformers' Trainer;
     docs/run-format.md says what is given for each, and which names are taken.
 
     Raises:
-        RunError: nothing there, not a run, damaged, or written by a later version of the format.
-        MissingExtraError: a log of TensorBoard or W&B, and the package that reads it is not installed.
+        RunError: nothing there, not a run, damaged, or written by a later version of the format; a URL that cannot be
+            read.
+        MissingExtraError: a log of TensorBoard or W&B, or a URL, and the package that reads it is not installed.
 
     Example:
         >>> open_run("no/such/run")
@@ -137,21 +167,37 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         ...
         logalign.errors.RunError: no/such/run: expected a run folder, a JSONL or a CSV file, found nothing there
     """
-    path = Path(path)
-    if (path / META).exists():
-        return Run(path, _read_meta(path))
-    if reader_of(path) is not None:
-        run = Run(path, {})
-        assert run.readings, "a log without LAR was refused"
-        return run
-    if path.is_dir():
-        raise RunError(f"{path}: expected a run folder, found no {META} in it, nor {FORMATS}")
-    if path.is_file():
-        run = Run(path, {})
-        if not run.readings:
-            raise RunError(f"{path}: expected readings with columns 'step' and 'lar', found none")
-        return run
-    raise RunError(f"{path}: expected a run folder, a JSONL or a CSV file, found nothing there")
+    if not is_remote(path):
+        return _opened(Path(path))
+    url = str(path)
+    fetched = fetch(url, run_files=RUN_FILES, is_log_file=is_log_file)
+    try:
+        run = _opened(fetched.path, location=url if fetched.folder else "")
+    except BaseException:
+        if fetched.folder is not None:
+            shutil.rmtree(fetched.folder, ignore_errors=True)
+        raise
+    if fetched.folder is not None:
+        weakref.finalize(run, shutil.rmtree, fetched.folder, ignore_errors=True)
+    return run
+
+
+def _opened(path: Path, location: str = "") -> Run:
+    with _named(path, location):
+        if (path / META).exists():
+            return Run(path, _read_meta(path), location)
+        if reader_of(path) is not None:
+            run = Run(path, {}, location)
+            assert run.readings, "a log without LAR was refused"
+            return run
+        if path.is_dir():
+            raise RunError(f"{path}: expected a run folder, found no {META} in it, nor {FORMATS}")
+        if path.is_file():
+            run = Run(path, {}, location)
+            if not run.readings:
+                raise RunError(f"{path}: expected readings with columns 'step' and 'lar', found none")
+            return run
+        raise RunError(f"{path}: {NOTHING_THERE}{hint_of(path)}")
 
 
 class RunWriter:
@@ -167,6 +213,11 @@ class RunWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], meta: Mapping[str, Any], *, resume: bool = False) -> None:
+        if is_remote(path):
+            raise RunError(
+                f"{shown(str(path))}: expected a folder of this machine to write to, found a URL; record into a folder "
+                "and copy it there"
+            )
         self.path = Path(path)
         self.latest: dict[str, Reading] = {}
         self.last: Reading | None = None
@@ -266,6 +317,17 @@ class RunWriter:
         except (TypeError, ValueError) as error:
             draft.unlink(missing_ok=True)
             raise RunError(f"{self.path}: expected settings that strict JSON can hold, found: {error}") from error
+
+
+@contextmanager
+def _named(path: Path, location: str) -> Iterator[None]:
+    """In errors, call a copy by the URL that it was made of."""
+    try:
+        yield
+    except LogAlignError as error:
+        if not location or str(path) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(path), shown(location))) from error
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

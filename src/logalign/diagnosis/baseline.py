@@ -95,8 +95,8 @@ class Baseline:
         site = main_site(runs[0]) if site is None else site
         for each in runs:
             if not any(reading.lar is not None for reading in each.readings if reading.site == site):
-                raise InputError(f"{each.path}: expected readings of {site!r} with a defined LAR, found none")
-        return cls._of([each.readings for each in runs], [str(each.path) for each in runs], runs, site, axis)
+                raise InputError(f"{each.name}: expected readings of {site!r} with a defined LAR, found none")
+        return cls._of([each.readings for each in runs], [each.name for each in runs], runs, site, axis)
 
     @classmethod
     def from_readings(
@@ -151,7 +151,7 @@ class Baseline:
         try:
             return first_epoch(series, runs=(run,))
         except InputError as error:
-            raise InputError(f"{run.path}: {error}") from None
+            raise InputError(f"{run.name}: {error}") from None
 
     @property
     def run(self) -> Run:
@@ -250,14 +250,14 @@ class Baseline:
         run = run if isinstance(run, Run) else open_run(run)
         readings = [reading for reading in run.readings if reading.site == self.site]
         if readings:
-            self.check_shape(readings[0].m, readings[0].n, name=str(run.path))
+            self.check_shape(readings[0].m, readings[0].n, name=run.name)
         steps, values = _points(readings, form, "step")
         curve = self.curve(form, "step")
         center = curve.at(steps).center if curve is not None else np.full(steps.shape, np.nan)
         shared = np.isfinite(center)
         if not shared.any():
-            mine = self.runs[0].path if self.runs else "of given readings"
-            raise InputError(f"{run.path}: expected steps that the baseline {mine} has, too, found none")
+            mine = self.runs[0].name if self.runs else "of given readings"
+            raise InputError(f"{run.name}: expected steps that the baseline {mine} has, too, found none")
         return steps[shared], center[shared] - values[shared]
 
     def state(self) -> dict[str, Any]:
@@ -290,7 +290,7 @@ class Baseline:
             return "a straight line in log(step) through this run's own first epoch, extrapolated"
         if not self.runs:
             return "the baseline's readings"
-        names = ", ".join(str(run.path) for run in self.runs)
+        names = ", ".join(run.name for run in self.runs)
         return f"the baseline run {names}" if len(self.runs) == 1 else f"{len(self.runs)} baseline runs ({names})"
 
     @classmethod
@@ -398,7 +398,7 @@ def main_site(run: Run) -> str:
     main = run.meta.get("main")
     if isinstance(main, str) and main in sites:
         return main
-    return only_site(sites, name=str(run.path))
+    return only_site(sites, name=run.name)
 
 
 def only_site(sites: Sequence[str], *, name: str) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -32,6 +32,10 @@ LAST_READINGS = 10
 SIGMAS = 1.96
 HELD_OUT_LOSS = "estimated held-out loss"
 
+Align = Literal["step", "tokens", "epoch"]
+ALIGNMENTS: Mapping[str, str] = {"step": "step", "tokens": "tokens_seen", "epoch": "epoch"}
+"""The column of each."""
+
 RunLike = str | os.PathLike[str] | Run
 
 
@@ -45,7 +49,9 @@ class Ranked:
         low: Lower end of its 95 % interval, from the scatter of readings; how far runs of other seeds lie is not in it.
         high: Upper end.
         quantity: "estimated held-out loss", where less is better, or a form of LAR, where more is.
-        step: The last step that was compared.
+        step: This run's last step that was compared.
+        align: Along what the runs were aligned: "step", "tokens" or "epoch".
+        at: Where on it they were judged, the last that all of them have; with "step", the step.
     """
 
     run: str
@@ -54,6 +60,8 @@ class Ranked:
     high: float
     quantity: str
     step: int
+    align: Align = "step"
+    at: float | None = None
 
     def record(self) -> dict[str, Any]:
         """The entry as an object that strict JSON can hold."""
@@ -64,27 +72,33 @@ class Ranked:
             "high": self.high,
             "quantity": self.quantity,
             "step": self.step,
+            "align": self.align,
+            "at": self.step if self.at is None else self.at,
         }
 
 
-def rank(runs: Sequence[RunLike], *, site: str | None = None) -> list[Ranked]:
+def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "step") -> list[Ranked]:
     """Order runs by estimated generalization, best first.
 
     Args:
         runs: Two or more run folders, JSONL or CSV files, or opened runs of one task.
         site: The layer that is compared; the runs' main one by default.
+        align: "step", "tokens" (the field tokens_seen) or "epoch": along what the runs are aligned. Steps do not
+            compare where batches have other sizes.
 
     Returns:
-        One entry a run. All runs are judged at the last step that all of them have reached, so that a longer run is not
-        taken for a better one.
+        One entry a run. All runs are judged at the last step, token or epoch that all of them have reached, so that a
+        longer run is not taken for a better one.
 
     Raises:
         RunError: a run cannot be read.
-        InputError: fewer than two runs, the same run twice, layers that do not compare (`scores`), or fewer than ten
-            readings with a defined LAR before the last step in common.
+        InputError: fewer than two runs, the same run twice, layers that do not compare (`scores`), fewer than ten
+            readings with a defined LAR before the last step in common, or a run without what they are aligned on.
     """
+    if align not in get_args(Align):
+        raise InputError(f"align: expected one of {', '.join(get_args(Align))}, found {align!r}")
     opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
-    names = [str(run.path) for run in opened]
+    names = [run.name for run in opened]
     if len(opened) < 2:
         raise InputError(f"expected at least two runs to compare, found {len(opened)}")
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -95,23 +109,46 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None) -> list[Ranked]:
         if np.isfinite(each["lar"]).sum() < LAST_READINGS:
             found = int(np.isfinite(each["lar"]).sum())
             raise InputError(f"{name}: expected at least {LAST_READINGS} readings with a defined LAR, found {found}")
-    last = min(int(each["step"].max()) for each in columns)
-    parts = [_until(each, last) for each in columns]
+        if not np.isfinite(each[ALIGNMENTS[align]]).any():
+            raise InputError(
+                f"{name}: expected readings with {ALIGNMENTS[align]} to align the runs on, found none; align on steps"
+            )
+    last = min(float(np.nanmax(each[ALIGNMENTS[align]])) for each in columns)
+    parts = [_until(each, ALIGNMENTS[align], last) for each in columns]
     for name, each in zip(names, parts, strict=True):
         if np.isfinite(each["lar"]).sum() < LAST_READINGS:
             raise InputError(
-                f"{name}: expected at least {LAST_READINGS} readings up to step {last:,}, the last that all runs have, "
-                f"found {int(np.isfinite(each['lar']).sum())}"
+                f"{name}: expected at least {LAST_READINGS} readings up to {position(align, last)}, the last that all "
+                f"runs have, found {int(np.isfinite(each['lar']).sum())}"
             )
     quantity, scored = scores(parts)
     ranked = [
         Ranked(
-            run=name, score=score, low=score - SIGMAS * error, high=score + SIGMAS * error, quantity=quantity, step=last
+            run=name,
+            score=score,
+            low=score - SIGMAS * error,
+            high=score + SIGMAS * error,
+            quantity=quantity,
+            step=int(part["step"].max()),
+            align=align,
+            at=last,
         )
-        for name, (score, error) in zip(names, scored, strict=True)
+        for name, part, (score, error) in zip(names, parts, scored, strict=True)
     ]
     less_is_better = quantity == HELD_OUT_LOSS
     return sorted(ranked, key=lambda each: (each.score if less_is_better else -each.score, each.run))
+
+
+def position(align: Align, at: float) -> str:
+    """A place on what runs are aligned on, in words.
+
+    Example:
+        >>> position("step", 1200.0), position("tokens", 5e6), position("epoch", 1.5)
+        ('step 1,200', '5,000,000 tokens', 'epoch 1.5')
+    """
+    if align == "epoch":
+        return f"epoch {at:.4g}"
+    return f"step {at:,.0f}" if align == "step" else f"{at:,.0f} tokens"
 
 
 def scores(parts: Sequence[Mapping[str, Vector]]) -> tuple[str, list[tuple[float, float]]]:
@@ -157,8 +194,8 @@ def _lar_at_end(lar: Vector) -> tuple[float, float]:
     return float(values.mean()), float(noise(values) / np.sqrt(values.size))
 
 
-def _until(columns: Mapping[str, Vector], step: int) -> dict[str, Vector]:
-    kept = columns["step"] <= step
+def _until(columns: Mapping[str, Vector], axis: str, last: float) -> dict[str, Vector]:
+    kept = columns[axis] <= last
     return {name: values[kept] for name, values in columns.items()}
 
 

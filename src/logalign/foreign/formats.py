@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 
 from logalign.errors import RunError
 from logalign.foreign import mlflow, table, tensorboard, trainer, wandb
@@ -45,3 +46,19 @@ def _reader_of(path: Path) -> Callable[[Path], list[Reading]] | None:
     if mlflow.run_folders(path):
         return mlflow.folder_readings
     return tensorboard.tensorboard_readings if tensorboard.event_folders(path) else None
+
+
+def is_log_file(path: str) -> bool:
+    """Whether a file is read for a log in a folder, by its path below that folder: a checkpoint beside it is not.
+
+    Example:
+        >>> is_log_file("checkpoint-10/trainer_state.json"), is_log_file("checkpoint-10/model.safetensors")
+        (True, False)
+    """
+    file = PurePosixPath(path)
+    return (
+        file.name in (trainer.STATE, mlflow.META)
+        or file.suffix == wandb.SUFFIX
+        or mlflow.METRICS in file.parts[:-1]
+        or fnmatchcase(file.name, tensorboard.EVENT_FILES)
+    )

@@ -18,6 +18,7 @@ from logalign.readings import Reading
 SQLITE_MAGIC = b"SQLite format 3\0"
 LARS = (PREFIX + "lar", "lar", TRAINER_PREFIX + PREFIX + "lar")
 KIND = "MLflow run"
+META, METRICS = "meta.yaml", "metrics"
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -26,7 +27,7 @@ def run_folders(path: Path) -> list[Path]:
         folder.parent
         for pattern in ("metrics", "*/metrics", "*/*/metrics", "mlruns/*/*/metrics")
         for folder in path.glob(pattern)
-        if (folder.parent / "meta.yaml").is_file()
+        if (folder.parent / META).is_file()
     )
 
 
@@ -37,11 +38,11 @@ def folder_readings(path: Path) -> list[Reading]:
         RunError: several runs with LAR, none, or a damaged file.
     """
     folders = run_folders(path)
-    with_lar = [folder for folder in folders if any((folder / "metrics" / name).is_file() for name in LARS)]
+    with_lar = [folder for folder in folders if any((folder / METRICS / name).is_file() for name in LARS)]
     if len(folders) != 1 and len(with_lar) != 1:
         names = listed(str(folder.relative_to(path)) for folder in with_lar or folders)
         raise RunError(f"{path}: expected one {KIND} with '{PREFIX}lar', found {names}; give one of them")
-    metrics = (with_lar or folders)[0] / "metrics"
+    metrics = (with_lar or folders)[0] / METRICS
     curves = {
         file.relative_to(metrics).as_posix(): _points(file) for file in sorted(metrics.rglob("*")) if file.is_file()
     }

@@ -80,8 +80,9 @@ def print_ranking(ranked: Sequence[Ranked], *, console: Console) -> None:
             "" if sure else "could change with the next",
         )
     console.print(table)
+    last = position(best.align, best.step if best.at is None else best.at)
     console.print(
-        f"At {position(best.align, best.step if best.at is None else best.at)}, the last that all runs have; {'less' if less_is_better else 'more'} is better. The "
+        f"At {last}, the last that all runs have; {'less' if less_is_better else 'more'} is better. The "
         "intervals are the scatter of readings; runs of other seeds lie farther apart.",
         soft_wrap=True,
     )
