@@ -1,7 +1,7 @@
 """Columns of a long run's log, read without an object per reading.
 
-Method: polars parses readings.jsonl in one pass, and only the fields of a reading, at about a microsecond and a half a
-line. `Run.columns` checks every line and gives every field, at thirty times that, and stands in for it wherever polars is
+Method: polars parses readings.jsonl in one pass, and only the fields of a reading, at a few microseconds a line.
+`Run.columns` checks every line and gives every field, at ten times that, and stands in for it wherever polars is
 missing, a line is damaged, or the log is short.
 """
 

@@ -161,6 +161,14 @@ def draw_curve(
     return True
 
 
+def _draw_band(ax: Axes, columns: Columns, name: str, color: str) -> None:
+    """Shade what lies between the columns NAME_low and NAME_high, where there are such."""
+    if f"{name}_low" in columns:
+        step, low, high = (np.asarray(columns[each], dtype=float) for each in ("step", f"{name}_low", f"{name}_high"))
+        known = np.isfinite(low) & np.isfinite(high)
+        ax.fill_between(step[known], low[known], high[known], color=color, alpha=0.15, linewidth=0)
+
+
 def _draw_undefined(ax: Axes, runs: Sequence[Columns]) -> None:
     """Mark at the foot of the panel the steps whose plain LAR is undefined: no reading is left out unseen."""
     steps = np.concatenate([np.asarray(run["step"], dtype=float)[~np.isfinite(run["lar"])] for run in runs])
@@ -223,7 +231,11 @@ def lar_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure:
     if len(runs) == 1:
         figure, (ax,) = new_axes(1, row_height=3.2)
         for column, color, words, linestyle in FORMS:
+            _draw_band(ax, runs[0], column, COLORS[color])
             draw_curve(ax, runs[0], column, label=words, color=COLORS[color], linestyle=linestyle)
+            base = f"base_{column}"
+            _draw_band(ax, runs[0], base, COLORS["baseline"])
+            draw_curve(ax, runs[0], base, label=f"baseline, {words}", color=COLORS["baseline"], linestyle="-.")
         _draw_undefined(ax, runs)
         ax.set_ylabel("LAR")
         _legend(ax)

@@ -1,12 +1,13 @@
-"""Write the interactive report: one HTML file that loads nothing, with the charts' library, the numbers and figures inside.
+"""Write the interactive report: one HTML file that loads nothing, with the charts' library and the numbers inside.
 
-The library is plotly.js: panels with hover, zoom and log axes that follow the page's colors, well kept, and installed as a
-Python package, so that nothing is copied into this repository. It is large: 4.8 MB. Packed with gzip and base64 it is 2.0 MB,
-which the browser unpacks itself (DecompressionStream: Chrome 80, Firefox 113, Safari 16.4). A smaller library would save
-1.9 MB of a file that is sent once, and cost the log axes, heat map and unified hover that would have to be written here.
+The library is plotly.js: panels with hover, zoom and log axes that follow the page's colors, well kept, and installed
+as a Python package, so that nothing is copied into this repository. It is large: 4.8 MB. Packed with gzip and base64 it
+is 2.0 MB, which the browser unpacks itself (DecompressionStream: Chrome 80, Firefox 113, Safari 16.4). A smaller
+library would save 1.9 MB of a file that is sent once, and cost the log axes, the heat map and the hover over all
+curves, which would have to be written here.
 
-Every panel has its static figure (SVG) beside it, which is what is printed, and what is shown where the script does not run:
-in an older browser, in a mail's preview, under a stricter policy.
+Every panel has its static figure (SVG) beside it, which is what is printed, and what is shown where the script does not
+run: in an older browser, in a mail's preview, under a stricter policy.
 
 The content security policy names the hashes of the two scripts, ours and plotly's. Any other script, in a run's name or
 settings, would not run even if escaping failed; nothing can be loaded, and nothing sent.
@@ -25,12 +26,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 import logalign
 from logalign.diagnosis.verdict import OUTCOMES, Verdict
 from logalign.errors import InputError
 from logalign.extras import load
 from logalign.report.figures import house_style
-from logalign.report.page import _blocks, _replace, _svg, _table, jinja2
+from logalign.report.page import _blocks, _replace, _svg, _table
 from logalign.report.panels import Panel, Tables, label
 
 MARKS = {
@@ -190,7 +193,8 @@ def _card(card: Card) -> dict[str, Any]:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """With a capital, but for a symbol such as k."""
+    return text if text[1:2] == " " else text[:1].upper() + text[1:]
 
 
 def _part(part: Part, i: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What a report draws, described once: interactive panels as plain data for the page's script, and figures for paper.
 
-A panel's traces name a table and a column of it. A table holds the rows of one run: where they stand (step, tokens, epoch)
-and the curves, so that a page can move all curves from one axis to another, and a number is embedded once.
+A panel's traces name a table and a column of it. A table holds the rows of one run: where they stand (step, tokens,
+epoch) and the curves, so that a page can move all curves from one axis to another, and a number is embedded once.
 
-Texts of a run (its name, its layers) go through `label()`: plotly reads some HTML in texts, and shows them as they are then.
+Texts of a run (its name, its layers) go through `label()`: plotly takes some HTML in texts for markup.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def numbers(values: Vector) -> list[float | int | None]:
     if values.dtype.kind == "i":
         whole: list[float | int | None] = values.tolist()
         return whole
-    shown = []
+    shown: list[float | int | None] = []
     for value in values.tolist():
         if not math.isfinite(value):
             shown.append(None)
@@ -209,7 +209,9 @@ def lar_panels(runs: Sequence[ShownRun]) -> list[Panel]:
                 continue
             if known(run.drawn, f"{form}_low"):
                 traces.append(band("r0", form, f"{words}: noise of a reading", COLORS[color]))
-            traces.append(line("r0", form, words, COLORS[color], dash=dash, hidden=not shown))
+            traces.append(
+                line("r0", form, words, COLORS[color], dash=dash, hidden=not shown and known(run.drawn, "lar_centered"))
+            )
         if (~np.isfinite(np.asarray(run.drawn["lar"], dtype=np.float64))).any():
             traces.append(undefined("r0", "undefined reading"))
         return [panel("lar", figure, traces, title="LAR", height=380)]
@@ -393,7 +395,7 @@ def outcome_panels(runs: Sequence[ShownRun], tables: Tables) -> list[Panel]:
     seen = [outcome for outcome in OUTCOMES if any(outcome in run.folded.outcomes for run in runs)]
     if not seen:
         return []
-    traces = []
+    traces: list[Trace] = []
     for i, run in enumerate(runs):
         told = np.array(run.folded.outcomes)
         for lane, outcome in enumerate(seen):
@@ -402,9 +404,16 @@ def outcome_panels(runs: Sequence[ShownRun], tables: Tables) -> list[Panel]:
                 continue
             y = float(lane if len(runs) == 1 else i)
             tables.add(f"s{i}", {f"is_{outcome}": np.where(at, y, np.nan)})
-            name = outcome if len(runs) == 1 else f"{label(run.name)}: {outcome}"
             traces.append(
-                {"kind": "lane", "table": f"s{i}", "y": f"is_{outcome}", "name": name, "color": OUTCOME_COLORS[outcome]}
+                {
+                    "kind": "lane",
+                    "table": f"s{i}",
+                    "y": f"is_{outcome}",
+                    "name": outcome,
+                    "hover": outcome if len(runs) == 1 else f"{label(run.name)}: {outcome}",
+                    "legend": not any(trace["name"] == outcome for trace in traces),
+                    "color": OUTCOME_COLORS[outcome],
+                }
             )
     lanes = seen if len(runs) == 1 else [label(run.name, characters=24) for run in runs]
     figure = signal_figures.outcome_figure(
@@ -447,14 +456,12 @@ def layer_panels(run: ShownRun) -> list[Panel]:
     width = float(np.median(np.diff(edges))) if len(edges) > 1 else 1.0
     figure = signal_figures.layers_figure(sites, np.append(edges, edges[-1] + width), values)
     ends = np.append(edges, edges[-1] + width)
-    spec = {
-        "heat": {
-            **_edges(run, ends),
-            "sites": [label(site, characters=28) for site in sites],
-            "z": [numbers(row) for row in values],
-        }
+    heat = {
+        **_edges(run, ends),
+        "sites": [label(site, characters=28) for site in sites],
+        "z": [numbers(row) for row in values],
     }
-    return [panel("layers", figure, [], title="", height=110 + max(22 * len(sites), 120), **spec)]
+    return [panel("layers", figure, [], title="", height=130 + max(22 * len(sites), 120), heat=heat)]
 
 
 def _edges(run: ShownRun, steps: Vector) -> dict[str, list[float | int | None]]:
@@ -475,6 +482,7 @@ def spectra_panels(run: ShownRun, spectra: ShownSpectra | None) -> list[Panel]:
     figure = signal_figures.spectra_figure(spectra.sites[first])
     held = {
         "steps": spectra.steps,
+        "n": max(int(i[-1]) for at in spectra.sites.values() for i, _, _ in at.values()),
         "sites": [
             {
                 "name": site,

@@ -78,8 +78,9 @@
       }
       if (trace.kind === "lane") {
         return [{
-          ...base, x, y, mode: "lines+markers", line: { width: 16, color: ink }, marker: { size: 10, symbol: "square", color: ink },
-          connectgaps: false, hovertemplate: `${trace.name}<extra></extra>`, showlegend: Boolean(panel.legend),
+          ...base, x, y, mode: "lines+markers", line: { width: 14, color: ink }, marker: { size: 7, symbol: "line-ns", color: ink, line: { width: 2, color: ink } },
+          connectgaps: false, hovertemplate: `${trace.hover}<extra></extra>`, legendgroup: trace.name,
+          showlegend: Boolean(panel.legend && trace.legend),
         }];
       }
       let shownX = x;
@@ -101,7 +102,10 @@
       type: "heatmap", x, y: panel.heat.sites.map((_, i) => i), z: panel.heat.z, colorscale: "Cividis", hoverongaps: false,
       customdata: panel.heat.sites.map((site) => panel.heat.z[0].map(() => site)),
       hovertemplate: "%{customdata}<br>LAR %{z:.4f}<extra></extra>",
-      colorbar: { thickness: 12, tickfont: { color: theme().soft }, title: { text: "LAR", font: { color: theme().soft } }, outlinewidth: 0 },
+      colorbar: {
+        orientation: "h", thickness: 10, len: 0.6, x: 0, xanchor: "left", y: 1.01, yanchor: "bottom", outlinewidth: 0, nticks: 6,
+        tickfont: { color: theme().soft }, title: { text: "LAR, plain", side: "right", font: { color: theme().soft, size: 12 } },
+      },
     }];
   }
 
@@ -139,12 +143,13 @@
     const described = data.axes[state.axis];
     const layout = {
       height: panel.height,
-      margin: { l: narrow ? 52 : 68, r: narrow ? 8 : 18, t: 12, b: 42 },
+      margin: { l: narrow ? 54 : 92, r: narrow ? 8 : 40, t: 12, b: 42 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: ink, family: getComputedStyle(document.body).fontFamily, size: 12 },
       hovermode: panel.heat ? "closest" : "x unified",
       hoverlabel: { bgcolor: card, bordercolor: rule, font: { color: ink, size: 12 }, namelength: -1 },
       dragmode: coarse ? false : "zoom",
+      modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
       legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { color: ink, size: 12 }, bgcolor: "rgba(0,0,0,0)" },
       showlegend: !panel.heat && (panel.legend !== undefined ? panel.legend : panel.spectra || panel.traces.length > 1),
       uirevision: "kept",
@@ -154,30 +159,51 @@
     };
     if (panel.spectra) {
       Object.assign(layout.xaxis, { type: "log", title: titled("direction, from the largest singular value down"), hoverformat: ",d", unifiedhovertitle: { text: "direction %{x:,d}" } });
-      layout.yaxis.exponentformat = "power";
+      Object.assign(layout.xaxis, { tickvals: roundValues(panel.spectra.n), ticktext: roundValues(panel.spectra.n).map(shownNumber) });
+      Object.assign(layout.yaxis, { exponentformat: "power", dtick: 1 });
       return layout;
     }
     const range = state.range || wholeRange();
     if (range) Object.assign(layout.xaxis, { range: range.slice(), autorange: false });
-    if (panel.log) Object.assign(layout.yaxis, { dtick: undefined, minor: { ticks: "outside", tickcolor: rule }, nticks: 6 });
+    if (panel.log) Object.assign(layout.yaxis, logTicks(panel));
     if (panel.lanes || panel.heat) {
       const names = panel.lanes || panel.heat.sites;
       const cut = narrow ? 14 : 40;
       Object.assign(layout.yaxis, {
         tickvals: names.map((_, i) => i), ticktext: names.map((name) => shortened(name, cut)), range: [names.length - 0.5, -0.5],
-        automargin: true, fixedrange: true, showgrid: Boolean(panel.lanes),
+        automargin: narrow || Boolean(panel.heat) || Boolean(panel.legend), fixedrange: true, showgrid: Boolean(panel.lanes),
       });
     }
     for (const line of panel.lines || []) {
       layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: line.y, y1: line.y, line: { color: color("#882255"), width: 1.2, dash: "dash" } });
       if (line.text) {
         layout.annotations.push({
-          xref: "paper", x: 1, xanchor: "right", yref: "y", y: panel.log ? Math.log10(line.y) : line.y, yanchor: "bottom",
+          xref: "paper", x: 0.005, xanchor: "left", yref: "y", y: panel.log ? Math.log10(line.y) : line.y, yanchor: "bottom",
           text: line.text, showarrow: false, font: { size: 11, color: color("#882255") },
         });
       }
     }
     return layout;
+  }
+
+  const shownNumber = (value) => value.toLocaleString("en-US", { maximumSignificantDigits: 3 });
+
+  // 1, 2, 5, 10, ... up to the value.
+  function roundValues(most) {
+    const found = [];
+    for (let power = 1; power <= most; power *= 10) found.push(...[1, 2, 5].map((one) => one * power).filter((value) => value <= most));
+    return found;
+  }
+
+  // Ticks of a log axis as plain numbers, also where the curves span less than a decade.
+  function logTicks(panel) {
+    const values = panel.traces.flatMap((trace) => column(trace, trace.y).filter((value) => value > 0));
+    const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, 0]);
+    if (!(low <= high)) return {};
+    const leading = high / low > 8 ? [1, 2, 5] : high / low > 3 ? [1, 1.5, 2, 3, 4, 5, 6, 8] : [1, 1.1, 1.2, 1.35, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9];
+    const ticks = [];
+    for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.log10(high) + 1; power++) ticks.push(...leading.map((one) => one * 10 ** power));
+    return { tickvals: ticks, ticktext: ticks.map(shownNumber) };
   }
 
   // Cut an escaped text, and never within an entity.
@@ -188,8 +214,8 @@
 
   const chart = (panel) => document.getElementById(`chart-${panel.key}`);
   const config = () => ({
-    responsive: true, displaylogo: false, displayModeBar: coarse ? false : "hover", doubleClick: "reset+autosize",
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    responsive: true, displaylogo: false, displayModeBar: !(coarse || narrowQuery.matches), doubleClick: "reset+autosize",
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
   });
 
   function draw(panel) {

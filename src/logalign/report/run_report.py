@@ -53,8 +53,9 @@ of experts and vision no threshold is proven.
 - A held-out loss, where one was recorded, is drawn so that you can check; neither LAR nor the verdict uses it."""
 
 SIGNALS_TEXT = """\
-What the verdict rests on, reading by reading, beside the thresholds (dashed). Where a signal is not drawn, the run gives
-no such number: a deviation needs a baseline or a long first epoch, the drop of the loss needs epochs, and so on."""
+What the verdict rests on, reading by reading, beside the thresholds (dashed). Where a signal is not drawn, the run
+gives no such number: a deviation needs a baseline or a long first epoch, the drop of the loss needs epochs, and so on.
+"""
 
 
 def write_run_report(
@@ -67,8 +68,8 @@ def write_run_report(
     """Write one HTML page for one run, or for several laid over each other, and return its path.
 
     Args:
-        runs: Run folders, JSONL or CSV files, other tools' logs, or opened runs. At most as many as can be told apart by
-            color.
+        runs: Run folders, JSONL or CSV files, other tools' logs, or opened runs; at most eight, which can be told
+            apart by color.
         out: The HTML file.
         baseline: Runs of the same set-up that do not overfit, to compare with.
         figures: A folder for each figure as PNG (300 dots an inch) and SVG; none by default.
@@ -111,13 +112,13 @@ def _card(run: ShownRun, *, name: str, baseline: Baseline | None) -> Card:
         notes.append(f"Compared with {baseline.describe()}.")
     if folded.thinned:
         notes.append(
-            f"The verdict was folded over {folded.folded:,} of {folded.of:,} readings, evenly chosen, with their losses "
+            f"The verdict was folded over {folded.folded:,} of {folded.of:,} readings, evenly chosen, with losses "
             "averaged in between; `logalign diagnose` takes all of them, and may differ."
         )
     if run.thinned:
         notes.append(
-            f"Drawn are {len(run.rows):,} of {folded.of:,} readings: of every stretch the lowest and the highest of each "
-            "curve. Zooming in shows these, not the ones between."
+            f"Drawn are {len(run.rows):,} of {folded.of:,} readings: of every stretch the lowest and the highest of "
+            "each curve. Zooming in shows these, not the ones between."
         )
     return Card(verdict=folded.verdict, name=name, notes=notes)
 
@@ -147,16 +148,10 @@ def _parts(runs: Sequence[ShownRun], tables: Tables) -> list[Part]:
     several = len(runs) > 1
     noise = (
         "The shaded bands say where a reading is expected by chance: a running median, and two standard deviations of "
+        "its scatter on either side. A click on a name hides its curve or shows it."
     )
-    noise += "the scatter of 21 readings on either side. A click on a name in the legend hides its curve or shows it."
     parts = [
-        Part(
-            heading="Log-alignment ratio",
-            text="Drag over a chart to zoom all of them along the steps; double-click to go back."
-            if several
-            else f"Drag over a chart to zoom all of them along the steps; double-click to go back. {noise}",
-            panels=panels.lar_panels(runs),
-        ),
+        Part(heading="Log-alignment ratio", text="" if several else noise, panels=panels.lar_panels(runs)),
         Part(
             heading="Outcome over time",
             text="What the detector said at each step.",
@@ -197,8 +192,8 @@ def _spectra_text(spectra: ShownSpectra | None) -> str:
     if spectra is None:
         return ""
     text = (
-        "p is how the weight is spread over its singular directions, q how the inputs are spread over the same; both sum "
-        "to 1. Where q lies in the directions of large p, LAR is high."
+        "p is how the weight is spread over its singular directions, q how the inputs are spread over the same; both "
+        "sum to 1. Where q lies in the directions of large p, LAR is high."
     )
     if len(spectra.steps) < spectra.recorded:
         text += f" {len(spectra.steps)} of {spectra.recorded} steps are embedded, evenly chosen."

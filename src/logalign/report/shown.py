@@ -1,4 +1,4 @@
-"""A run made ready to be drawn: its columns thinned, its verdict, its noise, its baseline; the same for page and figures.
+"""A run made ready to be drawn: its columns thinned, its verdict, its noise, its baseline; for page and figures alike.
 
 Shapes: columns are one-dimensional, of one length.
 """
@@ -37,6 +37,7 @@ CURVES = (
 )
 """What keeps its extremes when a run is thinned."""
 NOISE_READINGS = 21
+SMOOTHING = 5
 NOISE_SIGMAS = 2.0
 MAD_TO_SIGMA = 1.4826
 DRAWN_BASELINES = ("lar", "lar_centered", "loss")
@@ -100,10 +101,7 @@ def shown_run(run: Run, name: str, *, baseline: Baseline | None = None, rows: in
     kept = kept_rows(curves, most=rows)
     drawn = {name: values[kept] for name, values in columns.items() if values.dtype.kind in "fi"}
     drawn["reason"] = columns["reason"][kept]
-    if "n" in drawn:
-        # Beyond what a float can hold there is nothing to draw.
-        with np.errstate(over="ignore"):
-            drawn["k_centered"] = np.asarray(drawn["n"], dtype=np.float64) ** (2 * (1 - drawn["lar_centered"]))
+    _add_k(drawn)
     for form in ("lar", "lar_centered"):
         low, high = noise_band(columns[form], kept)
         drawn[f"{form}_low"], drawn[f"{form}_high"] = low, high
@@ -122,19 +120,22 @@ def main_site_of(run: Run, sites: Sequence[str]) -> str:
 def noise_band(values: Vector, rows: Vector, *, readings: int = NOISE_READINGS) -> tuple[Vector, Vector]:
     """Between what values a reading is expected by chance: running median and two standard deviations on either side.
 
-    The standard deviation is that of the steps from one reading to the next, over the square root of two, so that a trend
-    does not count; both are robust, and taken over `readings` readings about each row. NaN where there are not so many.
+    The median is of five readings. The standard deviation is that of the moves from one reading to the next about
+    their median, over the square root of two, so that a trend does not count; it is robust, and taken over `readings`
+    readings about each row.
+    NaN where there are not so many.
     """
     low, high = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
-    if len(values) < readings:
-        return low, high
-    starts = np.clip(rows - readings // 2, 0, len(values) - readings)
-    around = values[starts[:, None] + np.arange(readings)]
+    half, near = readings // 2, SMOOTHING // 2
+    inside = np.flatnonzero((rows >= half) & (rows < len(values) - half))
+    around = values[rows[inside][:, None] + np.arange(-half, half + 1)]
     known = np.isfinite(around).all(axis=1)
-    around = around[known]
-    center = np.median(around, axis=1)
-    scatter = MAD_TO_SIGMA * np.median(np.abs(np.diff(around, axis=1)), axis=1) / np.sqrt(2)
-    low[known], high[known] = center - NOISE_SIGMAS * scatter, center + NOISE_SIGMAS * scatter
+    around, inside = around[known], inside[known]
+    center = np.median(around[:, half - near : half + near + 1], axis=1)
+    moves = np.diff(around, axis=1)
+    moves -= np.median(moves, axis=1, keepdims=True)
+    width = NOISE_SIGMAS * MAD_TO_SIGMA * np.median(np.abs(moves), axis=1) / np.sqrt(2)
+    low[inside], high[inside] = center - width, center + width
     return low, high
 
 
@@ -146,6 +147,19 @@ def axis_values(columns: Columns) -> dict[str, Vector]:
         if np.isfinite(values).mean() > 0.5 and np.nanmax(values) > np.nanmin(values):
             found[axis] = values
     return found
+
+
+def _add_k(drawn: dict[str, Vector]) -> None:
+    """k of the centered LAR, and of the plain one where only that was recorded."""
+    if "n" not in drawn:
+        return
+    wanted = {"k_centered": "lar_centered"}
+    if "effective_dim" not in drawn or not np.isfinite(drawn["effective_dim"]).any():
+        wanted["effective_dim"] = "lar"
+    for name, form in wanted.items():
+        with np.errstate(over="ignore"):  # what no float can hold is not drawn
+            k = np.asarray(drawn["n"], dtype=np.float64) ** (2 * (1 - drawn[form]))
+        drawn[name] = np.where(np.isfinite(k), k, np.nan)
 
 
 def _add_baseline(drawn: dict[str, Vector], baseline: Baseline | None) -> None:

@@ -1,4 +1,4 @@
-"""Matplotlib figures of what a verdict rests on, of many layers, and of spectra; `figures` has those of plain curves."""
+"""Matplotlib figures of what a verdict rests on, of many layers, and of spectra; `figures` has those of curves."""
 
 from __future__ import annotations
 

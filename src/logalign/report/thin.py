@@ -1,9 +1,10 @@
 """Thin a long run to what a screen can show, and lose no extreme.
 
-Method: the readings are cut into buckets of equally many, and of each bucket those rows are kept that hold the lowest and
-the highest value of any curve, the first and the last row, and the first undefined one. It is the M4 aggregation (Jugel and
-others, VLDB 2014), with one set of rows for all curves of a run, so that the curves of a reading can be read off together.
-The alternative, one set of rows a curve, needs fewer points for each, and hovering would then find another step on each.
+Method: the readings are cut into buckets of equally many, and of each bucket those rows are kept that hold the lowest
+and the highest value of any curve, the first and the last row, and the first undefined one. It is the M4 aggregation
+(Jugel and others, VLDB 2014) with one set of rows for all curves of a run, so that the curves of a reading can be read
+off together. The alternative, one set of rows a curve, needs fewer points for each, and hovering would then find
+another step on each.
 """
 
 from __future__ import annotations
