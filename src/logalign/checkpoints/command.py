@@ -19,6 +19,7 @@ from logalign.checkpoints.series import SeriesWriter, readings_of, steps_of
 from logalign.checkpoints.spectra import CheckpointSpectra, spectra_of
 from logalign.checkpoints.table import Found, print_checkpoints
 from logalign.checkpoints.text import OnText, Text
+from logalign.extras import load
 
 
 def run(
@@ -52,6 +53,8 @@ def run(
     for checkpoint in opened.values():
         choose(checkpoint, layers)
     through = None if text is None else Text(file=text, model=model, tokens=tokens)
+    if through is not None:
+        _quiet()
     results: list[Found] = []
     with ExitStack() as stack:
         settings = {
@@ -90,6 +93,13 @@ def _record(found: CheckpointSpectra, on_text: Mapping[str, OnText] | None, step
                 weight[name] = getattr(reading, name)
             weight["reason"] = reading.reason
     return record
+
+
+def _quiet() -> None:
+    """Leave the terminal to the tables: no bars and remarks of Transformers."""
+    logging = load("transformers.utils.logging", extra="transformers", purpose="LAR on a text", supported="5.0,6.0")
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def _tell(status: Status, path: Path, what: str) -> None:

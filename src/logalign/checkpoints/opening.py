@@ -146,7 +146,7 @@ def _open_pickled(path: Path, index: Path | None, *, config: dict[str, Any]) -> 
     from logalign.checkpoints.pickled import open_pickled
 
     if index is None:
-        return open_pickled(path, [path if path.is_symlink() is False else path.resolve()], config=config)
+        return open_pickled(path, [path], config=config)
     files = [inside(index.parent / name, index.parent) for name in sorted(set(indexed(index).values()))]
     return open_pickled(path, files, config=config)
 

@@ -96,7 +96,7 @@ def _loaded(file: Path) -> Any:
             f"{file}: expected a pickle of tensors and plain containers (torch.load with weights_only=True), found "
             f"{what}; {CONVERT}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         old = "_use_new_zipfile_serialization" in str(error)
         what = "one of before PyTorch 1.6, or damage" if old else f"damage, or something else ({first})"

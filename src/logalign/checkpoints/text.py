@@ -76,8 +76,8 @@ class Text:
         if self.tokens < 2:
             raise InputError(f"tokens: expected 2 or more, found {self.tokens}")
         load("transformers", extra="transformers", purpose="LAR on a text", supported="5.0,6.0")
-        model = _model(checkpoint, self.model)
         ids = self._ids(self.model or checkpoint)
+        model = _model(checkpoint, self.model)
         vocabulary = model.get_input_embeddings().num_embeddings
         if int(ids.max()) >= vocabulary:
             raise InputError(
@@ -112,7 +112,7 @@ def _model(checkpoint: Path, named: Path | None) -> Any:
     own = checkpoint / "config.json"
     if not checkpoint.is_dir() or not (own.is_file() or named):
         raise CheckpointError(
-            f"{checkpoint}: expected a folder that Transformers loads (config.json beside the weights), found "
+            f"{checkpoint}: expected a folder that Transformers loads (config.json beside safetensors files), found "
             f"{'no config.json; name a folder with one by --model' if checkpoint.is_dir() else 'a file'}"
         )
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
