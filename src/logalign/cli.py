@@ -72,7 +72,8 @@ class _Commands(TyperGroup):
 
 RUN_HELP = (
     "A run folder; a JSONL or CSV file with columns step and lar; or what TensorBoard, W&B (an offline run, an export),"
-    " MLflow (a run folder, mlflow.db#RUN_ID) or Transformers' Trainer (trainer_state.json) recorded."
+    " MLflow (a run folder, mlflow.db#RUN_ID) or Transformers' Trainer (trainer_state.json) recorded; or a URL of it, such"
+    " as s3://bucket/run."
 )
 
 app = typer.Typer(
@@ -198,12 +199,12 @@ def grokking(
 @app.command("report")
 def report(
     runs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="RUN", help=RUN_HELP),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")] = Path("report.html"),
     baseline: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             metavar="RUN",
             help="A run of the same set-up that does not overfit, to compare with; may be given several times.",
@@ -234,17 +235,25 @@ class Regime(StrEnum):
     both = "both"
 
 
+class Align(StrEnum):
+    """Along what runs are compared."""
+
+    step = "step"
+    tokens = "tokens"
+    epoch = "epoch"
+
+
 @app.command("diagnose")
 def diagnose(
     run: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="RUN",
             help=RUN_HELP,
         ),
     ],
     baseline: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             metavar="RUN",
             help="A run of the same set-up that does not overfit, best of another seed and on data that does not "
@@ -270,41 +279,108 @@ def diagnose(
     """
     from logalign.diagnosis.baseline import Baseline
     from logalign.diagnosis.detector import diagnose
+    from logalign.remote import shown
 
     verdict = diagnose(run, baseline=Baseline.from_run(baseline) if baseline else None, regime=regime.value)
     if as_json:
-        typer.echo(json.dumps({"run": str(run), **verdict.record()}, indent=2, allow_nan=False))
+        typer.echo(json.dumps({"run": shown(run), **verdict.record()}, indent=2, allow_nan=False))
     else:
         from logalign.report.terminal import print_verdict
 
-        print_verdict(verdict, name=str(run), console=Console(highlight=False))
+        print_verdict(verdict, name=shown(run), console=Console(highlight=False))
     raise typer.Exit(verdict.exit_status)
+
+
+@app.command("follow")
+def follow(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run folder, a JSONL or a CSV file; it need not be there yet."),
+    ],
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="As of diagnose: a run of the same set-up that does not overfit."),
+    ] = None,
+    regime: Annotated[Regime, typer.Option(help="As of diagnose.")] = Regime.auto,
+    once: Annotated[bool, typer.Option("--once", help="Print what is there now, and exit.")] = False,
+) -> None:
+    """Show a run while it grows: verdict, curves, pace; on a terminal full-screen, elsewhere one line a reading.
+
+    Works over ssh and on runs that another machine writes. Press ? for the keys, q to quit.
+    """
+    from logalign.diagnosis.baseline import Baseline
+    from logalign.follow.app import follow
+
+    reference = Baseline.from_run(baseline) if baseline else None
+    raise typer.Exit(follow(run, baseline=reference, regime=regime.value, once=once))
 
 
 @app.command("compare")
 def compare(
     runs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="RUN...", help=f"Two or more runs of one task. {RUN_HELP}"),
     ],
+    align: Annotated[
+        Align, typer.Option(help="Along what: steps do not compare where batches have other sizes.")
+    ] = Align.step,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the runs over each other, too, as one HTML file: the best eight."),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a list of {run, score, low, high, quantity, step}, best first.")
+        bool,
+        typer.Option("--json", help="Print a list of {run, score, low, high, quantity, step, align, at}, best first."),
     ] = False,
 ) -> None:
     """Order runs by how well they are likely to generalize, without held-out data.
 
     Where data comes in passes of several readings, by an estimate of the held-out loss; elsewhere by LAR. All runs are
-    judged at the last step that all of them have reached.
+    judged at the last step, token or epoch that all of them have reached.
     """
     from logalign.diagnosis.ranking import rank
+    from logalign.runlog import open_run
 
-    ranked = rank(runs)
+    opened = [open_run(run) for run in runs]
+    ranked = rank(opened, align=align.value)
     if as_json:
         typer.echo(json.dumps([each.record() for each in ranked], indent=2, allow_nan=False))
     else:
         from logalign.report.terminal import print_ranking
 
         print_ranking(ranked, console=Console(highlight=False))
+    if html is not None:
+        from logalign.report.compared import write_comparison
+
+        typer.echo(f"overlay: {write_comparison(opened, ranked, html)}", err=as_json)
+
+
+@app.command("export")
+def export(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help=f"Runs, folders with run folders somewhere below them, or patterns in quotes. {RUN_HELP}",
+        ),
+    ],
+    parquet: Annotated[Path, typer.Option(metavar="FILE", help="The Parquet file to write.")],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first run that cannot be read, and write nothing.")
+    ] = False,
+) -> None:
+    """Write the readings of many runs into one table, for polars, DuckDB, pandas or Spark.
+
+    A run that cannot be read is told and left out, and the exit status is then 1.
+    """
+    from logalign.export import export
+
+    errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    done = export(runs, parquet, strict=strict, told=lambda error: errors.print(f"skipped: {error}"))
+    left_out = f", {len(done.skipped):,} left out" if done.skipped else ""
+    typer.echo(f"export: {done.path} ({done.runs:,} runs, {done.readings:,} readings{left_out})")
+    if done.skipped:
+        raise typer.Exit(1)
 
 
 @app.command("spectra")

@@ -42,6 +42,7 @@ class Grown:
         readings: New ones, in order, without those that a resume has superseded.
         events: New ones.
         restarted: Whether all that was given before is void, and these are the first again.
+        done: Bytes of the readings that have been read.
         behind: Bytes that are there and were not read yet.
         waiting: Why there is nothing to read: no run is there yet, or no longer; None where one is there.
     """
@@ -49,6 +50,7 @@ class Grown:
     readings: list[Reading] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     restarted: bool = False
+    done: int = 0
     behind: int = 0
     waiting: str | None = None
 
@@ -114,7 +116,7 @@ class Tail:
         if self.path.is_dir():
             return self._folder(most)
         readings, behind = self._rows(most) if self.path.suffix.lower() in TABLES else self._objects(self.path, most)
-        return Grown(readings=readings, behind=behind)
+        return Grown(readings=readings, done=self._lines.offset, behind=behind)
 
     def _missing(self) -> str | None:
         """Why there is nothing to read."""
@@ -159,7 +161,7 @@ class Tail:
             if event.get("event") == "resume":
                 self._resume(event)
         readings, behind = self._objects(log, most, end=size)
-        return Grown(readings=readings, events=events, behind=behind)
+        return Grown(readings=readings, events=events, done=self._lines.offset, behind=behind)
 
     def _resume(self, event: Mapping[str, Any]) -> None:
         step, offset = event.get("step"), event.get("readings_offset")

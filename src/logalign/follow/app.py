@@ -1,0 +1,170 @@
+"""`logalign follow`: full screen on a terminal, one line a reading elsewhere, or the state of now.
+
+One thread looks at the run, so that a disk that does not answer freezes no screen and hinders nobody from quitting.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from logalign.diagnosis.baseline import Baseline
+from logalign.diagnosis.detector import Choice as Regime
+from logalign.diagnosis.verdict import Verdict
+from logalign.errors import RunError
+from logalign.follow.following import Follower
+from logalign.follow.history import curves_of
+from logalign.follow.plot import number
+from logalign.follow.screen import Choice, screen, state_words
+from logalign.foreign.rows import printable
+from logalign.readings import Reading
+
+INTERVAL = 1.0
+"""Seconds between looks."""
+BETWEEN_PIECES = 0.005
+"""Seconds between pieces of a long run, in which the screen is drawn."""
+ONCE_HEIGHT = 28
+
+
+def follow(path: str | Path, *, baseline: Baseline | None = None, regime: Regime = "auto", once: bool = False) -> int:
+    """Show a run while it grows, until the user quits.
+
+    Args:
+        path: A run folder, a JSONL or a CSV file; it need not be there yet.
+        baseline: As of `Detector`.
+        regime: As of `Detector`.
+        once: Print what is there now and return.
+
+    Returns:
+        What to exit with: 0, or 128 and the number of the signal that ended it.
+
+    Raises:
+        RunError: it is no run that can be followed, or it is damaged; with `once`, if there is none.
+    """
+    follower = Follower(path, baseline=baseline, regime=regime)
+    if once:
+        _print_once(follower)
+        return 0
+    if _is_terminal():
+        return _full_screen(follower)
+    return _print_lines(follower, sys.stdout, sys.stderr)
+
+
+def line_of(reading: Reading, verdict: Verdict) -> str:
+    """A reading and what was said after it, as one line of name=value.
+
+    Example:
+        >>> reading = Reading(step=120, lar=0.5, n=64, loss=2.25)
+        >>> line_of(
+        ...     reading, Verdict(outcome="healthy", regime="decline", step=120, since_step=0, reason="", suggestion="")
+        ... )
+        'step=120 lar=0.5 lar_centered=- k=64 loss=2.25 verdict=healthy since=0'
+    """
+    curves = curves_of(reading)
+    held_out = "" if curves["held_out"] is None else f" val_loss={number(curves['held_out'])}"
+    since = "-" if verdict.since_step is None else verdict.since_step
+    return (
+        f"step={reading.step} lar={number(curves['lar'])} lar_centered={number(curves['lar_centered'])} "
+        f"k={number(curves['k'])} loss={number(curves['loss'])}{held_out} verdict={verdict.outcome} since={since}"
+    )
+
+
+def _is_terminal() -> bool:
+    return (
+        sys.platform != "win32"
+        and sys.stdin.isatty()
+        and sys.stdout.isatty()
+        and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    )
+
+
+def _print_once(follower: Follower) -> None:
+    follower.look()
+    while follower.behind and follower.trouble is None:
+        follower.look()
+    if follower.trouble is not None or follower.waiting is not None:
+        raise RunError(f"{printable(str(follower.path))}: {printable(follower.trouble or follower.waiting or '')}")
+    console = Console(highlight=False)
+    ascii_only = not (console.encoding or "").lower().startswith("utf")
+    rows = screen(follower, Choice(), width=console.width, height=ONCE_HEIGHT, ascii_only=ascii_only)
+    for row in rows[:-1]:  # without the keys
+        console.print(row, no_wrap=True, overflow="crop", soft_wrap=True)
+
+
+def _print_lines(follower: Follower, out: TextIO, messages: TextIO) -> int:
+    """Print a line for every reading, those that are there first; what else there is to say goes to `messages`."""
+    told = ""
+    try:
+        while True:
+            for reading, verdict in follower.look():
+                print(line_of(reading, verdict), file=out)
+            out.flush()
+            words = follower.trouble or (
+                "" if follower.state in ("running", "catching up") else state_words(follower)[0]
+            )
+            kind = words if follower.state != "stalled" or follower.trouble else "stalled"
+            if kind != told and words:
+                print(f"logalign follow {printable(str(follower.path))}: {printable(words)}", file=messages, flush=True)
+            told = kind
+            if not follower.behind or follower.trouble is not None:
+                time.sleep(INTERVAL)
+    except BrokenPipeError:
+        # What Python would still write at its end must not fail, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        return 0
+
+
+def _full_screen(follower: Follower) -> int:
+    from logalign.follow.terminal import EndedError, Terminal
+
+    choice, failed = Choice(), _Failure()
+    stop = threading.Event()
+    terminal = Terminal()
+    looker = threading.Thread(
+        target=_look_on, args=(follower, terminal.wake, stop, failed), name="logalign-follow", daemon=True
+    )
+    status = 0
+    try:
+        with terminal:
+            looker.start()
+            while failed.error is None:
+                width, height = terminal.size
+                terminal.draw(screen(follower, choice, width=width, height=height, ascii_only=terminal.ascii_only))
+                keys = terminal.keys(INTERVAL)
+                if "quit" in keys:
+                    break
+                for key in keys:
+                    choice = choice.after(key)
+    except EndedError as ended:
+        status = ended.status
+    finally:
+        stop.set()
+    if failed.error is not None:
+        raise failed.error
+    return status
+
+
+class _Failure:
+    """What ended the looking, for the thread that draws."""
+
+    error: BaseException | None = None
+
+
+def _look_on(follower: Follower, wake: object, stop: threading.Event, failed: _Failure) -> None:
+    assert callable(wake)
+    try:
+        while not stop.is_set():
+            had, behind = follower.last, follower.behind
+            follower.look()
+            if follower.last is not had or follower.behind != behind:
+                wake()
+            stop.wait(BETWEEN_PIECES if follower.behind and follower.trouble is None else INTERVAL)
+    except BaseException as error:
+        failed.error = error
+        wake()
