@@ -16,9 +16,9 @@ FRAMEWORKS = {"torch", "jax", "jaxlib", "tensorflow", "keras", "flax", "transfor
 PARTS = {
     "ground": ["errors", "extras"],
     "sums": ["arrays", "energies", "spectrum"],
-    "waist": ["readings", "remote", "runlog", "foreign"],
+    "waist": ["readings", "remote", "runlog", "columns", "foreign"],
     "producers": ["torch", "jax", "checkpoints"],
-    "consumers": ["diagnosis", "trackers", "report", "follow"],
+    "consumers": ["diagnosis", "trackers", "report", "follow", "export", "notebook"],
     "composition": ["journal", "monitor", "integrations", "demos", "cli"],
 }
 MAY_IMPORT = {

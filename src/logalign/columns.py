@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ Columns = Mapping[str, np.ndarray[Any, Any]]
 
 LONG = 16_000_000
 """Bytes of a log from which on it is long."""
+CHUNK = 1 << 24
 OTHERS = ("val_loss",)
 """What consumers look at beside the fields of a reading."""
 
@@ -45,7 +47,7 @@ def site_columns(run: Run, *, long: int = LONG) -> dict[str, Columns]:
 
 def _long_columns(run: Run, long: int) -> dict[str, Columns] | None:
     log = run.path / READINGS
-    if not (run.path / META).exists() or not log.exists() or log.stat().st_size < long:
+    if not (run.path / META).exists() or not log.exists() or log.stat().st_size < max(long, 1):
         return None
     try:
         import polars as pl
@@ -55,24 +57,25 @@ def _long_columns(run: Run, long: int) -> dict[str, Columns] | None:
     schema: dict[str, Any] = dict.fromkeys(numbers, pl.Float64) | dict.fromkeys(TEXT_FIELDS, pl.String)
     schema["energies"] = pl.Struct(dict.fromkeys(ENERGY_NAMES, pl.Float64))
     schema["standard_errors"] = pl.Struct(dict.fromkeys(FORMS, pl.Float64))
-    data = log.read_bytes()
     resumes = run._resumes()
     frame = None
-    for (start, end), step in zip(
-        _spans([offset for _, offset in resumes], len(data)), [None, *(step for step, _ in resumes)], strict=True
-    ):
-        if frame is not None and step is not None:
-            frame = frame.filter(pl.col("step") < step)
-        part = _whole_lines(data[start:end])
-        if not part:
-            continue
-        try:
-            read = pl.read_ndjson(io.BytesIO(part), schema=schema)
-        except (pl.exceptions.PolarsError, ValueError):
-            return None
-        if read.height != part.count(b"\n") or read["step"].null_count():
-            return None
-        frame = read if frame is None else frame.vstack(read)
+    with log.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        spans = _spans([offset for _, offset in resumes], len(data))
+        for (start, end), step in zip(spans, [None, *(step for step, _ in resumes)], strict=True):
+            if frame is not None and step is not None:
+                frame = frame.filter(pl.col("step") < step)
+            end = _end_of_whole_lines(data, start, end)
+            if end <= start:
+                continue
+            # The whole file is read in place, a part of it from a copy.
+            source = log if (start, end) == (0, len(data)) else io.BytesIO(data[start:end])
+            try:
+                read = pl.read_ndjson(source, schema=schema)
+            except (pl.exceptions.PolarsError, ValueError):
+                return None
+            if read.height != _lines(data, start, end) or read["step"].null_count():
+                return None
+            frame = read if frame is None else frame.vstack(read)
     if frame is None:
         return {}
     frame = frame.with_columns(pl.col("site").fill_null(UNEMBEDDING), pl.col("reason").fill_null(""))
@@ -85,15 +88,24 @@ def _spans(offsets: list[int], end: int) -> list[tuple[int, int]]:
     return list(zip([0, *offsets], [*offsets, end], strict=True))
 
 
-def _whole_lines(part: bytes) -> bytes:
-    """A part of a log without the last line, if that is torn; it ends with a newline."""
-    body = part.rstrip(b"\n")
-    start = body.rfind(b"\n") + 1
+def _end_of_whole_lines(data: mmap.mmap, start: int, end: int) -> int:
+    """Where a part of a log ends, its last line left out if that is torn."""
+    while end > start and data[end - 1 : end] == b"\n":
+        end -= 1
+    last = data.rfind(b"\n", start, end) + 1 or start
     try:
-        json.loads(body[start:])
+        json.loads(data[last:end])
     except ValueError:
-        body = body[: max(0, start - 1)]
-    return body + b"\n" if body else b""
+        return last
+    return min(end + 1, len(data))
+
+
+def _lines(data: mmap.mmap, start: int, end: int) -> int:
+    """How many lines a part has, of which the last may have no newline."""
+    count = 0 if data[end - 1 : end] == b"\n" else 1
+    for at in range(start, end, CHUNK):
+        count += data[at : min(at + CHUNK, end)].count(b"\n")
+    return count
 
 
 def _of(frame: Any, numbers: list[str]) -> Columns:

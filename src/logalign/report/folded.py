@@ -1,7 +1,7 @@
 """Fold a detector over a recorded run, and keep what it said and why at every reading: the curves of its signals.
 
 A reading costs the detector about 0.6 ms. Up to 10,000 readings are all folded over, and the verdict is that of
-`logalign diagnose`. Of a longer run, 3,000 evenly chosen ones are: their losses are means since the one before, and the
+`logalign diagnose`. Of a longer run, 2,000 evenly chosen ones are: their losses are means since the one before, and the
 verdict may differ from that over all, which the page says.
 """
 
@@ -21,7 +21,7 @@ from logalign.errors import InputError
 from logalign.readings import ENERGY_NAMES, FORMS, INTEGER_FIELDS, Reading
 
 ALL_UP_TO = 10_000
-THINNED_TO = 3_000
+THINNED_TO = 2_000
 RECORDED = 2_000
 
 Vector = np.ndarray[Any, Any]

@@ -64,6 +64,7 @@ def write_run_report(
     *,
     baseline: Sequence[RunLike] | None = None,
     figures: str | os.PathLike[str] | None = None,
+    before: Sequence[Part] = (),
 ) -> Path:
     """Write one HTML page for one run, or for several laid over each other, and return its path.
 
@@ -73,6 +74,7 @@ def write_run_report(
         out: The HTML file.
         baseline: Runs of the same set-up that do not overfit, to compare with.
         figures: A folder for each figure as PNG (300 dots an inch) and SVG; none by default.
+        before: Sections to stand before the curves.
 
     Raises:
         InputError: no run, too many runs, a run without readings, a baseline of another shape, or a page that cannot be
@@ -84,13 +86,13 @@ def write_run_report(
     if not 1 <= len(runs) <= most:
         raise InputError(f"expected 1 to {most} runs, which can be told apart by color; got {len(runs)}")
     opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
-    names = short_names([run.path for run in opened])
+    names = short_names([run.location or run.path for run in opened])
     reference = Baseline.from_run(baseline) if baseline else None
     rows = max(FEWEST_ROWS, ROWS // len(opened))
     shown = [shown_run(run, name, baseline=reference, rows=rows) for run, name in zip(opened, names, strict=True)]
     tables = Tables()
     panels.add_tables(shown, tables)
-    parts = _parts(shown, tables)
+    parts = [*before, *_parts(shown, tables)]
     several = len(shown) > 1
     page = write_interactive(
         out,
@@ -266,7 +268,7 @@ def _facts(shown: ShownRun) -> dict[str, str]:
     run, columns = shown.run, shown.columns
     steps, shape = columns["step"], _shape(columns)
     found = _meta_of(run, shown.site)
-    facts = {"Run": str(run.path), "Site": shown.site}
+    facts = {"Run": run.name, "Site": shown.site}
     if found.get("module") is not None:
         kind = f"{found['kind']}, " if found.get("kind") else ""
         facts["Layer"] = (

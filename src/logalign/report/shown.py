@@ -91,11 +91,11 @@ def shown_run(run: Run, name: str, *, baseline: Baseline | None = None, rows: in
     """
     sites = site_columns(run)
     if not sites:
-        raise InputError(f"{run.path}: expected at least one reading to draw, found none yet")
+        raise InputError(f"{run.name}: expected at least one reading to draw, found none yet")
     site = main_site_of(run, list(sites))
     columns = sites[site]
     if baseline is not None:
-        baseline.check_shape(_last(columns, "m"), _last(columns, "n"), name=str(run.path))
+        baseline.check_shape(_last(columns, "m"), _last(columns, "n"), name=run.name)
     folded = fold(columns, site, baseline=baseline)
     curves = [columns[name].astype(np.float64) for name in CURVES if name in columns]
     kept = kept_rows(curves, most=rows)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from logalign.runlog import SPECTRA, Run
+from logalign.runlog import Run
 
 POINTS, STEPS, SITES, NUMBERS = 200, 24, 12, 60_000
 """Points of a spectrum, steps, layers and numbers in all that one page holds."""
@@ -41,7 +41,7 @@ class ShownSpectra:
 
 def shown_spectra(run: Run, main: str) -> ShownSpectra | None:
     """Read the spectra of evenly chosen steps, the main layer's first; None where the run has none."""
-    folder = run.path / SPECTRA
+    folder = run.spectra_folder
     if not folder.is_dir():
         return None
     files = {int(match[1]): path for path in folder.iterdir() if (match := NAME.fullmatch(path.name))}
