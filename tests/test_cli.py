@@ -187,12 +187,64 @@ def test_compare_puts_the_run_that_overfits_last(cli):
     assert (alone.exit_code, alone.stderr) == (1, "error: expected at least two runs to compare, found 1\n")
 
 
+def test_compare_aligns_runs_on_tokens_and_draws_them(cli, tmp_path):
+    runs = [DATA / "lm_repeat200k.jsonl", DATA / "lm_fresh.jsonl"]
+    result = cli("compare", *runs, "--align", "tokens", "--html", "<b>.html")
+    assert result.exit_code == 0
+    assert "At 3,053,568 tokens, the last that all runs have; less is better." in result.stdout
+    assert result.stdout.endswith("overlay: <b>.html\n")
+    page = (tmp_path / "<b>.html").read_text()
+    assert page.index("Order by estimated held-out loss") < page.index("At 3,053,568 tokens")
+    as_json = cli("compare", *runs, "--align", "tokens", "--html", "b.html", "--json")
+    assert {(each["align"], each["at"]) for each in json.loads(as_json.stdout)} == {("tokens", 3_053_568)}
+    refused = cli("compare", *runs, "--align", "epoch")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "expected at least 10 readings up to epoch 0.3" in refused.stderr
+
+
+def test_more_runs_than_can_be_told_apart_are_ordered_and_the_best_are_drawn(cli, tmp_path):
+    for i in range(10):
+        lines = [{"step": step, "lar": 0.5 + i / 100} for step in range(12)]
+        (tmp_path / f"{i}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = cli("compare", *sorted(tmp_path.glob("*.jsonl")), "--html", "all.html")
+    assert result.exit_code == 0
+    assert "Drawn are the best 8 of 10 runs." in (tmp_path / "all.html").read_text()
+    assert [line.split()[1] for line in result.stdout.splitlines()[1:11]] == [f"{i}.jsonl" for i in range(9, -1, -1)]
+
+
+def test_commands_take_urls(cli, tmp_path):
+    urls = [(DATA / f"{name}.jsonl").as_uri() for name in ("lm_repeat200k", "lm_fresh")]
+    assert cli("diagnose", urls[0], "--baseline", urls[1]).exit_code == 3
+    assert cli("compare", *urls).exit_code == 0
+    assert cli("report", *urls, "--baseline", urls[1]).exit_code == 0
+    assert cli("export", *urls, "--parquet", "all.parquet").stdout == "export: all.parquet (2 runs, 300 readings)\n"
+    gone = cli("diagnose", "memory://gone")
+    nothing = "error: memory://gone: expected a run folder, a JSONL or a CSV file, found nothing there\n"
+    assert (gone.exit_code, gone.stderr) == (1, nothing)
+
+
+def test_export_tells_what_it_leaves_out(cli, tmp_path):
+    (tmp_path / "[bold]x").mkdir()
+    (tmp_path / "[bold]x/run.json").write_text("{")
+    runs = [DATA / "lm_fresh.jsonl", "[bold]x"]
+    result = cli("export", *runs, "--parquet", "all.parquet")
+    assert result.exit_code == 1
+    assert result.stdout == "export: all.parquet (1 runs, 150 readings, 1 left out)\n"
+    assert result.stderr.startswith("skipped: [bold]x/run.json: expected a JSON object, found damage")
+    strict = cli("export", *runs, "--strict", "--parquet", "none.parquet")
+    assert (strict.exit_code, strict.stdout) == (1, "")
+    assert strict.stderr.startswith("error: [bold]x/run.json")
+    assert not (tmp_path / "none.parquet").exists()
+
+
 def test_wrong_usage_is_status_2(cli):
     for arguments in (
         ["report"],
         ["nonsense"],
         ["diagnose"],
         ["diagnose", "run", "--regime", "none"],
+        ["compare", "a", "b", "--align", "time"],
+        ["export", "a"],
         ["demo", "label-noise", "--noise", "2"],
         ["demo", "grokking", "--steps", "x"],
     ):
@@ -210,7 +262,7 @@ def test_wrong_usage_is_status_2(cli):
     ],
 )
 def test_what_a_command_raises_becomes_one_line(cli, monkeypatch, raised, status, message):
-    def fail(*_):
+    def fail(*_, **__):
         raise raised
 
     monkeypatch.setattr("logalign.report.run_report.write_run_report", fail)
@@ -219,7 +271,7 @@ def test_what_a_command_raises_becomes_one_line(cli, monkeypatch, raised, status
 
 
 def test_our_own_mistakes_are_not_hidden(cli, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise AssertionError("ours")
 
     monkeypatch.setattr("logalign.report.run_report.write_run_report", fail)

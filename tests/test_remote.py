@@ -299,8 +299,8 @@ def test_names_that_would_leave_the_copy_are_refused(s3):
 
 def test_a_path_that_was_a_url_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "give a URL as text" in refusal(Path("s3://bucket/run"))
-    assert "give a URL as text" not in refusal(Path("bucket/run"))
+    assert "a URL has two slashes" in refusal(Path("s3://bucket/run"))
+    assert "a URL has two slashes" not in refusal(Path("bucket/run"))
     assert is_remote("s3://bucket/run")
     assert not is_remote("bucket/run")
     assert not is_remote(Path("C:/run"))

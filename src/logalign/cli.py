@@ -72,8 +72,8 @@ class _Commands(TyperGroup):
 
 RUN_HELP = (
     "A run folder; a JSONL or CSV file with columns step and lar; or what TensorBoard, W&B (an offline run, an export),"
-    " MLflow (a run folder, mlflow.db#RUN_ID) or Transformers' Trainer (trainer_state.json) recorded; or a URL of it, such"
-    " as s3://bucket/run."
+    " MLflow (a run folder, mlflow.db#RUN_ID) or Transformers' Trainer (trainer_state.json) recorded. A URL such as"
+    " s3://bucket/run will do."
 )
 
 app = typer.Typer(

@@ -61,7 +61,11 @@ def shown(url: str) -> str:
 
 def hint_of(path: Path) -> str:
     """What to say of a path that is missing and was a URL once: a `Path` makes one slash of two."""
-    return "; give a URL as text, for a Path drops one of its slashes" if COLLAPSED.match(path.as_posix()) else ""
+    return (
+        "; a URL has two slashes, of which a Path drops one: give it as text"
+        if COLLAPSED.match(path.as_posix())
+        else ""
+    )
 
 
 def fetch(url: str, *, run_files: Sequence[str], is_log_file: Callable[[str], bool]) -> Fetched:

@@ -86,3 +86,31 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         rank([run, write(tmp_path / "sparse.jsonl", every=100)])
     with pytest.raises(RunError, match="found nothing there"):
         rank([run, tmp_path / "none"])
+
+
+def test_runs_of_other_batch_sizes_are_aligned_on_tokens(tmp_path):
+    small = write(tmp_path / "small.jsonl", readings=80, steps_per_pass=200, loss=2.0, drop=0.1)
+    large = write(tmp_path / "large.jsonl", readings=80, steps_per_pass=50, loss=2.0, drop=0.1)
+    for path, tokens in ((small, 10), (large, 40)):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(line | {"tokens_seen": tokens * line["step"]}) + "\n" for line in lines))
+    by_tokens = {each.run: each for each in rank([small, large], align="tokens")}
+    assert {each.at for each in by_tokens.values()} == {7900}
+    assert (by_tokens[str(small)].step, by_tokens[str(large)].step) == (790, 190)
+    assert by_tokens[str(large)].record()["align"] == "tokens"
+    by_epochs = {each.run: each for each in rank([small, large], align="epoch")}
+    assert {each.at for each in by_epochs.values()} == {3.95}
+    assert by_epochs[str(large)].step == 190
+    assert {each.at for each in rank([small, large])} == {790}
+
+
+def test_runs_that_cannot_be_aligned_are_refused(tmp_path):
+    runs = [write(tmp_path / f"{i}.jsonl", steps_per_pass=None) for i in range(2)]
+    with pytest.raises(
+        InputError, match=r"0\.jsonl: expected readings with tokens_seen to align the runs on, found none"
+    ):
+        rank(runs, align="tokens")
+    with pytest.raises(InputError, match=r"expected readings with epoch"):
+        rank(runs, align="epoch")
+    with pytest.raises(InputError, match="align: expected one of step, tokens, epoch, found 'time'"):
+        rank(runs, align="time")

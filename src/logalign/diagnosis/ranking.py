@@ -63,6 +63,12 @@ class Ranked:
     align: Align = "step"
     at: float | None = None
 
+    def is_surely_before(self, after: Ranked | None) -> bool:
+        """Whether the intervals of this run and of the one after it in the order lie apart; so for the last run."""
+        if after is None:
+            return True
+        return self.high < after.low if self.quantity == HELD_OUT_LOSS else self.low > after.high
+
     def record(self) -> dict[str, Any]:
         """The entry as an object that strict JSON can hold."""
         return {

@@ -71,13 +71,12 @@ def print_ranking(ranked: Sequence[Ranked], *, console: Console) -> None:
     table.add_column("order")
     for place, (each, name) in enumerate(zip(ranked, short_names([each.run for each in ranked]), strict=True), 1):
         after = ranked[place] if place < len(ranked) else None
-        sure = after is None or (each.high < after.low if less_is_better else each.low > after.high)
         table.add_row(
             str(place),
             Text(name),
             f"{each.score:.3f}",
             f"{each.low:.3f} to {each.high:.3f}",
-            "" if sure else "could change with the next",
+            "" if each.is_surely_before(after) else "could change with the next",
         )
     console.print(table)
     last = position(best.align, best.step if best.at is None else best.at)
