@@ -35,7 +35,11 @@ def gpt2():
     config = GPT2Config(
         n_layer=2, n_head=2, n_embd=16, vocab_size=VOCABULARY, n_positions=32, bos_token_id=0, eos_token_id=0
     )
-    return GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):  # zero at first, and then nobody sees whether they are taken out
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
 
 
 @pytest.fixture

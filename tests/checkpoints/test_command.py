@@ -91,6 +91,8 @@ def test_a_series_is_one_table_and_a_run(cli, series):
     assert result.stdout.endswith("run: weights (draw it with: logalign report weights)\n")
     run = logalign.open_run("weights")
     assert [reading.step for reading in run.readings] == [20, 100]
+    assert cli("run/checkpoint-100", "run/checkpoint-20", "-o", "turned").exit_code == 0
+    assert [reading.step for reading in logalign.open_run("turned").readings] == [20, 100]
     assert run.meta["settings"]["checkpoints"] == ["run/checkpoint-20", "run/checkpoint-100"]
     assert run.meta["model"] == "LlamaForCausalLM"
 

@@ -85,6 +85,13 @@ def test_a_file_of_it_points_to_its_folder(alone):
             open_checkpoint(alone / name)
 
 
+def test_of_a_matrix_that_was_left_nothing_is_kept(alone):
+    opened = open_checkpoint(alone)
+    opened.rows("model.up.weight", 0, 1)
+    opened.rows("model.lm_head.weight", 0, 1)
+    assert [name for name, _ in opened._loaded] == ["model.lm_head.weight"]
+
+
 class Runs:
     """Runs a command when it is unpickled."""
 
