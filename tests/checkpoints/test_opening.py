@@ -69,6 +69,16 @@ def test_a_series_is_found_in_the_order_of_its_steps(tmp_path):
     assert expanded([tmp_path]) == [tmp_path], "a folder that is a checkpoint is no series"
 
 
+def test_files_with_steps_in_their_names_are_a_series(tmp_path):
+    for name in ("step_300.safetensors", "step_20.safetensors", "step_100.pt"):
+        write(tmp_path / name)
+    assert [path.name for path in expanded([tmp_path])] == [
+        "step_20.safetensors",
+        "step_100.pt",
+        "step_300.safetensors",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "step"),
     [

@@ -66,14 +66,17 @@ def step_of(path: Path) -> int | None:
 def _is_checkpoint(folder: Path) -> bool:
     if any((folder / name).exists() for name in (INDEX, WHOLE, PICKLED_INDEX, PICKLED_WHOLE, METADATA)):
         return True
-    return any(folder.glob("*.safetensors")) or any((folder / name / METADATA).exists() for name in INSIDE)
+    # Files with a step in each name are checkpoints themselves.
+    if any(not STEP.search(file.stem) for file in folder.glob("*.safetensors")):
+        return True
+    return any((folder / name / METADATA).exists() for name in INSIDE)
 
 
 def _numbered(folder: Path) -> list[Path]:
     steps = {}
     for child in folder.iterdir():
         named = STEP.search(child.name) or (child.is_dir() and re.fullmatch(r"\d+", child.name))
-        if named and (child.suffix in PICKLED or (child.is_dir() and _is_checkpoint(child))):
+        if named and (child.suffix in (*PICKLED, ".safetensors") or (child.is_dir() and _is_checkpoint(child))):
             steps[child] = step_of(child)
     return sorted(steps, key=lambda child: (steps[child] or 0, child.name))
 
