@@ -1,8 +1,8 @@
 """Pickled checkpoints: tensors alone are read, and nothing else is run."""
 
-import argparse
 import json
 import os
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -82,8 +82,8 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, state, na
     ("content", "message"),
     [
         (
-            lambda state: {"args": argparse.Namespace(lr=1), **state},
-            "found argparse.Namespace, which could run any code",
+            lambda state: {"args": Fraction(1, 3), **state},
+            "found fractions.Fraction, which could run any code",
         ),
         (lambda state: llama(), "found transformers.models.llama.modeling_llama.LlamaForCausalLM, which"),
     ],

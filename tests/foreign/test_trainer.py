@@ -31,6 +31,7 @@ def test_the_logs_of_a_real_trainer(monkeypatch, tmp_path):
     )
     callback = LogAlignCallback(every=2, run=str(tmp_path / "run"))
     Trainer(model, arguments, train_dataset=data, eval_dataset=data[:8], callbacks=[callback]).train()
+    wandb.finish()
     wandb.teardown()
     native = {reading.step: reading for reading in open_run(tmp_path / "run").readings}
     (events,) = (tmp_path / "out" / "runs").iterdir()
