@@ -81,8 +81,14 @@ def test_a_packed_head_is_named(checkpoint):
 def test_patterns_take_names_with_and_without_weight(checkpoint):
     folder = checkpoint("a.0.up.weight", "a.1.up.weight", "a.0.down.weight", "lm_head.weight")
     names = [weight.name for weight in spectra_of(folder, layers=["a.*.up", "a.0.*.weight", "unembedding"]).weights]
-    assert names == ["lm_head.weight", "a.0.up.weight", "a.1.up.weight", "a.0.down.weight"]
+    assert names == ["lm_head.weight", "a.0.down.weight", "a.0.up.weight", "a.1.up.weight"]
     assert spectra_of(folder, layers=["lm_*"]).weights[0].site == "unembedding"
+
+
+def test_layers_are_in_the_order_of_their_numbers(checkpoint):
+    folder = checkpoint(*(f"layers.{i}.{name}.weight" for i in (10, 2, 0) for name in ("b", "a")))
+    sites = [weight.site for weight in spectra_of(folder, layers=["*"]).weights]
+    assert sites == [f"layers.{i}.{name}" for i in (0, 2, 10) for name in ("a", "b")]
 
 
 def test_a_pattern_that_matches_nothing_names_what_is_near(checkpoint):

@@ -56,7 +56,7 @@ class Choice:
     """What is looked at.
 
     Attributes:
-        chosen: The matrices, the head first.
+        chosen: The matrices, the head first, the others by name and number.
         left_out: How many tensors were passed over, by reason.
     """
 
@@ -100,7 +100,7 @@ def choose(checkpoint: Checkpoint, layers: str | Sequence[str]) -> Choice:
             else:
                 how, site = f"matches {pattern!r}", name.removesuffix(".weight")
                 chosen.setdefault(name, Chosen(name=name, site=site, how=how, is_transposed=name in conv1d))
-    order = sorted(chosen.values(), key=lambda each: each.site != UNEMBEDDING)
+    order = sorted(chosen.values(), key=lambda each: (each.site != UNEMBEDDING, _numbered(each.name)))
     return Choice(chosen=tuple(order), left_out=dict(left_out))
 
 
@@ -197,6 +197,11 @@ def _conv1d(checkpoint: Checkpoint, matrices: Sequence[str]) -> set[str]:
     shapes = [checkpoint.tensors[name].shape for name in layers if name.split(".")[-2] == "c_attn"]
     is_conv1d = bool(shapes) and all(shape[1] in (2 * shape[0], 3 * shape[0]) for shape in shapes)
     return set(layers) if is_conv1d else set()
+
+
+def _numbered(name: str) -> list[tuple[int, str]]:
+    """A key that puts layers.2 before layers.10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 
 def _bare(name: str) -> str:

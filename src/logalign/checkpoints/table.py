@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +28,7 @@ Found = tuple[CheckpointSpectra, Mapping[str, OnText] | None]
 
 
 def print_checkpoints(results: Sequence[Found], *, steps: Mapping[Path, int], console: Console) -> None:
-    """Print spectra: a table for each checkpoint, or one for a series of which each gave one weight.
+    """Print spectra: a table for each checkpoint, or one for a series of which each gave the same one weight.
 
     Args:
         results: Of each checkpoint, what it gave, and what its layers did on a text if there was one.
@@ -36,21 +36,24 @@ def print_checkpoints(results: Sequence[Found], *, steps: Mapping[Path, int], co
         console: Where to.
     """
     with_text = any(on_text is not None for _, on_text in results)
-    if len(results) > 1 and all(len(found.weights) == 1 for found, _ in results):
-        first = results[0][0]
-        console.print(_headline(f"{len(results)} checkpoints", first), soft_wrap=True)
-        table = _table("checkpoint", with_text, with_step=bool(steps))
-        for found, on_text in results:
+    dtypes = {weight.dtype for found, _ in results for weight in found.weights}
+    weights = {tuple(weight.name for weight in found.weights) for found, _ in results}
+    if len(results) > 1 and len(weights) == 1 and len(results[0][0].weights) == 1:
+        console.print(_headline(f"{len(results)} checkpoints", results[0][0], dtypes), soft_wrap=True)
+        table = _table("checkpoint", dtypes, with_text=with_text, with_step=bool(steps))
+        names = [found.path.name for found, _ in results]
+        for (found, on_text), name in zip(results, names, strict=True):
             step = [f"{steps[found.path]:,}" if found.path in steps else "-"] if steps else []
-            table.add_row(*step, Words(str(found.path)), *_cells(found.weights[0], on_text))
+            shown = name if len(set(names)) == len(names) else str(found.path)
+            table.add_row(*step, Words(shown), *_cells(found.weights[0], dtypes, on_text))
         console.print(table)
         console.print()
     else:
         for found, on_text in results:
-            console.print(_headline(str(found.path), found), soft_wrap=True)
-            table = _table("weight", with_text)
+            console.print(_headline(str(found.path), found, dtypes), soft_wrap=True)
+            table = _table("weight", dtypes, with_text=with_text)
             for weight in found.weights:
-                table.add_row(Words(weight.name), *_cells(weight, on_text))
+                table.add_row(Words(weight.name.removesuffix(".weight")), *_cells(weight, dtypes, on_text))
             console.print(table)
             console.print()
     for found, _ in results:
@@ -65,11 +68,13 @@ def print_checkpoints(results: Sequence[Found], *, steps: Mapping[Path, int], co
         console.print(Words(WITHOUT_TEXT))
 
 
-def _headline(name: str, found: CheckpointSpectra) -> Words:
-    heads = [weight for weight in found.weights if weight.site == "unembedding"]
+def _headline(name: str, found: CheckpointSpectra, dtypes: Collection[str]) -> Words:
     words = Words(name, style="bold").append(f": {found.kind}", style="not bold")
     if found.model is not None:
         words.append(f", {found.model}", style="not bold")
+    if len(dtypes) == 1:
+        words.append(f", stored as {next(iter(dtypes))}", style="not bold")
+    heads = [weight for weight in found.weights if weight.site == "unembedding"]
     if heads:
         words.append(f"\nhead: {heads[0].name} ({heads[0].how})", style="not bold")
     turned = sum(weight.is_transposed for weight in found.weights)
@@ -81,28 +86,22 @@ def _headline(name: str, found: CheckpointSpectra) -> Words:
     return words
 
 
-def _table(first: str, with_text: bool, *, with_step: bool = False) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+def _table(first: str, dtypes: Collection[str], *, with_text: bool, with_step: bool = False) -> Table:
+    table = Table(box=None, padding=(0, 1 if with_text else 2, 0, 0), header_style="bold")
     if with_step:
         table.add_column("step", justify="right")
     table.add_column(first, overflow="fold")
-    for name in (
-        "m x n",
-        "stored as",
-        "norm",
-        "d_p",
-        "stable rank",
-        "LAR at most",
-        *(("LAR", "k") if with_text else ()),
-    ):
+    stored = ("stored\nas",) if len(dtypes) > 1 else ()
+    on_text = ("LAR", "k") if with_text else ()
+    for name in ("m x n", *stored, "norm", "d_p", "stable\nrank", "LAR\nat most", *on_text):
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
-def _cells(weight: WeightSpectrum, on_text: Mapping[str, OnText] | None) -> list[str]:
+def _cells(weight: WeightSpectrum, dtypes: Collection[str], on_text: Mapping[str, OnText] | None) -> list[str]:
     cells = [
         f"{weight.m:,} x {weight.n:,}",
-        weight.dtype,
+        *((weight.dtype,) if len(dtypes) > 1 else ()),
         _shown(weight.norm, ".4g"),
         _shown(weight.participation, ",.1f"),
         _shown(weight.stable_rank, ",.1f"),
