@@ -14,7 +14,7 @@ SOURCE = Path(logalign.__file__).parent
 FRAMEWORKS = {"torch", "jax", "jaxlib", "tensorflow", "keras", "flax", "transformers", "lightning", "accelerate"}
 
 PARTS = {
-    "ground": ["errors", "extras"],
+    "ground": ["errors", "extras", "markup"],
     "sums": ["arrays", "energies", "spectrum"],
     "waist": ["readings", "remote", "runlog", "columns", "foreign"],
     "producers": ["torch", "jax", "checkpoints"],
@@ -31,6 +31,8 @@ MAY_IMPORT = {
     "consumers": {"ground", "waist", "consumers"},
     "composition": set(PARTS),
 }
+LOADED_BY_NAME = {("logalign.runlog", "logalign.notebook")}
+"""Who names a module as text and may: `run.plot()` hands itself to a consumer when it is called."""
 MAY_IMPORT_FRAMEWORKS = {"producers", "composition"}
 
 
@@ -63,6 +65,11 @@ def imports_of(tree: ast.AST, module: str, *, is_package: bool) -> set[str]:
                 base = ".".join([*above, *([node.module] if node.module else [])])
             # `from logalign import x` may name a module or a lazily loaded name: both are looked at.
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names if base.split(".")[0] == "logalign")}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            # A module that is named as text is one that is imported.
+            name = node.args[0].value if isinstance(node.args[0], ast.Constant) else ""
+            if (module, name) not in LOADED_BY_NAME:
+                found.add(name)
     return found
 
 
@@ -113,6 +120,9 @@ def test_imports_point_one_way(path):
         ("logalign.torch.hooks", "from logalign.report import page"),
         ("logalign.report.figures", "from logalign.energies import Energies"),
         ("logalign.runlog", "from logalign.torch import sites"),
+        ("logalign.runlog", "from logalign import notebook"),
+        ("logalign.runlog", "import_module('logalign.report.figures')"),
+        ("logalign.readings", "importlib.import_module('logalign.notebook')"),
     ],
 )
 def test_the_check_sees_a_wrong_import(module, source):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from logalign import markup
 from logalign.energies import Energies
 from logalign.errors import InputError
 
@@ -146,6 +147,20 @@ class Readings(Mapping[str, Reading]):
 
     def __len__(self) -> int:
         return len(self._readings)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = [
+            (
+                site,
+                markup.number(each.lar),
+                markup.number(each.lar_centered),
+                markup.number(each.effective_dim),
+                each.reason or "",
+            )
+            for site, each in self._readings.items()
+        ]
+        return markup.card(f"Readings at step {self.step:,}", markup.table(("layer", "LAR", "centered", "k", ""), rows))
 
     def __repr__(self) -> str:
         values = ", ".join(f"{site}: lar {reading.lar}" for site, reading in self._readings.items())

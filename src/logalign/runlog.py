@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from logalign import markup
 from logalign.errors import InputError, LogAlignError, RunError
 from logalign.foreign.formats import FORMATS, is_log_file, reader_of
 from logalign.readings import (
@@ -29,6 +31,7 @@ from logalign.readings import (
     FORMS,
     INTEGER_FIELDS,
     TEXT_FIELDS,
+    UNEMBEDDING,
     Reading,
     reading_of_record,
 )
@@ -37,6 +40,8 @@ from logalign.remote import NOTHING_THERE, fetch, fetch_folder, hint_of, is_remo
 SCHEMA_VERSION = 1
 AFTER_TORN_LINE = "after_torn_line"
 META, READINGS, EVENTS, SPECTRA = "run.json", "readings.jsonl", "events.jsonl", "spectra"
+SHOWN_AT_ONCE = 16_000_000
+"""Bytes of a log that a notebook reads only to show a run."""
 RUN_FILES = (META, EVENTS, READINGS)
 """Events before readings: a resume says how many readings were there before it."""
 
@@ -145,6 +150,56 @@ class Run:
         for name in sorted({name for reading in readings for name in reading.extra}):
             columns[name] = _floats(reading.extra.get(name) for reading in readings)
         return columns
+
+    def plot(self, *, site: str | None = None) -> Any:
+        """The run's curves as a plotly Figure: LAR, k and losses; `logalign.notebook.plot` says more.
+
+        Args:
+            site: The layer; the run's main one by default.
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+            InputError: no readings of that layer.
+            RunError: the run is damaged.
+        """
+        return import_module("logalign.notebook").plot(self, site=site)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; a damaged run says so."""
+        log = self.path if self.path.is_file() else self.path / READINGS
+        if "readings" not in self.__dict__ and log.is_file() and log.stat().st_size > SHOWN_AT_ONCE:
+            size = f"{log.stat().st_size / 1e6:,.0f} MB, not read yet; .readings reads them"
+            return markup.card(f"Run {self.name}", markup.facts({"readings": size}))
+        try:
+            readings = self.readings
+        except LogAlignError as error:
+            return markup.card(f"Run {self.name}", markup.text("damaged:", str(error)))
+        if not readings:
+            return markup.card(f"Run {self.name}", markup.facts({"readings": "none yet"}))
+        sites = list(dict.fromkeys(reading.site for reading in readings))
+        named = self.meta.get("main", UNEMBEDDING)
+        main = [reading for reading in readings if reading.site == (named if named in sites else sites[0])]
+        last = main[-1]
+        known = [reading for reading in main if reading.lar is not None]
+        facts = {
+            "layer": f"{last.site} (m = {markup.number(last.m, ',')}, n = {markup.number(last.n, ',')})",
+            "readings": f"{len(main):,}, steps {main[0].step:,} to {last.step:,}",
+            "LAR": f"{markup.number(last.lar)} at the last" + (f" ({last.reason})" if last.reason else ""),
+            "LAR, centered": markup.number(last.lar_centered),
+            "k": markup.number(last.effective_dim),
+            "loss": markup.number(last.loss),
+        }
+        if len(known) < len(main):
+            facts["undefined"] = f"{len(main) - len(known):,} readings"
+        if len(sites) > 1:
+            facts["other layers"] = f"{len(sites) - 1:,}"
+        steps = [reading.step for reading in main]
+        drawn = [
+            markup.Drawn("LAR", markup.BLUE, steps, [reading.lar for reading in main]),
+            markup.Drawn("centered", markup.ORANGE, steps, [reading.lar_centered for reading in main]),
+        ]
+        shown = [each for each in drawn if any(value is not None for value in each.y)]
+        return markup.card(f"Run {self.name}", markup.facts(facts), markup.curves(shown, x_name="step"))
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

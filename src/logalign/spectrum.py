@@ -17,10 +17,13 @@ from typing import Any
 
 import array_api_compat as compat
 
+from logalign import markup
 from logalign.arrays import Array, Layer, checked_layer
 
 DEGENERATE = 1e-10
 """Eigenvalues of G closer than this share of the largest belong to one eigenspace (in float64)."""
+SHOWN = 80
+"""Directions that a notebook shows, spaced evenly in the logarithm of their number."""
 WIDE, STRIPS = 256, 4
 """A Gram matrix is taken in strips from this width on, and in how many."""
 
@@ -77,8 +80,33 @@ class Spectra:
         """`c = <p, q> / (|p| |q|)`, in [0, 1]: how well the two spectra match."""
         return self.overlap * math.sqrt(self.weight_participation * self.input_participation)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows; p and q are drawn over the number of the direction, both axes logarithmic."""
+        facts = {
+            "LAR": markup.number(self.lar),
+            "k": markup.number(self.effective_dim),
+            "weight participation": markup.number(self.weight_participation),
+            "input participation": markup.number(self.input_participation),
+            "coherence": markup.number(self.coherence),
+        }
+        rows = sorted({round(self.n ** (i / (SHOWN - 1))) - 1 for i in range(SHOWN)})
+        drawn = [
+            markup.Drawn(name, color, [math.log10(row + 1) for row in rows], [_log10(values[row]) for row in rows])
+            for name, color, values in (
+                ("log10 p (weights)", markup.BLUE, self.p),
+                ("log10 q (inputs)", markup.ORANGE, self.q),
+            )
+        ]
+        title = f"Spectra of {self.n:,} directions"
+        return markup.card(title, markup.facts(facts), markup.curves(drawn, x_name="log10 of the direction"))
+
     def _sum(self, array: Array) -> float:
         return float(compat.array_namespace(array).sum(array))
+
+
+def _log10(value: Any) -> float | None:
+    number = float(value)
+    return math.log10(number) if number > 0 else None
 
 
 def spectra(weight: Array, inputs: Array, *, mask: Array | None = None) -> Spectra:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from logalign import markup
 from logalign.errors import InputError
 
 Outcome = Literal["healthy", "approaching", "overfitting", "memorizing", "generalizing", "undecidable"]
@@ -42,6 +43,17 @@ KNOWN_LIMITS = (
     "optimizer slingshots and learning-rate cooldowns move LAR without any change in generalization",
 )
 """What holds of every verdict."""
+
+
+COLORS: Mapping[Outcome, str] = {
+    "healthy": "#2e9e5b",
+    "generalizing": "#2e9e5b",
+    "approaching": "#c98a00",
+    "overfitting": "#d9534f",
+    "memorizing": "#d9534f",
+    "undecidable": "currentColor",
+}
+"""Of a headline in a notebook; read on white and on black."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +144,19 @@ class Verdict:
         if numbers:
             lines.append(f"evidence: {', '.join(numbers)}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        numbers = {name.replace("_", " "): shown(value) for name, value in self.evidence.items() if value is not None}
+        return markup.card(
+            self.headline(),
+            markup.text("why:", self.reason),
+            markup.text("what to do:", self.suggestion),
+            markup.facts(numbers) if numbers else "",
+            markup.folded("rests on", self.basis),
+            markup.folded("limits", self.limits),
+            color=COLORS[self.outcome],
+        )
 
     def headline(self) -> str:
         """Outcome, regime and steps in one line."""

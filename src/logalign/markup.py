@@ -1,0 +1,150 @@
+"""Small HTML for notebooks: a card with facts, tables and curves, of escaped text and without any script.
+
+Method: styles stand in the elements, colors are those of the page around (`currentColor`) or middle tones, and curves
+are SVG. The alternative, a style sheet that asks whether the page is dark, is taken out of notebooks that are not
+trusted, and is wrong where the notebook's theme is not the system's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+BLUE, ORANGE = "#3b8fd4", "#d9772b"
+"""Read on white and on black."""
+BUCKETS = 150
+"""A longer curve is drawn by the lowest and the highest value of so many stretches."""
+WIDTH, HEIGHT = 420, 120
+LINE = "1px solid rgba(128,128,128,.35)"
+CELL = "padding:2px 12px 2px 0;text-align:left;vertical-align:top"
+
+
+class Drawn(NamedTuple):
+    """One curve: its name, color and points; a None among the values is a gap."""
+
+    name: str
+    color: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+
+
+def card(title: str, *parts: str, color: str = "currentColor") -> str:
+    """A card: its title is text, its parts are HTML that this module made.
+
+    Example:
+        >>> "<b>" in card("<b>", facts({"a": 1}))
+        False
+    """
+    heading = f'<div style="font-weight:600;color:{color};margin-bottom:4px">{escape(title)}</div>'
+    return (
+        f'<div style="border:{LINE};border-radius:6px;padding:8px 12px;max-width:720px;display:inline-block;'
+        f'text-align:left">{heading}{"".join(parts)}</div>'
+    )
+
+
+def text(label: str, sentence: str) -> str:
+    """A sentence behind its label."""
+    return f'<div style="margin:2px 0"><b>{escape(label)}</b> {escape(sentence)}</div>'
+
+
+def facts(entries: Mapping[str, object]) -> str:
+    """Names and values, a line each."""
+    rows = "".join(
+        f'<tr style="background:none"><th style="{CELL};font-weight:400;opacity:.7">{escape(str(name))}</th>'
+        f'<td style="{CELL}">{escape(str(value))}</td></tr>'
+        for name, value in entries.items()
+    )
+    return f'<table style="border:0;margin:0">{rows}</table>'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table with a header."""
+    head = "".join(f'<th style="{CELL};border-bottom:{LINE}">{escape(name)}</th>' for name in header)
+    body = "".join(
+        '<tr style="background:none">'
+        + "".join(f'<td style="{CELL}">{escape(str(cell))}</td>' for cell in row)
+        + "</tr>"
+        for row in rows
+    )
+    return f'<table style="border:0;margin:0"><tr style="background:none">{head}</tr>{body}</table>'
+
+
+def folded(label: str, sentences: Sequence[str]) -> str:
+    """Sentences that show when their label is clicked; nothing where there are none."""
+    if not sentences:
+        return ""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return (
+        f'<details style="margin:2px 0"><summary>{escape(label)}</summary>'
+        f'<ul style="margin:2px 0">{items}</ul></details>'
+    )
+
+
+def curves(drawn: Sequence[Drawn], *, x_name: str) -> str:
+    """Curves over one axis, with the ends of both axes as numbers; nothing where no point is known."""
+    thinned = [each._replace(x=x, y=y) for each in drawn for x, y in [_thinned(each.x, each.y)]]
+    known = [
+        (x, y) for each in thinned for x, y in zip(each.x, each.y, strict=True) if y is not None and math.isfinite(y)
+    ]
+    if not known:
+        return ""
+    left, right = min(x for x, _ in known), max(x for x, _ in known)
+    low, high = min(y for _, y in known), max(y for _, y in known)
+
+    def place(x: float, y: float) -> str:
+        across = (x - left) / (right - left) if right > left else 0.5
+        up = (y - low) / (high - low) if high > low else 0.5
+        return f"{50 + across * (WIDTH - 58):.1f},{HEIGHT - 22 - up * (HEIGHT - 32):.1f}"
+
+    lines = []
+    for each in thinned:
+        parts: list[list[str]] = [[]]
+        for x, y in zip(each.x, each.y, strict=True):
+            if y is not None and math.isfinite(y):
+                parts[-1].append(place(x, y))
+            elif parts[-1]:
+                parts.append([])
+        style = f'fill="none" stroke="{each.color}" stroke-width="1.5" stroke-linecap="round"'
+        # A single point is a line to itself, with round ends.
+        lines += [
+            f'<polyline {style} points="{" ".join(part if len(part) > 1 else part * 2)}"/>' for part in parts if part
+        ]
+    labels = "".join(
+        f'<text x="{x}" y="{y}" font-size="10" fill="currentColor" opacity=".7" text-anchor="{anchor}">'
+        f"{escape(label)}</text>"
+        for x, y, anchor, label in (
+            (46, 14, "end", f"{high:.3g}"),
+            (46, HEIGHT - 18, "end", f"{low:.3g}"),
+            (50, HEIGHT - 6, "start", f"{left:,.6g}"),
+            (WIDTH - 8, HEIGHT - 6, "end", f"{x_name} {right:,.6g}"),
+        )
+    )
+    names = " ".join(f'<span style="color:{each.color}">{escape(each.name)}</span>' for each in drawn)
+    return (
+        f'<div style="margin-top:4px">{names}</div><svg width="{WIDTH}" height="{HEIGHT}" role="img" '
+        f'viewBox="0 0 {WIDTH} {HEIGHT}" style="max-width:100%">{"".join(lines)}{labels}</svg>'
+    )
+
+
+def number(value: float | None, form: str = ".4g") -> str:
+    """A number for people; a dash where there is none.
+
+    Example:
+        >>> number(0.123456), number(1234567, ","), number(None)
+        ('0.1235', '1,234,567', '-')
+    """
+    return "-" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def _thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], list[float | None]]:
+    if len(y) <= 2 * BUCKETS:
+        return list(x), list(y)
+    kept: list[int] = []
+    for i in range(BUCKETS):
+        rows = range(len(y) * i // BUCKETS, len(y) * (i + 1) // BUCKETS)
+        known = [(value, row) for row in rows if (value := y[row]) is not None and math.isfinite(value)]
+        # A stretch without a known value stands as one gap.
+        kept += sorted({min(known)[1], max(known)[1]}) if known else [rows[0]]
+    return [x[row] for row in kept], [y[row] for row in kept]

@@ -1,0 +1,84 @@
+"""Figures for notebooks: what `run.plot()` returns."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from logalign.diagnosis.baseline import main_site
+from logalign.errors import InputError
+from logalign.extras import load
+from logalign.report.thin import kept_rows
+from logalign.runlog import Run
+
+ROWS = 2_000
+"""Of a longer run, the lowest and the highest value of every stretch of each curve."""
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#808080"
+CURVES = (
+    ("LAR", (("lar", "plain", BLUE), ("lar_centered", "centered", ORANGE))),
+    ("k", (("effective_dim", "k", BLUE),)),
+    ("loss", (("loss", "training", BLUE), ("loss_mean", "training, mean", GREEN), ("val_loss", "held out", ORANGE))),
+)
+
+
+def plot(run: Run, *, site: str | None = None) -> Any:
+    """Draw a run's curves over its steps: LAR plain and centered, k on a logarithmic axis, the losses it recorded.
+
+    Args:
+        run: What was recorded.
+        site: The layer; the run's main one by default.
+
+    Returns:
+        A plotly Figure, which a notebook shows where it stands last in a cell. Undefined readings are gaps.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+        InputError: no readings of that layer.
+        RunError: the run is damaged.
+    """
+    graphs = load("plotly.graph_objects", extra="report", purpose="run.plot()")
+    make_subplots = load("plotly.subplots", extra="report", purpose="run.plot()").make_subplots
+    site = main_site(run) if site is None else site
+    columns = run.columns(site)
+    if not columns["step"].size:
+        sites = ", ".join(sorted({reading.site for reading in run.readings})) or "no readings"
+        raise InputError(f"{run.name}: expected readings of the layer {site!r}, found {sites}")
+    kept = kept_rows([columns[name].astype(np.float64) for name in ("step", *_recorded(columns))], most=ROWS)
+    panels = [(title, lines) for title, lines in CURVES if any(name in _recorded(columns) for name, _, _ in lines)]
+    figure = make_subplots(rows=max(1, len(panels)), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    for row, (title, lines) in enumerate(panels, 1):
+        for name, label, color in lines:
+            if name in _recorded(columns):
+                line = graphs.Scatter(
+                    x=columns["step"][kept],
+                    y=columns[name][kept],
+                    name=label if label == title else f"{title}, {label}",
+                    line={"color": color, "width": 1.5},
+                    # A reading between two undefined ones is a point, not a line.
+                    mode="lines" if np.isfinite(columns[name]).all() else "lines+markers",
+                    marker={"size": 3},
+                )
+                figure.add_trace(line, row=row, col=1)
+        figure.update_yaxes(title_text=title, type="log" if title == "k" else "linear", row=row, col=1)
+    figure.update_xaxes(title_text="step", row=len(panels) or 1, col=1)
+    figure.update_xaxes(gridcolor="rgba(128,128,128,.25)", zeroline=False)
+    figure.update_yaxes(gridcolor="rgba(128,128,128,.25)", zeroline=False)
+    figure.update_layout(
+        title={"text": escape(f"{run.name}: {site}", quote=False), "font": {"size": 14}},
+        height=140 + 180 * max(1, len(panels)),
+        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+        hovermode="x unified",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": GRAY},
+        hoverlabel={"font": {"color": "#222222"}, "bgcolor": "#f4f4f4"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+    )
+    return figure
+
+
+def _recorded(columns: Any) -> list[str]:
+    """The curves of which at least one value is defined."""
+    return [name for _, lines in CURVES for name, _, _ in lines if name in columns and np.isfinite(columns[name]).any()]
