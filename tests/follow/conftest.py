@@ -10,7 +10,7 @@ import pexpect
 import pyte
 import pytest
 
-PATIENCE = 60
+PATIENCE = 20
 
 
 class Session:

@@ -116,7 +116,7 @@ class Follower:
         self._timer = timer
         self._tail = Tail(path)
         self._faults = 0
-        self.waiting: str | None = "not looked at yet"
+        self.waiting: str | None = "looking for it"
         self.trouble: str | None = None
         self.behind = self._done = 0
         self._begin()
@@ -152,6 +152,8 @@ class Follower:
     @property
     def state(self) -> State:
         """Where the run stands."""
+        if self.waiting is not None:
+            return "waiting"
         if self.behind:
             return "catching up"
         if self.last is None:

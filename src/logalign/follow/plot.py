@@ -76,6 +76,7 @@ def plot(
         blank = [Text(" " * (GUTTER - 1)).append("│", "bright_black") for _ in range(max(0, rows))]
         if blank:
             blank[0].append(" not recorded yet", "bright_black")
+            blank[0].truncate(width)
         return _ascii([_heading(title, curves, lines, width), *blank, Text("")][:height], ascii_only)
     low, high = min(each.min() for each in known if each.size), max(each.max() for each in known if each.size)
     low, high = _with_lines(low, high, [_scaled_line(value, log) for value, _ in lines])
@@ -182,7 +183,7 @@ def _step_labels(steps: Vector, columns: int) -> Text:
     first, last = f"{steps[0]:,.0f}", f"step {steps[-1]:,.0f}"
     text = " " * (GUTTER - 1) + "└" + first
     space = GUTTER + columns - len(text) - len(last)
-    return Text(text + " " * space + last if space > 0 else text, "bright_black")
+    return Text((text + " " * space + last if space > 0 else text)[: GUTTER + columns], "bright_black")
 
 
 def _ascii(rows: list[Text], ascii_only: bool) -> list[Text]:

@@ -214,7 +214,7 @@ def _troubles(follower: Follower, width: int) -> list[Text]:
     if follower.trouble is not None:
         rows.append(Text(f" ! {printable(follower.trouble)}", "bold red"))
     if follower.waiting is not None:
-        rows.append(Text(f" waiting for {printable(str(follower.path))}: {printable(follower.waiting)}", "yellow"))
+        rows.append(Text(f" waiting: {printable(follower.waiting)}", "yellow"))
     elif follower.state == "stalled":
         interval = follower.history.pace()[0]
         usual = "" if interval is None else f", usually {_rough(interval)} s apart"

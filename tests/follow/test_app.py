@@ -1,0 +1,75 @@
+"""Without a terminal: one line a reading, the state of now, and one line for every mistake."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FOLLOW = [sys.executable, "-m", "logalign.cli", "follow"]
+
+
+def follow(*arguments, **options):
+    return subprocess.run(
+        [*FOLLOW, *map(str, arguments)], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, **options
+    )
+
+
+def test_once_prints_what_there_is_now(recorded):
+    result = follow("--once", recorded)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\x1b" not in result.stdout
+    for expected in ("OVERFITTING", "since step 550", "why", "do", "LAR ──", "k ──", "150 readings", "strain of LAR"):
+        assert expected in result.stdout
+
+
+def test_once_without_utf_8_is_ascii(recorded):
+    result = follow("--once", recorded, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0
+    assert result.stdout.isascii()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (None, None, "nothing is there yet"),
+        ("x.jsonl", "", "the file is empty yet"),
+        ("x.jsonl", "oops\n{}\n", "x.jsonl, line 1: expected a JSON object, found damage"),
+        ("x.csv", "a,b\n1,2\n", "x.csv, line 2: expected a field 'step'"),
+        ("run.json", '{"schema_version": 2}', "expected schema version 1 or earlier, found 2; upgrade logalign"),
+        ("notes", "x", "expected a run folder, found no run.json in it, but notes"),
+    ],
+)
+def test_once_tells_what_is_no_run_in_one_line(tmp_path, name, content, expected):
+    path = tmp_path / "run"
+    if name is not None:
+        path.mkdir()
+        (path / name).write_text(content)
+        path = path / name if name.startswith("x") else path
+    result = follow("--once", path)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert expected in result.stderr
+
+
+def test_into_a_pipe_it_prints_a_line_a_reading_as_they_come(write_run):
+    run = write_run(lars=[0.5, 0.51])
+    with subprocess.Popen([*FOLLOW, run.path], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+        first = [process.stdout.readline() for _ in range(2)]
+        with (run.path / "readings.jsonl").open("a") as log:
+            log.write('{"step": 20, "lar": 0.75, "n": 64, "m": 512, "loss": 1.5, "val_loss": 2.5}\n')
+        last = process.stdout.readline()
+        process.kill()
+    assert first[0] == "step=0 lar=0.5 lar_centered=0.5 k=64 loss=4 verdict=healthy since=0\n"
+    assert first[1].startswith("step=10 lar=0.51 ")
+    assert last.startswith("step=20 lar=0.75 lar_centered=- k=8 loss=1.5 val_loss=2.5 verdict=")
+
+
+def test_it_ends_when_nobody_reads_any_more(recorded):
+    with subprocess.Popen([*FOLLOW, recorded], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+        assert process.stderr.read() == ""
