@@ -1,3 +1,4 @@
+import functools
 import html
 import json
 import re
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from logalign.errors import InputError, RunError
+from logalign.report.folded import fold
 from logalign.report.run_report import write_run_report
 
 
@@ -116,3 +118,64 @@ def test_bad_runs_are_one_clear_error(write_run, tmp_path):
     with pytest.raises(InputError, match="at least one reading"):
         write_run_report([write_run("empty", lars=[])], out)
     assert not out.exists()
+
+
+ODD = {
+    "no number": ['{"step": 0, "lar": NaN}', '{"step": 1, "lar": 1e999}', '{"step": 2, "lar": 0.5}'],
+    "huge": ['{"step": 1, "lar": -1e30, "n": 64, "loss": 1e300}', '{"step": 9223372036854775807, "lar": 5, "n": 64}'],
+    "zero": [json.dumps({"step": i, "lar": 0.5 + i / 100, "n": 0, "effective_dim": 0, "loss": 0}) for i in range(30)],
+    "one input": [json.dumps({"step": i, "lar": 0.5, "n": 1, "m": 0}) for i in range(30)],
+    "one reading": ['{"step": 3, "lar": 0.7}'],
+    "steps that go back": [json.dumps({"step": i % 20, "lar": 0.5 + i / 100}) for i in range(30)],
+    "another shape": [json.dumps({"step": i, "lar": 0.5 + i / 100, "n": 8 if i < 9 else 9}) for i in range(30)],
+    "half a line": ['{"step": 0, "lar": 0.5}', '{"step": 1, "la'],
+    "many layers": [json.dumps({"step": i, "lar": 0.5, "site": f"l{j}"}) for i in range(3) for j in range(250)],
+}
+
+
+@pytest.mark.parametrize("lines", ODD.values(), ids=ODD)
+def test_odd_runs_are_drawn_without_a_warning(tmp_path, lines):
+    log = tmp_path / "run.jsonl"
+    log.write_text("\n".join(lines))
+    page = write_run_report([log], tmp_path / "report.html", figures=tmp_path / "figures")
+    assert "Log-alignment ratio: run.jsonl" in text_of(page)
+
+
+def test_values_that_a_detector_passes_over_are_undefined_readings(tmp_path):
+    log = tmp_path / "run.jsonl"
+    log.write_text('{"step": 0, "lar": 0.5, "effective_dim": 0}\n{"step": 1, "lar": 5.0, "effective_dim": 1e200}\n')
+    page = write_run_report([log], tmp_path / "report.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    assert data["tables"]["r0"] == {"step": [0, 1], "lar": [0.5, None], "undefined": [None, 0.5]}
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"sites": [1], "settings": [2], "created": 1e300, "every": "x", "main": {"a": 1}, "logalign_version": {"x": 1}},
+        {
+            "sites": {
+                "unembedding": {"module": 5, "kind": [1], "tied_to": "x", "how": {"a": 2}, "bias": "no", "mask": 7}
+            }
+        },
+    ],
+)
+def test_a_description_of_other_types_is_shown_as_far_as_it_can_be(write_run, tmp_path, meta):
+    assert "Facts" in text_of(write_run_report([write_run(meta=meta)], tmp_path / "report.html"))
+
+
+def test_a_long_run_says_what_is_drawn_and_judged(write_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("logalign.report.shown.fold", functools.partial(fold, all_up_to=100, thinned_to=50))
+    monkeypatch.setattr("logalign.report.run_report.ROWS", 100)
+    monkeypatch.setattr("logalign.report.run_report.FEWEST_ROWS", 100)
+    text = text_of(write_run_report([write_run(lars=[0.5 + i / 1000 for i in range(200)])], tmp_path / "report.html"))
+    assert "The verdict was folded over 50 of 200 readings, evenly chosen" in text
+    assert re.search(r"Drawn are \d+ of 200 readings", text)
+
+
+def test_a_baseline_is_named_and_one_of_another_shape_refused(write_run, tmp_path):
+    run, baseline = write_run("run"), write_run("baseline")
+    text = text_of(write_run_report([run], tmp_path / "report.html", baseline=[baseline]))
+    assert "Compared with the baseline run" in text
+    with pytest.raises(InputError, match="baseline's shape"):
+        write_run_report([write_run("other", n=32)], tmp_path / "report.html", baseline=[baseline])

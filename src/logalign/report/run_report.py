@@ -150,7 +150,7 @@ def _parts(runs: Sequence[ShownRun], tables: Tables) -> list[Part]:
     several = len(runs) > 1
     noise = (
         "The shaded bands say where a reading is expected by chance: a running median, and two standard deviations of "
-        "its scatter on either side. A click on a name hides its curve or shows it."
+        "its scatter on either side."
     )
     parts = [
         Part(heading="Log-alignment ratio", text="" if several else noise, panels=panels.lar_panels(runs)),

@@ -14,6 +14,7 @@ import numpy as np
 from logalign.columns import Columns, site_columns
 from logalign.diagnosis.baseline import Axis, Baseline
 from logalign.diagnosis.overfit_rule import OverfitThresholds
+from logalign.diagnosis.series import FORMS, LARGEST, POSSIBLE_LAR
 from logalign.errors import InputError
 from logalign.readings import UNEMBEDDING
 from logalign.report.folded import Folded, fold
@@ -99,7 +100,7 @@ def shown_run(run: Run, name: str, *, baseline: Baseline | None = None, rows: in
     folded = fold(columns, site, baseline=baseline)
     curves = [columns[name].astype(np.float64) for name in CURVES if name in columns]
     kept = kept_rows(curves, most=rows)
-    drawn = {name: values[kept] for name, values in columns.items() if values.dtype.kind in "fi"}
+    drawn = {name: _drawable(name, values[kept]) for name, values in columns.items() if values.dtype.kind in "fi"}
     drawn["reason"] = columns["reason"][kept]
     _add_k(drawn)
     for form in ("lar", "lar_centered"):
@@ -107,6 +108,18 @@ def shown_run(run: Run, name: str, *, baseline: Baseline | None = None, rows: in
         drawn[f"{form}_low"], drawn[f"{form}_high"] = low, high
     _add_baseline(drawn, folded.baseline)
     return ShownRun(run=run, name=name, site=site, sites=sites, rows=kept, drawn=drawn, folded=folded)
+
+
+def _drawable(name: str, values: Vector) -> Vector:
+    """A column without what a detector passes over, too: no float beyond 1e100, no LAR that cannot be, no k below 0."""
+    if values.dtype.kind == "i":
+        return values
+    low, high = POSSIBLE_LAR if name in FORMS else (-LARGEST, LARGEST)
+    with np.errstate(invalid="ignore"):
+        possible = (values >= low) & (values <= high)
+    if name == "effective_dim":
+        possible &= values > 0
+    return np.where(possible, values, np.nan)
 
 
 def main_site_of(run: Run, sites: Sequence[str]) -> str:
@@ -159,7 +172,7 @@ def _add_k(drawn: dict[str, Vector]) -> None:
     for name, form in wanted.items():
         with np.errstate(over="ignore"):  # what no float can hold is not drawn
             k = np.asarray(drawn["n"], dtype=np.float64) ** (2 * (1 - drawn[form]))
-        drawn[name] = np.where(np.isfinite(k), k, np.nan)
+        drawn[name] = _drawable("effective_dim", k)
 
 
 def _add_baseline(drawn: dict[str, Vector], baseline: Baseline | None) -> None:
