@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -79,3 +80,9 @@ def test_missing_plotly_is_named_with_the_command_that_installs_it():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'a report needs plotly: pip install "logalign[report]"' in done.stderr
+
+
+def test_template_and_script_are_shipped_beside_the_module():
+    folder = Path(interactive.__file__).parent
+    assert (folder / "report.html").is_file()
+    assert (folder / "report.js").is_file()

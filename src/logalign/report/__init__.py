@@ -1,5 +1,6 @@
-"""Figures and the self-contained HTML page of one or several runs; made from readings alone, with no tensor framework.
+"""Figures and self-contained HTML pages of one or several runs; made from readings alone, with no tensor framework.
 
-`figures` draws, `page` writes HTML, `run_report` puts both together for `logalign report`. They need the extra
-`report` (matplotlib and jinja2), which is imported only when one of these modules is.
+`run_report` makes the report of `logalign report`: `shown` reads and judges a run (`folded`) and thins it (`thin`),
+`panels` says what is drawn, `figures` and `signal_figures` draw it for paper, `interactive` writes the page. `page`
+writes static pages, as the demos have them. All need the extra `report`, imported only when one of these modules is.
 """

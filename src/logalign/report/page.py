@@ -1,8 +1,8 @@
 """Write one self-contained HTML page: text, tables and figures, with nothing loaded from anywhere.
 
 The page is static: figures are inlined as SVG and there is no script at all, which a content security policy in the
-page enforces, so that a run's name or settings can never run as code. An interactive page (linked zoom, sliders) would
-cost megabytes of script and this guarantee.
+page enforces, so that a run's name or settings can never run as code. It is the page of the demos, which tell a story;
+`interactive` writes the one of `logalign report`, at the price of two megabytes of script.
 """
 
 import io

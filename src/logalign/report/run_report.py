@@ -115,7 +115,7 @@ def _card(run: ShownRun, *, name: str, baseline: Baseline | None) -> Card:
     if folded.thinned:
         notes.append(
             f"The verdict was folded over {folded.folded:,} of {folded.of:,} readings, evenly chosen, with losses "
-            "averaged in between; `logalign diagnose` takes all of them, and may differ."
+            "averaged in between. The command logalign diagnose takes all of them, and may differ."
         )
     if run.thinned:
         notes.append(
