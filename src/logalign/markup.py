@@ -56,7 +56,7 @@ def facts(entries: Mapping[str, object]) -> str:
         f'<td style="{CELL}">{escape(str(value))}</td></tr>'
         for name, value in entries.items()
     )
-    return f'<table style="border:0;margin:0">{rows}</table>'
+    return f'<table style="border:0;margin:0;font-size:inherit">{rows}</table>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -68,18 +68,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         + "</tr>"
         for row in rows
     )
-    return f'<table style="border:0;margin:0"><tr style="background:none">{head}</tr>{body}</table>'
+    return f'<table style="border:0;margin:0;font-size:inherit"><tr style="background:none">{head}</tr>{body}</table>'
 
 
-def folded(label: str, sentences: Sequence[str]) -> str:
-    """Sentences that show when their label is clicked; nothing where there are none."""
-    if not sentences:
-        return ""
+def listed(sentences: Sequence[str]) -> str:
+    """Sentences as a list; nothing where there are none."""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return (
-        f'<details style="margin:2px 0"><summary>{escape(label)}</summary>'
-        f'<ul style="margin:2px 0">{items}</ul></details>'
-    )
+    return f'<ul style="margin:2px 0">{items}</ul>' if items else ""
+
+
+def folded(label: str, part: str) -> str:
+    """HTML of this module that shows when its label is clicked; nothing where it is empty."""
+    return f'<details style="margin:2px 0"><summary>{escape(label)}</summary>{part}</details>' if part else ""
 
 
 def curves(drawn: Sequence[Drawn], *, x_name: str) -> str:

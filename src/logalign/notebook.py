@@ -68,13 +68,13 @@ def plot(run: Run, *, site: str | None = None) -> Any:
     figure.update_layout(
         title={"text": escape(f"{run.name}: {site}", quote=False), "font": {"size": 14}},
         height=140 + 180 * max(1, len(panels)),
-        margin={"l": 60, "r": 20, "t": 50, "b": 50},
+        margin={"l": 60, "r": 20, "t": 50, "b": 80},
         hovermode="x unified",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GRAY},
         hoverlabel={"font": {"color": "#222222"}, "bgcolor": "#f4f4f4"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )
     return figure
 

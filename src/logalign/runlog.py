@@ -185,10 +185,9 @@ class Run:
             "layer": f"{last.site} (m = {markup.number(last.m, ',')}, n = {markup.number(last.n, ',')})",
             "readings": f"{len(main):,}, steps {main[0].step:,} to {last.step:,}",
             "LAR": f"{markup.number(last.lar)} at the last" + (f" ({last.reason})" if last.reason else ""),
-            "LAR, centered": markup.number(last.lar_centered),
-            "k": markup.number(last.effective_dim),
-            "loss": markup.number(last.loss),
         }
+        others = {"LAR, centered": last.lar_centered, "k": last.effective_dim, "loss": last.loss}
+        facts |= {name: markup.number(value) for name, value in others.items() if value is not None}
         if len(known) < len(main):
             facts["undefined"] = f"{len(main) - len(known):,} readings"
         if len(sites) > 1:

@@ -152,9 +152,9 @@ class Verdict:
             self.headline(),
             markup.text("why:", self.reason),
             markup.text("what to do:", self.suggestion),
-            markup.facts(numbers) if numbers else "",
-            markup.folded("rests on", self.basis),
-            markup.folded("limits", self.limits),
+            markup.folded("evidence", markup.facts(numbers) if numbers else ""),
+            markup.folded("rests on", markup.listed(self.basis)),
+            markup.folded("limits", markup.listed(self.limits)),
             color=COLORS[self.outcome],
         )
 
