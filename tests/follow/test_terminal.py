@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 
 import pytest
 import torch
@@ -289,7 +288,6 @@ def test_a_long_run_is_caught_up_with_while_keys_are_answered(terminal, tmp_path
     session.wait_for("catching up")
     session.keys("\t")
     assert "catching up" in session.wait_for("curve: LAR")
-    started = time.monotonic()
     session.keys("q")
     assert session.end() == 0
-    assert time.monotonic() - started < 30
+    assert b"running" not in session.sent  # it was not waited for
