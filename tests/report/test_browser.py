@@ -137,7 +137,7 @@ def test_report_opens_whole_and_hostile_text_is_inert(browser, write_run, tmp_pa
     assert not any(figure.is_displayed() for figure in browser.find_elements(By.CSS_SELECTOR, ".static"))
     facts = browser.find_elements(By.CSS_SELECTOR, "section dl")[-1].text
     assert HOSTILE in facts
-    assert browser.find_elements(By.CSS_SELECTOR, "img, main script, main a, .chart a, .chart b") == []
+    assert browser.find_elements(By.CSS_SELECTOR, "img, main script, main svg a, main svg b") == []
     # A layer's name stands in its chart as it was given.
     names = browser.find_elements(By.CSS_SELECTOR, "#chart-layers .ytick")
     assert HOSTILE_LABEL[:14] in " ".join(name.text for name in names)
