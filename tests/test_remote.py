@@ -313,3 +313,15 @@ def test_nothing_is_written_elsewhere(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"^s3://bucket/run: expected a folder of this machine to write to, found a URL"):
         logalign.watch(torch.nn.Sequential(torch.nn.Linear(4, 4)), run="s3://bucket/run", trackers="csv", layers=["0"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_of_a_run_in_a_bucket_has_its_spectra_and_names_the_url(tmp_path, s3):
+    from logalign.report.run_report import write_run_report
+    from logalign.report.spectra_shown import shown_spectra
+
+    upload(s3, write(tmp_path / "here"), "runs/there")
+    run = open_run("s3://bucket/runs/there")
+    page = write_run_report([run], tmp_path / "report.html").read_text()
+    assert "s3://bucket/runs/there" in page
+    assert str(run.path) not in page
+    assert shown_spectra(run, "unembedding").steps == [10]
