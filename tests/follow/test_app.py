@@ -73,3 +73,9 @@ def test_it_ends_when_nobody_reads_any_more(recorded):
         process.stdout.close()
         assert process.wait(timeout=60) == 0
         assert process.stderr.read() == ""
+
+
+def test_a_url_is_not_waited_for(tmp_path):
+    result = follow("s3://bucket/run", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "expected a path on a disk of this machine" in result.stderr

@@ -6,6 +6,8 @@ One thread looks at the run, so that a disk that does not answer freezes no scre
 from __future__ import annotations
 
 import os
+import re
+import select
 import sys
 import threading
 import time
@@ -47,6 +49,8 @@ def follow(path: str | Path, *, baseline: Baseline | None = None, regime: Regime
     Raises:
         RunError: it is no run that can be followed, or it is damaged; with `once`, if there is none.
     """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) and not Path(path).exists():
+        raise RunError(f"{printable(str(path))}: expected a path on a disk of this machine; logalign report reads URLs")
     follower = Follower(path, baseline=baseline, regime=regime)
     if once:
         _print_once(follower)
@@ -113,11 +117,22 @@ def _print_lines(follower: Follower, out: TextIO, messages: TextIO) -> int:
                 print(f"logalign follow {printable(str(follower.path))}: {printable(words)}", file=messages, flush=True)
             told = kind
             if not follower.behind or follower.trouble is not None:
-                time.sleep(INTERVAL)
+                _wait(out)
     except BrokenPipeError:
         # What Python would still write at its end must not fail, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         return 0
+
+
+def _wait(out: TextIO) -> None:
+    """Wait for the next look, unless nobody reads any more."""
+    if sys.platform == "win32":
+        time.sleep(INTERVAL)
+        return
+    waiting = select.poll()
+    waiting.register(out.fileno(), 0)  # errors are always told
+    if waiting.poll(1000 * INTERVAL):
+        raise BrokenPipeError
 
 
 def _full_screen(follower: Follower) -> int:
