@@ -331,3 +331,10 @@ def test_installed_module_runs_as_a_process(tmp_path):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: nowhere: expected a run folder, a JSONL or a CSV file, found nothing there\n"
+
+
+def test_what_a_file_holds_does_not_steer_the_terminal(cli, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"\\u001b[2Jstep": 1}\n')
+    result = cli("diagnose", "bad.jsonl")
+    assert (result.exit_code, "\x1b" in result.stderr) == (1, False)
+    assert "\\x1b[2Jstep" in result.stderr

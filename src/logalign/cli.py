@@ -44,6 +44,11 @@ when the same command is given again; --fresh begins anew.
 """
 
 
+def _printable(text: str) -> str:
+    """Text with its control characters spelled out: what a file holds may not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 class _Commands(TyperGroup):
     """A group of commands that turns what the user can mend into one line on standard error."""
 
@@ -56,13 +61,13 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except LogAlignError as error:
-            errors.print(f"error: {error}")
+            errors.print(_printable(f"error: {error}"))
             raise typer.Exit(1) from error
         except OSError as error:
             # With a file's name it is about the user's disk (full, read-only); without one it may be our mistake.
             if error.filename is None:
                 raise
-            errors.print(f"error: {error.filename}: {error.strerror}")
+            errors.print(_printable(f"error: {error.filename}: {error.strerror}"))
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             go_on = ": give the same command again, without --fresh, to go on where it stopped"
@@ -376,7 +381,7 @@ def export(
     from logalign.export import export
 
     errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    done = export(runs, parquet, strict=strict, told=lambda error: errors.print(f"skipped: {error}"))
+    done = export(runs, parquet, strict=strict, told=lambda error: errors.print(_printable(f"skipped: {error}")))
     left_out = f", {len(done.skipped):,} left out" if done.skipped else ""
     typer.echo(f"export: {done.path} ({done.runs:,} runs, {done.readings:,} readings{left_out})")
     if done.skipped:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from logalign.errors import InputError, RunError
@@ -179,3 +180,38 @@ def test_a_baseline_is_named_and_one_of_another_shape_refused(write_run, tmp_pat
     assert "Compared with the baseline run" in text
     with pytest.raises(InputError, match="baseline's shape"):
         write_run_report([write_run("other", n=32)], tmp_path / "report.html", baseline=[baseline])
+
+
+def test_a_run_of_weights_alone_shows_weights_and_no_empty_chart(tmp_path):
+    from safetensors.numpy import save_file
+
+    from logalign.readings import Reading
+    from logalign.runlog import RunWriter
+
+    writer = RunWriter(tmp_path / "weights", {"main": "unembedding", "sites": {}, "made_from": "checkpoints"})
+    for step in (0, 10, 20):
+        for site in ("unembedding", "mlp"):
+            writer.append(
+                Reading(
+                    step=step,
+                    site=site,
+                    lar=None,
+                    n=8,
+                    m=16,
+                    weight_participation=6.0 - step / 10,
+                    reason="no inputs",
+                    extra={"lar_bound": 0.6, "stable_rank": 3.0, "weight_norm": 2.0},
+                )
+            )
+    writer.close()
+    (tmp_path / "weights/spectra").mkdir()
+    save_file({"mlp.p": np.full(8, 1 / 8)}, tmp_path / "weights/spectra/step-00000010.safetensors")
+    figures = tmp_path / "figures"
+    page = write_run_report([tmp_path / "weights"], tmp_path / "report.html", figures=figures)
+    text = text_of(page)
+    assert "what the weight alone allows at most" in text
+    assert "stable rank" in page.read_text()
+    assert "the map shows the spread of weights d_p" in text
+    assert "activation spread d_q" not in page.read_text()
+    assert "coherence c" not in page.read_text()
+    assert {path.stem for path in figures.glob("*.svg")} >= {"lar", "drivers", "stable_rank", "layers", "spectra"}

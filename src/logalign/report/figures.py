@@ -322,19 +322,22 @@ def drivers_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure | None:
     None if no run has a spectral reading (`watch(..., spectra_every=...)`).
     """
     names = _check(runs, labels)
-    figure, axes = new_axes(3, row_height=1.8)
-    drawn = False
-    panels = (
-        ("weight_participation", "weight\nparticipation"),
-        ("input_participation", "input\nparticipation"),
-        ("coherence", "coherence"),
-    )
+    panels = [
+        (column, words)
+        for column, words in (
+            ("weight_participation", "weight\nparticipation"),
+            ("input_participation", "input\nparticipation"),
+            ("coherence", "coherence"),
+        )
+        if any(column in run and np.isfinite(np.asarray(run[column], dtype=float)).any() for run in runs)
+    ]
+    if not panels:
+        return None
+    figure, axes = new_axes(len(panels), row_height=1.8)
     for ax, (column, words) in zip(axes, panels, strict=True):
         for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-            drawn |= draw_curve(ax, run, column, label=name, color=_color(i))
+            draw_curve(ax, run, column, label=name, color=_color(i))
         ax.set_ylabel(words)
-    if not drawn:
-        return None
     if len(runs) > 1:
         _legend(axes[0])
     figure.set_label("Line charts of the participation ratios of weights and inputs and of their coherence over steps.")

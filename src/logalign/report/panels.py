@@ -51,6 +51,8 @@ DRIVERS = (
     ("input_participation", "activation spread d_q"),
     ("coherence", "coherence c"),
 )
+OF_WEIGHTS = (("stable_rank", "stable rank"), ("weight_norm", "norm of the weight"))
+"""What `logalign spectra` records of checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,8 @@ CURVE_COLUMNS = (
     "n",
     *(name for name, *_ in LOSSES),
     *(name for name, _ in DRIVERS),
+    "lar_bound",
+    *(name for name, _ in OF_WEIGHTS),
     *(f"{form}_{end}" for form in ("lar", "lar_centered") for end in ("low", "high")),
     *(f"base_{form}{end}" for form in ("lar", "lar_centered", "loss") for end in ("", "_low", "_high")),
 )
@@ -212,7 +216,11 @@ def lar_panels(runs: Sequence[ShownRun]) -> list[Panel]:
             traces.append(
                 line("r0", form, words, COLORS[color], dash=dash, hidden=not shown and known(run.drawn, "lar_centered"))
             )
-        if (~np.isfinite(np.asarray(run.drawn["lar"], dtype=np.float64))).any():
+        bounded = known(run.drawn, "lar_bound")
+        if bounded:
+            traces.append(line("r0", "lar_bound", "at most, by the weight alone", COLORS["baseline"], dash="dash"))
+        undefined_at = ~np.isfinite(np.asarray(run.drawn["lar"], dtype=np.float64))
+        if undefined_at.any() and not (bounded and undefined_at.all()):
             traces.append(undefined("r0", "undefined reading"))
         return [panel("lar", figure, traces, title="LAR", height=380)]
     panels = []
@@ -434,12 +442,39 @@ def driver_panels(runs: Sequence[ShownRun]) -> list[Panel]:
             for i, run in enumerate(runs)
             if known(run.drawn, column)
         ]
-        panels.append(panel(column, figure, traces, title=title, height=230, static="drivers"))
+        if traces:
+            panels.append(panel(column, figure, traces, title=title, height=230, static="drivers"))
     return panels
+
+
+def weight_panels(runs: Sequence[ShownRun]) -> list[Panel]:
+    """Stable rank and norm, where the run was made from checkpoints."""
+    panels = []
+    for column, title in OF_WEIGHTS:
+        found = [(i, run) for i, run in enumerate(runs) if known(run.drawn, column)]
+        if not found:
+            continue
+        curves = [(run.name, run.drawn["step"], np.asarray(run.drawn[column], dtype=np.float64)) for _, run in found]
+        traces = [
+            line(f"r{i}", column, label(run.name) if len(runs) > 1 else title, run_color(i, runs), sparse=True)
+            for i, run in found
+        ]
+        panels.append(panel(column, signal_figures.signal_figure(curves, label=title), traces, title=title, height=230))
+    return panels
+
+
+def layers_show(run: ShownRun) -> tuple[str, str]:
+    """What the map of layers shows, column and words: LAR, or the weights' spread where no layer has one."""
+    if not any(known(columns, "lar") for columns in run.sites.values()):
+        return "weight_participation", "weight spread d_p"
+    return "lar", "LAR, plain"
 
 
 def layer_panels(run: ShownRun) -> list[Panel]:
     """A heat map of plain LAR, layer by step, for a run that watched several."""
+    column, title = layers_show(run)
+    if not any(known(columns, column) for columns in run.sites.values()):
+        return []
     sites = list(run.sites)[:MOST_LAYERS]
     if len(sites) < 2:
         return []
@@ -448,18 +483,19 @@ def layer_panels(run: ShownRun) -> list[Panel]:
     values = np.full((len(sites), len(edges)), np.nan)
     for i, site in enumerate(sites):
         columns = run.sites[site]
-        lar = np.asarray(columns["lar"], dtype=np.float64)
+        lar = np.asarray(columns.get(column, np.full(len(columns["step"]), np.nan)), dtype=np.float64)
         bins = np.searchsorted(edges, columns["step"], side="right") - 1
         ok = np.isfinite(lar)
         totals, counts = np.bincount(bins[ok], lar[ok], len(edges)), np.bincount(bins[ok], minlength=len(edges))
         values[i] = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
     width = float(np.median(np.diff(edges))) if len(edges) > 1 else 1.0
-    figure = signal_figures.layers_figure(sites, np.append(edges, edges[-1] + width), values)
+    figure = signal_figures.layers_figure(sites, np.append(edges, edges[-1] + width), values, title=title)
     ends = np.append(edges, edges[-1] + width)
     heat = {
         **_edges(run, ends),
         "sites": [label(site, characters=28) for site in sites],
         "z": [numbers(row) for row in values],
+        "title": title,
     }
     return [panel("layers", figure, [], title="", height=130 + max(22 * len(sites), 120), heat=heat)]
 

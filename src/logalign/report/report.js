@@ -101,10 +101,10 @@
     return [{
       type: "heatmap", x, y: panel.heat.sites.map((_, i) => i), z: panel.heat.z, colorscale: "Cividis", hoverongaps: false,
       customdata: panel.heat.sites.map((site) => panel.heat.z[0].map(() => site)),
-      hovertemplate: "%{customdata}<br>LAR %{z:.4f}<extra></extra>",
+      hovertemplate: `%{customdata}<br>${panel.heat.title} %{z:.4~f}<extra></extra>`,
       colorbar: {
         orientation: "h", thickness: 10, len: 0.6, x: 0, xanchor: "left", y: 1.01, yanchor: "bottom", outlinewidth: 0, nticks: 6,
-        tickfont: { color: theme().soft }, title: { text: "LAR, plain", side: "right", font: { color: theme().soft, size: 12 } },
+        tickfont: { color: theme().soft }, title: { text: panel.heat.title, side: "right", font: { color: theme().soft, size: 12 } },
       },
     }];
   }
@@ -116,7 +116,7 @@
     return [
       ["p", "p, of the weight", "#0072B2", "solid"],
       ["q", "q, of the inputs", "#D55E00", "dash"],
-    ].map(([part, name, ink, dash]) => ({
+    ].filter(([part]) => at[part].some((v) => v !== null)).map(([part, name, ink, dash]) => ({
       type: "scatter", mode: "lines", x: at.i, y: at[part].map((v) => (v > 0 ? v : null)), name, showlegend: true,
       line: { color: color(ink), dash, width: 1.8 }, hovertemplate: `${name}: %{y:.3~g}<extra></extra>`,
     }));

@@ -152,6 +152,8 @@ def _parts(runs: Sequence[ShownRun], tables: Tables) -> list[Part]:
         "The shaded bands say where a reading is expected by chance: a running median, and two standard deviations of "
         "its scatter on either side."
     )
+    if not several and not panels.known(runs[0].drawn, "lar") and panels.known(runs[0].drawn, "lar_bound"):
+        noise = "There is no LAR without inputs. Dashed: what the weight alone allows at most."
     parts = [
         Part(heading="Log-alignment ratio", text="" if several else noise, panels=panels.lar_panels(runs)),
         Part(
@@ -174,6 +176,12 @@ def _parts(runs: Sequence[ShownRun], tables: Tables) -> list[Part]:
             heading="What moves k",
             text="k = sqrt(weight spread × activation spread) / coherence, from the spectral readings.",
             panels=panels.driver_panels(runs),
+        ),
+        Part(
+            heading="Weights",
+            text="Of the checkpoints' weights alone. Stable rank is the squared norm over the largest squared singular "
+            "value; no inputs can give a LAR above 1 - log_n(stable rank) / 2.",
+            panels=panels.weight_panels(runs),
         ),
     ]
     if not several:
@@ -211,6 +219,8 @@ def _layers(run: ShownRun) -> list[Part]:
     if len(run.sites) == 1:
         return []
     table: list[dict[str, object]] = []
+    wanted = ("lar", "effective_dim", "weight_participation", "lar_bound")
+    measured = {name for name in wanted if any(panels.known(columns, name) for columns in run.sites.values())}
     for site, columns in run.sites.items():
         table.append(
             {
@@ -218,10 +228,21 @@ def _layers(run: ShownRun) -> list[Part]:
                 "module": _meta_of(run.run, site).get("module") or None,
                 "m × n": _shape(columns),
                 "last step": int(columns["step"][-1]),
-                "LAR": _at(columns, "lar", -1),
-                "k": _at(columns, "effective_dim", -1),
+                **{
+                    words: _at(columns, name, -1)
+                    for name, words in (
+                        ("lar", "LAR"),
+                        ("effective_dim", "k"),
+                        ("weight_participation", "d_p"),
+                        ("lar_bound", "LAR at most"),
+                    )
+                    if name in measured
+                },
             }
         )
+    if panels.layers_show(run)[0] != "lar":
+        text = "No LAR without inputs: the map shows the spread of weights d_p."
+        return [Part(heading="Layers", text=text, panels=panels.layer_panels(run), table=table)]
     text = "Plain LAR. Layers without a softmax behind them have a plain and a token-centered LAR only."
     if len(run.sites) > panels.MOST_LAYERS:
         text += f" The map shows the first {panels.MOST_LAYERS} of {len(run.sites)} layers."

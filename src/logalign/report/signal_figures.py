@@ -86,16 +86,16 @@ def outcome_figure(runs: Sequence[tuple[str, Vector, Sequence[str]]]) -> Figure:
     return figure
 
 
-def layers_figure(sites: Sequence[str], edges: Vector, values: Vector) -> Figure:
-    """Draw LAR of many layers as a heat map: values [sites, bins] between the bins' edges in steps."""
+def layers_figure(sites: Sequence[str], edges: Vector, values: Vector, *, title: str = "LAR, plain") -> Figure:
+    """Draw what the title says of many layers as a heat map: values [sites, bins] between the bins' edges in steps."""
     figure, (ax,) = new_axes(1, row_height=1.0 + 0.24 * len(sites))
     with house_style():
         mesh = ax.pcolormesh(edges, np.arange(len(sites) + 1), np.ma.masked_invalid(values), cmap="cividis")
         ax.set_yticks(np.arange(len(sites)) + 0.5, [figures._plain(site) for site in sites])
         ax.invert_yaxis()
         ax.grid(False)
-        figure.colorbar(mesh, ax=ax, label="LAR, plain")
-    figure.set_label("Heat map of the plain log-alignment ratio of every watched layer over training steps.")
+        figure.colorbar(mesh, ax=ax, label=title)
+    figure.set_label(f"Heat map of {title} of every layer over training steps.")
     return figure
 
 

@@ -63,8 +63,10 @@ def shown_spectra(run: Run, main: str) -> ShownSpectra | None:
             with safe_open(files[step], framework="np") as file:
                 keys = set(file.keys())
                 for site in sites:
-                    if {f"{site}.p", f"{site}.q"} <= keys:
-                        p, q = file.get_tensor(f"{site}.p"), file.get_tensor(f"{site}.q")
+                    if f"{site}.p" in keys:
+                        p = file.get_tensor(f"{site}.p")
+                        # A checkpoint has weights and no inputs.
+                        q = file.get_tensor(f"{site}.q") if f"{site}.q" in keys else np.full(p.shape, np.nan)
                         if p.ndim == 1 and p.shape == q.shape and p.size and np.isfinite(p).any():
                             found[site][step] = _thinned(p, q)
         except (SafetensorError, OSError, ValueError, TypeError):
