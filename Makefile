@@ -72,6 +72,9 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/detectors.py
 	$(BIN)/python -m benchmarks.fused
+	$(BIN)/python -m benchmarks.frameworks
+	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/follow.py
 
 bench-generalization: $(VENV)/.benchmark
 	$(BIN)/python -m benchmarks.generalization subset
