@@ -14,6 +14,9 @@ from sklearn.datasets import load_digits
 
 import logalign
 
+# A terminal begins with a fork, of which programs with threads are warned; what follows is to run another program.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
+
 ENTERED, LEFT = b"\x1b[?1049h", b"\x1b[?1049l"
 
 
