@@ -55,6 +55,7 @@ def test_public_names():
         "effective_dim",
         "lar",
         "open_run",
+        "revisits",
         "spectra",
         "watch",
     ]

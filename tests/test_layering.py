@@ -16,7 +16,7 @@ FRAMEWORKS = {"torch", "jax", "jaxlib", "tensorflow", "keras", "flax", "transfor
 PARTS = {
     "ground": ["errors", "extras", "markup"],
     "sums": ["arrays", "energies", "spectrum"],
-    "waist": ["readings", "remote", "runlog", "columns", "foreign"],
+    "waist": ["readings", "remote", "runlog", "columns", "foreign", "samples"],
     "producers": ["torch", "jax", "checkpoints"],
     "consumers": ["diagnosis", "trackers", "report", "follow", "export", "notebook"],
     "composition": ["journal", "monitor", "integrations", "demos", "cli"],

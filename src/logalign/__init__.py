@@ -23,6 +23,7 @@ _HOME = {
     "effective_dim": "logalign.energies",
     "lar": "logalign.energies",
     "open_run": "logalign.runlog",
+    "revisits": "logalign.samples.drift",
     "spectra": "logalign.spectrum",
     "watch": "logalign.monitor",
 }
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from logalign.readings import Reading as Reading
     from logalign.readings import Readings as Readings
     from logalign.runlog import open_run as open_run
+    from logalign.samples.drift import revisits as revisits
     from logalign.spectrum import spectra as spectra
 
 __all__ = sorted(_HOME)

@@ -78,7 +78,8 @@ def _long_columns(run: Run, long: int) -> dict[str, Columns] | None:
             frame = read if frame is None else frame.vstack(read)
     if frame is None:
         return {}
-    frame = frame.with_columns(pl.col("site").fill_null(UNEMBEDDING), pl.col("reason").fill_null(""))
+    empty = [pl.col(name).fill_null("") for name in TEXT_FIELDS if name != "site"]
+    frame = frame.with_columns(pl.col("site").fill_null(UNEMBEDDING), *empty)
     sites = frame["site"].unique(maintain_order=True).to_list()
     return {site: _of(frame.filter(pl.col("site") == site) if len(sites) > 1 else frame, numbers) for site in sites}
 

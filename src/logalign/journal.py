@@ -21,6 +21,8 @@ from logalign.diagnosis.guarded import GuardedDetector
 from logalign.errors import LogAlignWarning
 from logalign.readings import Reading, Readings
 from logalign.runlog import RunWriter, open_run
+from logalign.samples.record import SampleRecord
+from logalign.samples.visits import TRACKED
 from logalign.trackers.tracker import Tracker, Trackers, open_trackers
 
 if TYPE_CHECKING:
@@ -42,8 +44,10 @@ class Journal:
         regime: As of `Detector`.
         past: The readings of a resumed run, after the last of which the step goes on; None for a new one.
         trackers: Of `open_trackers()`.
+        revisits: How many samples to track, for drift; 0 for none.
 
     Attributes:
+        samples: What is known of the tracked samples.
         readings: The readings taken so far, the latest last.
         first_step: The step to begin with: 0, or the one after the last reading of a resumed run.
         past: The readings of a resumed run; None where nothing is resumed.
@@ -59,6 +63,7 @@ class Journal:
         regime: Choice = "auto",
         past: Iterable[Reading] | None = None,
         trackers: Iterable[Tracker] = (),
+        revisits: int = TRACKED,
     ) -> None:
         check_regime(regime)
         self.readings: deque[Readings] = deque(maxlen=history)
@@ -81,6 +86,8 @@ class Journal:
                 if reading.tokens_seen is not None:
                     self._tokens_seen[reading.site] = (reading.tokens_seen, reading.step)
             self._detector.restart(partial(self._before, self.first_step))
+        self._revisits = revisits
+        self.samples = self._new_samples()
 
     @property
     def writes(self) -> bool:
@@ -112,6 +119,13 @@ class Journal:
         seen += tokens * (step - until)
         self._tokens_seen[site] = (seen, step)
         return seen
+
+    def of_samples(self, step: int, epoch: float | None) -> dict[str, Any]:
+        """The fields of the main layer's reading that the visits of samples up to this step give."""
+        fields = self.samples.fields(step, epoch)
+        for key, message in self.samples.notes():
+            self.warn_later(key, message)
+        return fields
 
     def take(self, readings: Readings) -> None:
         """Write one step's readings, keep, judge and show them; then tell what there is to tell."""
@@ -150,8 +164,9 @@ class Journal:
         warnings.warn(f"logalign: {message}", LogAlignWarning, stacklevel=5)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep of it: tokens seen and the detector's state, each as JSON."""
+        """What a checkpoint has to keep of it: tokens seen, samples and the detector's state, each as JSON."""
         return {
+            "samples": self.samples.state_dict(),
             "tokens_seen": json.dumps({site: list(pair) for site, pair in self._tokens_seen.items()}),
             "detector": json.dumps(self._detector.state_dict(), allow_nan=False),
         }
@@ -160,6 +175,9 @@ class Journal:
         """Go on at the step of a checkpoint; readings in the run from that step on are superseded."""
         self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in json.loads(state["tokens_seen"]).items()}
         self._go_on_at(step)
+        self.samples = self._new_samples()
+        if "samples" in state:
+            self.samples.load_state_dict(state["samples"])
         detector = json.loads(state.get("detector", "null"))
         if detector is not None:
             self._detector.load_state_dict(detector)
@@ -183,6 +201,14 @@ class Journal:
         self.first_step = step
         if self._writer is not None and self._writer.last is not None:
             self._resume_at = step
+
+    def _new_samples(self) -> SampleRecord:
+        """No sample is known; passes go on from the last reading before the first step."""
+        before = 0.0
+        for reading in self.past or ():
+            if reading.site == self._main and reading.step < self.first_step and reading.passes is not None:
+                before = reading.passes
+        return SampleRecord(self._revisits, origin=float(self.first_step), before=before)
 
     def _before(self, step: int) -> list[Reading]:
         """The readings of the main site before a step, from the resumed run and those taken since."""
@@ -218,6 +244,7 @@ def open_journal(
     baseline: Baseline | None = None,
     regime: Choice = "auto",
     trackers: object = None,
+    revisits: int = TRACKED,
 ) -> Journal:
     """A journal that writes to a run folder and to trackers, in the first of the processes that train together.
 
@@ -231,6 +258,7 @@ def open_journal(
         baseline: As of `Journal`.
         regime: As of `Journal`.
         trackers: Names or objects, as `open_trackers()` takes them.
+        revisits: As of `Journal`.
 
     Raises:
         RunError: the folder holds a run and `resume` is False, or it is damaged or cannot be written.
@@ -250,7 +278,16 @@ def open_journal(
         past = list(open_run(writer.path).readings)
     elif run is not None and resume and not is_first and (Path(run) / "run.json").exists():
         past = list(open_run(run).readings)
-    return Journal(writer, main=main, history=history, baseline=baseline, regime=regime, past=past, trackers=opened)
+    return Journal(
+        writer,
+        main=main,
+        history=history,
+        baseline=baseline,
+        regime=regime,
+        past=past,
+        trackers=opened,
+        revisits=revisits,
+    )
 
 
 def _cannot_write(writer: RunWriter, error: OSError) -> str:

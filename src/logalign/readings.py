@@ -50,6 +50,14 @@ class Reading:
         loss_mean: Mean of the training losses of all steps since the reading before, this one included: less noisy.
         nonfinite: Rows of weight, inputs or outputs that hold a NaN or an infinity.
         reason: Why `lar` is None.
+        drift: By how much a sample's loss changes in one pass over other samples, in nats; of the main layer's reading
+            alone, as are the next six.
+        drift_error: The standard error of `drift`.
+        gain: By how much one visit lowers a sample's own loss, in nats.
+        gain_error: The standard error of `gain`.
+        revisited: Pairs of visits of one sample that `drift` and `gain` are taken from.
+        passes: Passes over the data so far: from the samples that come back, or as `epoch` is understood.
+        drift_reason: Why `drift` is None.
         extra: Whatever else was passed to `Monitor.step()`, for instance `val_loss`.
     """
 
@@ -77,6 +85,13 @@ class Reading:
     weight_participation: float | None = None
     input_participation: float | None = None
     coherence: float | None = None
+    drift: float | None = None
+    drift_error: float | None = None
+    gain: float | None = None
+    gain_error: float | None = None
+    revisited: int | None = None
+    passes: float | None = None
+    drift_reason: str | None = None
     extra: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
@@ -102,9 +117,9 @@ class Reading:
         )
 
     def record(self) -> dict[str, Any]:
-        """The object of its line in readings.jsonl; spectral fields and standard errors only where there are any."""
+        """The object of its line in readings.jsonl; spectra, revisits and standard errors only where there are any."""
         record = {name: getattr(self, name) for name in FIELDS}
-        for name in SPECTRAL_FIELDS:
+        for name in (*SPECTRAL_FIELDS, *REVISIT_FIELDS):
             if record[name] is None:
                 del record[name]
         if self.standard_errors is None:
@@ -118,8 +133,9 @@ class Reading:
 
 FIELDS = tuple(each.name for each in fields(Reading) if each.name != "extra")
 SPECTRAL_FIELDS = ("weight_participation", "input_participation", "coherence")
-INTEGER_FIELDS = ("n", "m", "tokens", "tokens_seen", "nonfinite")
-TEXT_FIELDS = ("site", "reason")
+REVISIT_FIELDS = ("drift", "drift_error", "gain", "gain_error", "revisited", "passes", "drift_reason")
+INTEGER_FIELDS = ("n", "m", "tokens", "tokens_seen", "nonfinite", "revisited")
+TEXT_FIELDS = ("site", "reason", "drift_reason")
 
 
 class Readings(Mapping[str, Reading]):

@@ -1,0 +1,113 @@
+"""What a training's readings say of its samples: drift, gain and passes, and what the user is to be told of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from logalign.samples.drift import Revisits
+from logalign.samples.passes import GivenEpochs
+from logalign.samples.visits import TRACKED, Visits
+
+RETURN_WITHIN = 2.0
+"""Passes, by the user's epoch, after which samples that never came back are given up."""
+DISAGREE = 0.25
+"""Share by which the user's epoch may advance faster or slower than samples come back."""
+ADVICE = "pass their ids, monitor.step(samples=ids), where they are packed or augmented anew each time"
+
+
+class SampleRecord:
+    """The visits of tracked samples and the user's epochs, and the fields of a reading that they give.
+
+    Args:
+        tracked: How many samples to track; 0 for none.
+        origin: The step at which training began.
+        before: Passes that there were before it.
+
+    Attributes:
+        is_off: Whether samples are tracked no longer: none was asked for, or none has come back in two passes.
+    """
+
+    def __init__(self, tracked: int = TRACKED, *, origin: float = 0.0, before: float = 0.0) -> None:
+        self.is_off = tracked == 0
+        self.visits = Visits(max(tracked, 1), origin=origin, before=before)
+        self._given = GivenEpochs()
+        self._compared: tuple[float, float] | None = None  # passes by epoch and by samples, where both began
+        self._why_off = "samples are not tracked" if tracked == 0 else ""
+        self._notes: list[tuple[str, str]] = []
+
+    def add(self, step: float, samples: Sequence[int] | np.ndarray[Any, Any], losses: Iterable[float]) -> None:
+        """Take the visits of one step, as `Visits.add` does."""
+        if not self.is_off:
+            self.visits.add(step, samples, losses)
+
+    def fields(self, step: int, epoch: float | None) -> dict[str, Any]:
+        """The fields of the main layer's reading at a step, at which the user passed `epoch`."""
+        said = self._given.passes(step, epoch)
+        if self._given.oddity is not None:
+            self._notes.append(("epoch", self._given.oddity))
+        seen = None if self.is_off else self.visits.passes(step)
+        if seen is not None and said is not None:
+            self._compare(said, seen)
+        if not self.is_off and said is not None and said >= RETURN_WITHIN and not self.visits.returned:
+            self._turn_off(step)
+        found = Revisits(reason=self._why_off) if self.is_off else self.visits.at(step)
+        return {
+            "drift": found.drift,
+            "drift_error": found.drift_error,
+            "gain": found.gain,
+            "gain_error": found.gain_error,
+            "revisited": found.pairs,
+            "passes": said if seen is None else seen,
+            "drift_reason": found.reason,
+        }
+
+    def notes(self) -> list[tuple[str, str]]:
+        """What the user is to be told since the last call: keys, each to be told once, and sentences."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _turn_off(self, step: int) -> None:
+        self.is_off = True
+        self._why_off = "no sample has come back in 2 passes"
+        if self.visits.known:
+            what = "no sample has come back in 2 passes, so that no drift can be measured"
+            self._notes.append(("samples", f"{what}; {ADVICE}"))
+
+    def _compare(self, said: float, seen: float) -> None:
+        """Tell where the epoch advances at another pace than samples come back."""
+        if self._compared is None:
+            self._compared = (said, seen)
+            return
+        by_epoch, by_samples = said - self._compared[0], seen - self._compared[1]
+        if by_samples >= 2 and abs(by_epoch - by_samples) > DISAGREE * by_samples:
+            self._notes.append(
+                (
+                    "epoch pace",
+                    f"epoch: expected passes over the data so far, found {by_epoch:.3g} of them while samples came back "
+                    f"{by_samples:.3g} times; verdicts go by the samples",
+                )
+            )
+
+    def state_dict(self) -> str:
+        """All of it, as one JSON text."""
+        state = {
+            "is_off": self.is_off,
+            "why_off": self._why_off,
+            "visits": self.visits.state(),
+            "given": self._given.state(),
+            "compared": None if self._compared is None else list(self._compared),
+        }
+        return json.dumps(state, allow_nan=False)
+
+    def load_state_dict(self, text: str) -> None:
+        """Go on from what `state_dict()` gave."""
+        state: Mapping[str, Any] = json.loads(text)
+        self.is_off, self._why_off = state["is_off"], state["why_off"]
+        self.visits = Visits.from_state(state["visits"])
+        self._given = GivenEpochs.from_state(state["given"])
+        compared = state["compared"]
+        self._compared = None if compared is None else (compared[0], compared[1])
