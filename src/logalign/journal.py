@@ -120,9 +120,15 @@ class Journal:
         self._tokens_seen[site] = (seen, step)
         return seen
 
-    def of_samples(self, step: int, epoch: float | None) -> dict[str, Any]:
-        """The fields of the main layer's reading that the visits of samples up to this step give."""
-        fields = self.samples.fields(step, epoch)
+    def of_samples(self, step: int, epoch: float | None, *, lacking: str | None = None) -> dict[str, Any]:
+        """The fields of the main layer's reading that the visits of samples up to this step give.
+
+        Args:
+            step: The reading's.
+            epoch: What the user passed as such.
+            lacking: What is missing for there to be visits, in words; None where nothing is.
+        """
+        fields = self.samples.fields(step, epoch, lacking=lacking)
         for key, message in self.samples.notes():
             self.warn_later(key, message)
         return fields

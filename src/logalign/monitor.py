@@ -21,8 +21,10 @@ from logalign.diagnosis.detector import as_baseline, check_regime
 from logalign.errors import InputError, LogAlignError, MissingExtraError
 from logalign.journal import Journal, open_journal
 from logalign.readings import UNEMBEDDING, Reading, Readings, finite
+from logalign.samples.visits import TRACKED
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
@@ -43,6 +45,8 @@ UNSTEPPED_UPDATES = 3
 SITES_SAID = 6
 """Layers that are told of one by one where many are watched."""
 STATE_VERSION = 2
+VISITS = "visits of samples"
+"""What travels to the host beside the sums of the sites."""
 
 
 def watch(
@@ -64,6 +68,7 @@ def watch(
     without_logits: str | int = "auto",
     main_call: int | None = None,
     trackers: object = None,
+    revisits: int = TRACKED,
 ) -> Monitor:
     """Watch a PyTorch model while it trains: measure the log-alignment ratio of its unembedding.
 
@@ -100,6 +105,8 @@ def watch(
         trackers: Where to show every reading and the verdict, too: "tensorboard", "wandb", "mlflow", "csv", an object
             (a SummaryWriter, a run of W&B or MLflow, an Accelerator), or a list of them; docs/trackers.md has the
             names. One that fails is told of once and stops no training.
+        revisits: How many samples to follow from visit to visit, for the drift of their loss (docs/revisits.md); 0 for
+            none. They are known by their content, or by the ids that `step(samples=...)` gets.
 
     Returns:
         A Monitor; call its `step()` once per optimizer step. Weights are bit-identical with and without it. Which layer
@@ -135,6 +142,8 @@ def watch(
     from logalign.torch.masks import TokenMask
     from logalign.torch.output_energy import Way
     from logalign.torch.parallel import find_ranks, stage_of
+    from logalign.torch.rows import padding_token
+    from logalign.torch.samples import SampleTracker
     from logalign.torch.sites import Found, find_sites
 
     model, sought, is_trying = stage_of(model, layers)
@@ -142,6 +151,9 @@ def watch(
         raise InputError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
     if every < 1:
         raise InputError(f"every: expected a whole number of steps from 1 on, found {every}")
+    given: object = revisits
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+        raise InputError(f"revisits: expected how many samples to follow, 0 for none, found {given!r}")
     if spectra_every < 0 or spectra_every % every:
         raise InputError(f"spectra_every: expected 0 or a multiple of every={every}, found {spectra_every}")
     check_regime(regime)
@@ -154,7 +166,13 @@ def watch(
     mask = TokenMask(model, ignore_index=ignore_index, shift_labels=shift_labels)
     weights = [weight_of(site.module) for site in (*found.sites, *found.candidates)]
     ranks = find_ranks(model, mesh, weights, is_stage=is_trying is not None)
-    recorder = Recorder(model, found, mask, ranks, way, Calls(main_call))
+    samples = SampleTracker(
+        is_on=revisits > 0 and not found.is_idle,
+        ignore_index=ignore_index,
+        shifts=mask.shifts,
+        padding=padding_token(model),
+    )
+    recorder = Recorder(model, found, mask, ranks, way, Calls(main_call), samples)
     recorder.is_trying = is_trying
     mask.micro_batches = is_trying is not None
     try:
@@ -172,6 +190,7 @@ def watch(
             "history": history,
             "baseline": reference,
             "regime": regime,
+            "revisits": revisits,
         }
         if sought is None:
             run, trackers = None, None
@@ -227,6 +246,8 @@ class Monitor:
         self._losses: tuple[float | Tensor, int] = (0.0, 0)  # sum and count of the steps since the last reading
         self._silent: dict[str, int] = {}
         self._closed = False
+        self._read_until = self._step  # the first step whose visits are not read yet
+        self._recorder.next_step(self._step)
         self._arm()
         self._describe()
 
@@ -265,6 +286,8 @@ class Monitor:
         loss: float | Tensor | None = None,
         lr: float | None = None,
         epoch: float | None = None,
+        samples: Any = None,
+        losses: Any = None,
         **extra: float | Tensor,
     ) -> Readings | None:
         """Say that an optimizer step is complete; on monitored steps, take the reading of its forwards.
@@ -273,7 +296,12 @@ class Monitor:
             loss: The training loss of this step, recorded beside the reading; the mean of all that were passed since
                 the reading before is recorded, too.
             lr: The learning rate.
-            epoch: Passes over the data so far.
+            epoch: Passes over the data so far. It may be left out where samples come back as they were; a whole number
+                that stands still during a pass is understood, too.
+            samples: Ids of the rows of this step's forwards, in their order: whole numbers or text. They say which
+                sample a row is where its content does not, as with augmented images. In every step or in none.
+            losses: The loss of each row of this step's forwards, before the update: a tensor or numbers. For losses
+                that are not seen otherwise. In every step or in none.
             **extra: Any other number to record, for instance `val_loss`.
 
         Returns:
@@ -287,7 +315,10 @@ class Monitor:
         if step % self._every:
             if loss is not None:
                 self._add(loss)
+            if samples is not None or losses is not None:
+                self._give(losses, samples)
             self._step = step + 1
+            self._recorder.next_step(self._step)
             if self._step % self._every == 0:
                 self._arm()
             return None
@@ -299,10 +330,13 @@ class Monitor:
         check_values(given, extra)
         if loss is not None:
             self._add(loss)
+        if samples is not None or losses is not None:
+            self._give(losses, samples)
         total, count = self._losses
         self._losses = (0.0, 0)
         given["loss_mean"] = total / count if count else None
         self._step = step + 1
+        self._recorder.next_step(self._step)
         if self._recorder.is_idle:
             return None
         self._recorder.ranks.check_still_alone()
@@ -363,8 +397,8 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep so that `load_state_dict()` can go on; any rank's will do.
 
-        Step, shapes of the layers, tokens seen, the losses since the last reading (a sum, null if it is not finite, and
-        a count; each rank's own), the detector's state. What changes its shape as the training goes on is text (JSON),
+        Step, shapes of the layers, tokens seen, the losses and the visits of samples since the last reading (each rank's
+        own; of losses a sum, null if it is not finite, and a count), the samples, the detector's state. What changes its shape as the training goes on is text (JSON),
         so that a fresh monitor's state has the very same entries: `torch.distributed.checkpoint` loads into those that
         are there. `torch.save` and JSON can hold it, too.
         """
@@ -374,6 +408,7 @@ class Monitor:
             "step": self._step,
             "layers": json.dumps({label: list(site.shape) for label, site in self._recorder.sites.items()}),
             "losses": json.dumps([finite(float(total)), count]),
+            "visits": json.dumps([self._read_until, self._recorder.samples.kept.state()]),
             **self._journal.state_dict(),
         }
 
@@ -403,6 +438,13 @@ class Monitor:
         self._losses = (math.nan if total is None else total, count)
         self._journal.load_state_dict(state, step=self._step)
         self._recorder.take()
+        samples = self._recorder.samples
+        self._read_until, kept = json.loads(state.get("visits", f"[{self._step}, []]"))
+        samples.kept.load(kept)
+        samples.settle(threshold=self._journal.samples.visits.threshold)
+        if self._journal.samples.is_off:
+            samples.stop()
+        self._recorder.next_step(self._step)
         self._arm()
 
     def close(self) -> None:
@@ -412,6 +454,7 @@ class Monitor:
         self._closed = True
         unstepped = self._step == 0 and bool(self._recorder.meters) and sys.exc_info()[0] is None
         self._recorder.armed = False
+        self._recorder.samples.stop()
         self._recorder.detach()
         try:
             if unstepped:
@@ -460,10 +503,16 @@ class Monitor:
         kept = {site: meter.grams for site, meter in meters.items()}
         if not ranks.alone:
             ranks.agree({**recorder.shapes, **{site: (meter.m, meter.n) for site, meter in meters.items()}})
-        packed, given = ranks.total({site: meter.pack() for site, meter in meters.items()}, given, device)
+        first, self._read_until = self._read_until, step + 1
+        visits = recorder.samples.kept.take(device, first=first, count=ranks.visits)
+        packed, given, visits = ranks.total(
+            {site: meter.pack() for site, meter in meters.items()}, given, device, visits
+        )
         grams = ranks.total_grams(kept, device) if spectral else {}
-        hosts, numbers = to_host({site: each.vector for site, each in packed.items()}, {**given, **extra})
+        vectors = {site: each.vector for site, each in packed.items()} | {VISITS: visits.flatten()}
+        hosts, numbers = to_host(vectors, {**given, **extra})
         self._arm()
+        of_samples = self._follow_samples(step, hosts.pop(VISITS), first=first, numbers=numbers)
         if unstepped >= UNSTEPPED_UPDATES:
             self._journal.warn_later(
                 "unstepped",
@@ -493,7 +542,7 @@ class Monitor:
                 "site": site,
                 "tokens_seen": self._journal.count(site, step=step, tokens=offered),
                 "kept": energies.tokens / offered if masked and offered else None,
-            }
+            } | (of_samples if site == self._main else {})
             if site in grams:
                 fields |= self._spectral_fields(step, site, grams[site])
             softmax = known.softmax if known is not None else site == UNEMBEDDING
@@ -503,13 +552,39 @@ class Monitor:
                 self._journal.warn_later(f"undefined {site}", why)
         for site, known in recorder.sites.items():
             if site not in readings:
-                readings[site] = self._silent_reading(site, known.shape, skipped, common)
+                found = common | (of_samples if site == self._main else {})
+                readings[site] = self._silent_reading(site, known.shape, skipped, found)
         if self._main not in readings:
-            readings[self._main] = self._silent_reading(self._main, None, skipped, common)
+            readings[self._main] = self._silent_reading(self._main, None, skipped, common | of_samples)
         taken = Readings(readings, main=self._main)
         self._describe()
         self._journal.take(taken)
         return taken
+
+    def _give(self, losses: Any, ids: Any) -> None:
+        wrong = self._recorder.samples.give(losses, ids)
+        if wrong is not None:
+            self._journal.warn_later("given samples", f"step({wrong}); the visits of such steps are left out")
+
+    def _follow_samples(
+        self, step: int, packed: np.ndarray[Any, Any], *, first: int, numbers: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Take the visits of samples since the last reading, and give the fields of a reading that they make."""
+        from logalign.torch.kept import unpack
+
+        tracker, samples = self._recorder.samples, self._journal.samples
+        for visit in unpack(packed, first=first):
+            samples.add(visit.step, visit.hashes, visit.losses)
+            tracker.check(visit.losses)
+        lacking = tracker.lacking(numbers.get("loss_mean"))
+        if tracker.fault is not None:
+            self._journal.warn_later("samples fault", f"samples are followed no more: {tracker.fault}")
+        fields = self._journal.of_samples(step, numbers.get("epoch"), lacking=lacking)
+        if samples.is_off:
+            tracker.stop()
+        elif tracker.is_on:
+            tracker.settle(threshold=samples.visits.threshold)
+        return fields
 
     def _silent_reading(
         self, site: str, shape: tuple[int, int] | None, skipped_forwards: Mapping[str, int], common: Mapping[str, Any]

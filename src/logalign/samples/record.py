@@ -44,17 +44,30 @@ class SampleRecord:
         if not self.is_off:
             self.visits.add(step, samples, losses)
 
-    def fields(self, step: int, epoch: float | None) -> dict[str, Any]:
-        """The fields of the main layer's reading at a step, at which the user passed `epoch`."""
+    def fields(self, step: int, epoch: float | None, *, lacking: str | None = None) -> dict[str, Any]:
+        """The fields of the main layer's reading at a step, at which the user passed `epoch`.
+
+        Args:
+            step: The reading's.
+            epoch: What the user passed as such.
+            lacking: What is missing for there to be visits, in words; None where nothing is.
+        """
         said = self._given.passes(step, epoch)
         if self._given.oddity is not None:
             self._notes.append(("epoch", self._given.oddity))
         seen = None if self.is_off else self.visits.passes(step)
         if seen is not None and said is not None:
             self._compare(said, seen)
-        if not self.is_off and said is not None and said >= RETURN_WITHIN and not self.visits.returned:
+        if (
+            not self.is_off
+            and lacking is None
+            and said is not None
+            and said >= RETURN_WITHIN
+            and not self.visits.returned
+        ):
             self._turn_off(step)
-        found = Revisits(reason=self._why_off) if self.is_off else self.visits.at(step)
+        why_not = self._why_off if self.is_off else lacking
+        found = self.visits.at(step) if why_not is None else Revisits(reason=why_not)
         return {
             "drift": found.drift,
             "drift_error": found.drift_error,

@@ -41,9 +41,11 @@ _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # older 
 
 
 class Owner(Protocol):
-    """Who hooks belong to: what they are for is done while it is armed."""
+    """Who hooks belong to: what they are for is done while it listens."""
 
-    armed: bool
+    @property
+    def listens(self) -> bool:
+        """Whether it wants to know of forwards now."""
 
 
 def as_written(function: Callable[..., None]) -> Callable[..., None]:
@@ -148,10 +150,10 @@ def bystanders(model: nn.Module, hooked: Iterable[nn.Module]) -> list[nn.Module]
 def _run(
     anchor: Tensor, parameter: Tensor | None, tensors: Sequence[Tensor], name: str, number: int, key: int, kind: str
 ) -> None:
-    if not any(owner.armed for owner in _owners):
+    if not any(owner.listens for owner in _owners):
         return
     hook = _hooks.get(key) if parameter is None else _hook_at(parameter.data_ptr(), kind)
-    if hook is not None and hook.owner.armed and hook.is_attached:
+    if hook is not None and hook.owner.listens and hook.is_attached:
         hook.run(tensors, name, number)
 
 

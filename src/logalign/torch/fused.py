@@ -239,6 +239,15 @@ class FusedLoss:
             counts = torch.cat([counts[..., shift:], torch.zeros_like(counts[..., :shift])], dim=-1)
         return counts
 
+    def aligned(self, targets: Tensor, counts: Tensor, *, ignored: int) -> Tensor | None:
+        """One target for each input, `ignored` where it does not count; None where there are several to one."""
+        if targets.shape != counts.shape:
+            return None
+        shift = int(getattr(self.module, "shift", 0))
+        if shift:
+            targets = torch.cat([targets[..., shift:], torch.zeros_like(targets[..., :shift])], dim=-1)
+        return torch.where(counts, targets.detach(), ignored)
+
     def source(self) -> str:
         """Where the mask comes from, in words."""
         return f"targets of {self.name}"

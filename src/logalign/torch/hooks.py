@@ -1,7 +1,8 @@
 """Hooks: they watch a model's forwards, and do nothing else to it.
 
-Method: forward hooks, armed only on monitored steps, that add to a `Meter` while the tensors are at hand. Keeping the
-tensors until the step ends would be simpler, and would measure logits that a loss has since overwritten in place.
+Method: forward hooks, armed on monitored steps, that add to a `Meter` while the tensors are at hand. Keeping the tensors
+until the step ends would be simpler, and would measure logits that a loss has since overwritten in place. A
+`SampleTracker` looks at a few rows in every step.
 
 A forward is training when the layer is in training mode and gradients are on. Activation checkpointing runs a layer
 twice: the reentrant form first without gradients, the other form with; so of a forward that was already recorded the
@@ -29,6 +30,8 @@ from logalign.torch.masks import TokenMask, labels_among
 from logalign.torch.meter import Meter, Part
 from logalign.torch.output_energy import Way
 from logalign.torch.parallel import Ranks
+from logalign.torch.rows import rows_among
+from logalign.torch.samples import SampleTracker
 from logalign.torch.sites import Found, Site
 
 _watched: WeakSet[nn.Module] = WeakSet()
@@ -44,6 +47,7 @@ class Recorder:
         ranks: The ranks that measure the model together; this process alone by default.
         way: How the output energy is had where a layer's own forward does not run; exactly by default.
         calls: Which calls of the unembedding within one forward count; all by default.
+        samples: What measures the losses of samples; none by default.
 
     Attributes:
         is_trying: Tells whether the forward under way is a pipeline's, to find out shapes: not to be recorded.
@@ -67,8 +71,10 @@ class Recorder:
         ranks: Ranks | None = None,
         way: Way | None = None,
         calls: Calls | None = None,
+        samples: SampleTracker | None = None,
     ) -> None:
         self._armed = True
+        self.samples = SampleTracker() if samples is None else samples
         self.is_trying: Callable[[], bool] | None = None
         self.ranks = Ranks() if ranks is None else ranks
         self.spectral = False
@@ -132,6 +138,11 @@ class Recorder:
         self._armed = armed
 
     @property
+    def listens(self) -> bool:
+        """Whether forwards are looked at now: recorded, or for the losses of samples."""
+        return (self._armed or self.samples.is_on) and not (self.is_trying is not None and self.is_trying())
+
+    @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(m, n) of each site that is settled."""
         return {label: site.shape for label, site in self.sites.items()}
@@ -144,6 +155,17 @@ class Recorder:
             return meter.device
         site = next(iter(self.sites.values()), None)
         return torch.device("cpu") if site is None else site.map.device
+
+    def see(
+        self, site: Site, inputs: Tensor, outputs: Any, *, targets: Tensor | None = None, compiled: bool = False
+    ) -> None:
+        """A training forward of a site: record it in a monitored step, and look at the samples in every step."""
+        if self.without_forward.is_late(site.label):
+            self.meters.pop(site.label, None)
+        if site.softmax and site.label == self._main and self._candidates.get(site.module) is not site:
+            self.samples.measure(outputs, hidden=inputs, mapped=lambda: site.map, targets=targets, compiled=compiled)
+        if self.armed:
+            self.record(site, inputs, outputs)
 
     def record(self, site: Site, inputs: Tensor, outputs: Any) -> None:
         """Add a training forward of a site to its meter."""
@@ -166,8 +188,6 @@ class Recorder:
                 f"weight {(m, n)}, found {tuple(local.inputs.shape)} and {found}; it is no plain linear map, leave it "
                 "out"
             )
-        if self.without_forward.is_late(site.label):
-            self.meters.pop(site.label)
         trial = self._candidates.get(site.module) is site
         meters: dict[Any, Meter] = self._trial if trial else self.meters
         key: Any = site.module if trial else site.label
@@ -200,17 +220,31 @@ class Recorder:
             self._skip(f"in {loss.name}, with another weight")
         elif not self._is_below_adapters(site) and self.is_training(site, gradients=True):
             counts = loss.counts(call.targets)
-            if counts is not None:
+            if counts is not None and self.armed:
                 self.mask.see_targets(counts, loss.source())
             self.without_forward.described[site.label] = f"the arguments of {loss.name}"
-            self.record(site, call.inputs, None)
+            targets = None if counts is None else loss.aligned(call.targets, counts, ignored=self.mask.ignore_index)
+            self.see(site, call.inputs, None, targets=targets)
 
-    def begin_forward(self) -> None:
-        """A forward of the model begins."""
+    def begin_forward(
+        self, rows: Tensor | None, attention: Tensor | None, name: str, labels: Tensor | None, last: int
+    ) -> None:
+        """A forward of the model begins, on these rows, with these labels as `labels_among` found them."""
         self.without_forward.begin()
         self.calls.begin()
+        if self.armed:
+            self.mask.take(name, labels, last)
+        else:
+            self.mask.last = last
+        if self._model.training and not inside_backward():
+            self.samples.begin(rows, attention, name, labels, last)
 
-    def forward_over(self) -> None:
+    def next_step(self, step: int) -> None:
+        """A step without a reading is over."""
+        self._recorded_outside_backward.clear()
+        self.samples.next_step(step)
+
+    def forward_over(self, *, compiled: bool = False) -> None:
         """The model's forward is over: measure layers whose inputs are there and whose own forward did not run."""
         for label, hidden in self.without_forward.left().items():
             site = self.sites[label]
@@ -218,11 +252,12 @@ class Recorder:
             if inputs is None or self._is_below_adapters(site):
                 continue
             if self.is_training(site, gradients=True):
-                self.record(site, inputs, None)
+                self.see(site, inputs, None, compiled=compiled)
                 self.without_forward.took(label)
         self.without_forward.end()
-        self.settle()
-        self.mask.forward_over()
+        if self.armed:
+            self.settle()
+            self.mask.forward_over()
         self.calls.over()
 
     def _is_below_adapters(self, site: Site) -> bool:
@@ -329,20 +364,22 @@ class Recorder:
             gradients: Whether it is with gradients; inside compiled code PyTorch says that it is not.
         """
         self.without_forward.runs(site.label)
-        inside_backward = torch._C._current_graph_task_id() != -1
+        in_backward = inside_backward()
         if not site.module.training:
             return self._skip("in eval mode")
         if not gradients:
             return self._skip("without gradients")
         recorded = self._recorded_outside_backward
-        if inside_backward and recorded.get(id(site), 0):
+        if in_backward and recorded.get(id(site), 0):
             recorded[id(site)] -= 1
             return False
-        if not inside_backward:
+        if not in_backward:
             recorded[id(site)] = recorded.get(id(site), 0) + 1
         return True
 
     def _skip(self, why: str) -> bool:
+        if not self.armed:
+            return False
         self.skipped[why] = self.skipped.get(why, 0) + 1
         return False
 
@@ -392,6 +429,11 @@ class Recorder:
         return {self._model, *(site.module for site, _ in self._site_handles)}
 
 
+def inside_backward() -> bool:
+    """Whether backward is under way, in which checkpointing runs layers again."""
+    return torch._C._current_graph_task_id() != -1
+
+
 class _Hook(TraceableHook):
     """A hook that stays behind when its module is copied or pickled: the copy gets one that does nothing."""
 
@@ -434,16 +476,16 @@ class _AtSite(_Hook):
             if torch.is_grad_enabled():
                 outputs = (output,) if isinstance(output, Tensor) else ()
                 self.leave(module, args[0] if args else kwargs["input"], *outputs)
-        elif not self._recorder.armed or is_transformed():
+        elif not self._recorder.listens or is_transformed():
             return
         elif self._recorder.is_training(self._site, gradients=torch.is_grad_enabled()):
-            self._recorder.record(self._site, args[0] if args else kwargs["input"], output)
+            self._recorder.see(self._site, args[0] if args else kwargs["input"], output)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
         """Record a compiled forward."""
         inputs, *outputs = tensors
         if self._recorder.is_training(self._site, gradients=True):
-            self._recorder.record(self._site, inputs, outputs[0] if outputs else None)
+            self._recorder.see(self._site, inputs, outputs[0] if outputs else None, compiled=True)
 
 
 class _Before(_Hook):
@@ -457,15 +499,21 @@ class _Before(_Hook):
             return
         if torch.compiler.is_compiling():
             name, labels, last = labels_among(self._positional, args, kwargs)
-            self.leave(module, *(() if labels is None else (labels,)), name=name, number=last)
-        elif self._recorder.armed:
-            self._recorder.begin_forward()
-            self._recorder.mask.see(args, kwargs)
+            rows, attention = rows_among(self._positional, args, kwargs)
+            # What an absent tensor is called is left out, so that those that are there can be told apart.
+            names = [name, "" if rows is None else "rows", "" if attention is None else "attention"]
+            tensors = [each for each in (labels, rows, attention) if each is not None]
+            self.leave(module, *tensors, name=" ".join(each or "-" for each in names), number=last)
+        elif self._recorder.listens and not is_transformed():
+            name, labels, last = labels_among(self._positional, args, kwargs)
+            rows, attention = rows_among(self._positional, args, kwargs)
+            self._recorder.begin_forward(rows, attention, name, labels, last)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
-        """See the labels of a compiled forward."""
-        self._recorder.begin_forward()
-        self._recorder.mask.take(name, tensors[0] if tensors else None, number)
+        """See the labels and the rows of a compiled forward."""
+        left = list(tensors)
+        labels, rows, attention = (None if each == "-" else left.pop(0) for each in name.split(" "))
+        self._recorder.begin_forward(rows, attention, name.split(" ")[0].strip("-"), labels, number)
 
 
 class _After(_Hook):
@@ -478,12 +526,12 @@ class _After(_Hook):
             return
         if torch.compiler.is_compiling():
             self.leave(module)
-        elif self._recorder.armed:
-            self.run((), "", 0)
+        elif self._recorder.listens:
+            self._recorder.forward_over()
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
-        """The forward is over."""
-        self._recorder.forward_over()
+        """The compiled forward is over."""
+        self._recorder.forward_over(compiled=True)
 
 
 class _AtBody(_Hook):
@@ -501,7 +549,7 @@ class _AtBody(_Hook):
             hidden = hidden_state(output)
             if hidden is not None:
                 self.leave(module, hidden)
-        elif self._recorder.armed:
+        elif self._recorder.listens:
             self._recorder.without_forward.keep(self._label, hidden_state(output))
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
@@ -522,7 +570,7 @@ class _AtLoss(_Hook):
             return
         if torch.compiler.is_compiling():
             self.leave(module, *self._loss.call(args, kwargs))
-        elif self._recorder.armed:
+        elif self._recorder.listens:
             self._recorder.record_loss(self._loss, self._loss.call(args, kwargs))
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:

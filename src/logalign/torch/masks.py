@@ -18,7 +18,8 @@ from logalign.errors import InputError
 
 LOSS_MASK = "loss_mask"
 """An argument that says itself what counts, with 0 for what does not, whatever the labels hold there."""
-LABELS = (LOSS_MASK, "shift_labels", "labels", "targets")
+TARGETS = ("shift_labels", "labels", "targets")
+LABELS = (LOSS_MASK, *TARGETS)
 SHIFTING_CLASSES = re.compile(r"(ForCausalLM|LMHeadModel|DoubleHeadsModel)$")
 NO_MASK = "none seen: every token counts"
 WRAPPER_ATTRIBUTES = ("module", "_orig_mod")
@@ -33,14 +34,16 @@ class TokenMask:
         shift_labels: Whether the model shifts labels by one; None to tell by its class, as Transformers names them.
 
     Attributes:
+        ignore_index: The label that does not count.
+        shifts: Whether the model shifts labels by one.
         positional: What the model's forward calls its positional arguments.
         micro_batches: Whether the user's mask is of a whole step, whose forwards take consecutive sequences of it.
     """
 
     def __init__(self, model: nn.Module, *, ignore_index: int, shift_labels: bool | None) -> None:
         self.source = NO_MASK
-        self._ignore_index = ignore_index
-        self._shifts = shifts_labels(model) if shift_labels is None else shift_labels
+        self.ignore_index = ignore_index
+        self.shifts = shifts_labels(model) if shift_labels is None else shift_labels
         self.positional = positional_arguments(model)
         self.last = 0  # of how many last tokens the forward under way keeps logits; 0 for all, -1 if it is not known
         self._mask: Tensor | None = None
@@ -88,14 +91,10 @@ class TokenMask:
             return
         if labels is None or labels.is_floating_point():
             return
-        mask = labels.detach() != self._ignore_index
-        shifted = name == "labels" and self._shifts and mask.ndim > 1
-        if shifted:
-            mask = torch.cat([mask[..., 1:], mask.new_zeros(()).expand(*mask.shape[:-1], 1)], dim=-1)
-        if last > 0 and mask.ndim > 1:
-            mask = mask[..., -last:]
-        self._mask = mask
-        self.source = f"forward argument '{name}' != {self._ignore_index}" + (", shifted by one" if shifted else "")
+        targets = aligned(name, labels.detach(), last, shifts=self.shifts, ignored=self.ignore_index)
+        shifted = is_shifted(name, labels, shifts=self.shifts)
+        self._mask = targets != self.ignore_index
+        self.source = f"forward argument '{name}' != {self.ignore_index}" + (", shifted by one" if shifted else "")
 
     def see_targets(self, counts: Tensor, source: str) -> None:
         """Take what a loss counts, from its own arguments, unless the user has given a mask."""
@@ -159,6 +158,26 @@ class TokenMask:
                 f"found shape {shape}"
             )
         self.source = f"none: labels of shape {shape} do not match the tokens {tuple(tokens)}, every token counts"
+
+
+def is_shifted(name: str, labels: Tensor, *, shifts: bool) -> bool:
+    """Whether position t of these labels stands for the prediction at t - 1."""
+    return name == "labels" and shifts and labels.ndim > 1
+
+
+def aligned(name: str, labels: Tensor, last: int, *, shifts: bool, ignored: int) -> Tensor:
+    """Labels as one target for each token that has logits: shifted by one where the model does so, the last `last`.
+
+    Args:
+        name: What they are called among the forward's arguments.
+        labels: Whole numbers [...].
+        last: Of how many last tokens logits are kept; 0 for all.
+        shifts: Whether the model shifts `labels` by one.
+        ignored: The label that does not count, which the last token gets where they are shifted.
+    """
+    if is_shifted(name, labels, shifts=shifts):
+        labels = torch.cat([labels[..., 1:], torch.full_like(labels[..., :1], ignored)], dim=-1)
+    return labels[..., -last:] if last > 0 and labels.ndim > 1 else labels
 
 
 def _is_turned(one: torch.Size, other: torch.Size) -> bool:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 SHARED = ("loss", "loss_mean")
 """Values of a step that are means over the token ranks; all others are recorded as this rank has them."""
+VISITS, LEAST_VISITS = 2048, 64
+"""Visits of samples that all ranks together bring to a reading, and one rank at least."""
 Shape = tuple[int, int]
 
 
@@ -244,12 +246,20 @@ class Ranks:
                 "first step on"
             )
 
+    @property
+    def visits(self) -> int | None:
+        """How many visits of samples each rank brings to a reading; None for one process alone, as many as it has."""
+        return None if self.alone else max(LEAST_VISITS, VISITS // len(self.everyone))
+
     def total(
-        self, packed: Mapping[str, Packed], values: Mapping[str, Any], device: torch.device
-    ) -> tuple[dict[str, Packed], dict[str, Any]]:
-        """Sums and losses over all ranks: one all-reduce of one vector. Call `agree()` before."""
+        self, packed: Mapping[str, Packed], values: Mapping[str, Any], device: torch.device, visits: Tensor
+    ) -> tuple[dict[str, Packed], dict[str, Any], Tensor]:
+        """Sums, losses and visits of samples over all ranks: one all-reduce of one vector. Call `agree()` before.
+
+        Visits [self.visits, columns] of the ranks come one after the other.
+        """
         if self.alone:
-            return dict(packed), dict(values)
+            return dict(packed), dict(values), visits
         assert self._agreed is not None
         complete = {site: packed.get(site) or _nothing(shape, device) for site, shape in self._agreed.items()}
         shared = [torch.zeros(2, dtype=wide(device), device=device) for _ in SHARED]
@@ -257,13 +267,15 @@ class Ranks:
             value = values.get(name)
             if value is not None:
                 pair[0], pair[1] = value.detach().reshape(()) if isinstance(value, Tensor) else float(value), 1
-        vector = torch.cat([*(each.vector for each in complete.values()), *shared])
+        of_all = visits.new_zeros((len(self.everyone), *visits.shape))
+        of_all[self.everyone.index(torch.distributed.get_rank())] = visits
+        vector = torch.cat([*(each.vector for each in complete.values()), *shared, of_all.flatten()])
         torch.distributed.all_reduce(vector, group=self._group)
         sizes = [each.vector.numel() for each in complete.values()]
-        *parts, last = torch.split(vector, [*sizes, 2 * len(SHARED)])
+        *parts, last, met = torch.split(vector, [*sizes, 2 * len(SHARED), of_all.numel()])
         found = {site: replace(each, vector=part) for (site, each), part in zip(complete.items(), parts, strict=True)}
         means = {name: last[2 * i] / last[2 * i + 1] for i, name in enumerate(SHARED) if name in values}
-        return found, {**values, **means}
+        return found, {**values, **means}, met
 
     def total_grams(
         self, grams: Mapping[str, tuple[Tensor, Tensor] | None], device: torch.device

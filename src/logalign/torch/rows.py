@@ -1,0 +1,134 @@
+"""Rows: which sample a row of a batch is, told by a hash of its content, taken on the device without waiting for it.
+
+Method: every element is mixed with its place in the row by 64-bit integer arithmetic that wraps around, and the results
+are summed. The alternative, to have the user number the samples, needs a change of the data loader. A sum over elements
+is the same in whatever order the device adds.
+
+Zeros add nothing, so that a row padded with zeros at its end is the same row. Where an attention mask or a padding token
+is known, places are counted over the tokens that are left, so that padding in front does not matter either.
+
+Shapes: B rows of a batch, L elements of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HIGHEST = 2**63 - 1
+"""The highest hash, and the mask of the bits that are used."""
+LARGEST_ROW = 4096
+"""Elements of a row of floating-point numbers that are looked at, evenly spaced where there are more."""
+NOT_ROWS = frozenset(
+    "attention_mask loss_mask labels shift_labels targets position_ids token_type_ids cache_position decoder_input_ids "
+    "decoder_attention_mask inputs_embeds past_key_values logits_to_keep num_items_in_batch".split()
+)
+"""Arguments of a forward that do not tell which sample a row is."""
+TOKENS = "input_ids"
+MASK = "attention_mask"
+
+# Odd numbers without structure: multiples of the golden ratio's fraction, and the digits of pi and e.
+_VALUE, _PLACE, _STIR = (each - 2**64 for each in (0x9E3779B97F4A7C15, 0xC2B7E151628AED2B, 0xA0761D6478BD6429))
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def row_hashes(rows: Tensor, *, mask: Tensor | None = None, padding: int | None = None) -> Tensor:
+    """Hashes of the rows of a batch [B, ...], [B] of int64 from 0 to 2**63 - 1.
+
+    Args:
+        rows: Tokens, images, features: whole numbers, booleans or floating-point numbers.
+        mask: Of the same shape, nonzero where a token is no padding.
+        padding: The token that is padding.
+    """
+    flat = rows.detach().reshape(rows.shape[0], -1)
+    if flat.is_floating_point() or flat.is_complex():
+        flat = torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat
+        length = flat.shape[1]
+        if length > LARGEST_ROW:
+            flat = flat[:, torch.arange(LARGEST_ROW, device=flat.device) * length // LARGEST_ROW]
+        values = flat.contiguous().view(_BITS[flat.element_size()]).to(torch.int64)
+    else:
+        values = flat.to(torch.int64)
+    counts = values != 0
+    relative = False
+    if mask is not None and mask.shape == rows.shape:
+        counts, relative = counts & (mask.reshape(flat.shape) != 0), True
+    if padding is not None:
+        counts, relative = counts & (values != padding), True
+    if relative:
+        places = counts.cumsum(1)
+    else:
+        places = torch.arange(1, values.shape[1] + 1, device=values.device)
+    mixed = values * _VALUE + places * _PLACE
+    mixed = (mixed ^ _shifted(mixed, 29)) * _STIR
+    return mixed_up(torch.where(counts, mixed, mixed.new_zeros(())).sum(1))
+
+
+def mixed_up(numbers: Tensor) -> Tensor:
+    """Whole numbers [...] scrambled one by one to hashes from 0 to 2**63 - 1; equal numbers to equal hashes."""
+    mixed = numbers.to(torch.int64) + _PLACE
+    for shift, factor in ((30, _VALUE), (27, _STIR)):
+        mixed = (mixed ^ _shifted(mixed, shift)) * factor
+    return (mixed ^ _shifted(mixed, 31)) & HIGHEST
+
+
+def _shifted(numbers: Tensor, bits: int) -> Tensor:
+    """Shifted to the right with zeros coming in, as for numbers without a sign."""
+    return (numbers >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def rows_among(
+    positional: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The tensor among a forward's arguments whose rows are samples, and the attention mask beside it.
+
+    `input_ids`, else the first tensor of whole numbers, else the first tensor. It is traced where the model is compiled.
+    """
+    named: list[tuple[str, Any]] = [
+        (positional[i] if len(args) <= len(positional) else "", each) for i, each in enumerate(args)
+    ]
+    named += list(kwargs.items())
+    found: list[tuple[str, Tensor]] = []
+    for name, each in named:
+        if isinstance(each, Mapping):
+            found += [(str(key), value) for key, value in each.items() if isinstance(value, Tensor)]
+        elif isinstance(each, list | tuple):
+            found += [(name, value) for value in each if isinstance(value, Tensor)]
+        elif isinstance(each, Tensor):
+            found.append((name, each))
+    mask = _first(each for name, each in found if name == MASK)
+    usable = [(name, each) for name, each in found if name not in NOT_ROWS and each.ndim > 0]
+    tokens = _first(each for name, each in usable if name == TOKENS)
+    if tokens is None:
+        whole = (
+            each for _, each in usable if not each.is_floating_point() and each.dtype != torch.bool and each.ndim > 1
+        )
+        tokens = _first(whole)
+    if tokens is None:
+        tokens = _first(each for _, each in usable)
+    return tokens, mask
+
+
+def _first(tensors: Iterable[Tensor]) -> Tensor | None:
+    for each in tensors:
+        return each
+    return None
+
+
+def padding_token(model: nn.Module) -> int | None:
+    """The padding token that a model's configuration names, as Transformers' models do."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None:
+            token = getattr(config, "pad_token_id", None)
+            return token if isinstance(token, int) and not isinstance(token, bool) else None
+    return None
+
+
+def can_be_hashed(rows: Tensor) -> bool:
+    """Whether a tensor's elements are there to be read: not sparse, nested, quantized, of a meta device or empty."""
+    plain = rows.layout == torch.strided and not rows.is_quantized and not rows.is_meta and not rows.is_nested
+    return plain and rows.ndim > 0 and rows.numel() > 0

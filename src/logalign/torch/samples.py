@@ -1,0 +1,439 @@
+"""Samples: the losses of a few samples of each batch, taken in the forward that the hooks see anyway.
+
+Method: rows of the batch are hashed, those with the lowest hashes are looked at, and of each a few tokens, chosen by the
+hash too, so that a sample is measured on the same tokens at every visit. Their losses need targets. Those come from the
+first of these that is there:
+
+    labels      among the forward's arguments, as Transformers has them, or among those of a fused loss
+    gradient    of the logits: that of a cross entropy is negative at the target alone, and zero where a token does not
+                count, so it tells the target, the mask, and whether the loss is a cross entropy at all
+    inputs      shifted by one, where a compiled model hides the gradient; checked against the loss that `step()` gets
+    the user    `step(losses=...)`, one for each row
+
+The alternative, to find the targets among the arguments of the loss function, would have to replace that function.
+
+Nothing waits for the device: hash and loss of each row stay there until the next reading takes them along.
+
+Shapes: B rows of a batch, r of them looked at, L tokens of a row, q of them looked at, V logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from logalign.samples.visits import hashes_of
+from logalign.torch import reduce
+from logalign.torch.kept import Kept
+from logalign.torch.linear import LinearMap
+from logalign.torch.masks import TARGETS, aligned
+from logalign.torch.rows import HIGHEST, can_be_hashed, mixed_up, row_hashes
+
+TOKENS_PER_ROW = 8
+SMALL_ROW = 8192
+"""Logits of a row that are few enough to look at all of its tokens."""
+MOST_ROWS = 64
+"""Rows of a forward that are looked at, where a row has several tokens."""
+MOST_ROWS_GIVEN = 1024
+"""The same, where the user's ids, which come after the forward, say which rows are tracked."""
+
+
+CHECKED_ROWS = 64
+"""Rows whose losses, with the next tokens as targets, are compared with the loss that `step()` gets."""
+CHECK_SHARE, CHECK_ERRORS = 0.1, 4.0
+"""They may differ by this share, and by so many standard errors more."""
+ADVICE = "pass step(losses=...), the loss of each row of the batch"
+UNSEEN = f"no losses of single samples are seen; {ADVICE}"
+
+
+class Batch(NamedTuple):
+    """The rows of the forward under way.
+
+    Attributes:
+        hashes: Of all of them, [B].
+        rows: Their tokens, or whatever else the model is given, [B, ...].
+        mask: The attention mask beside them.
+        name: What the labels are called among the forward's arguments.
+        labels: The labels; None without.
+        last: Of how many last tokens logits are kept; 0 for all, -1 where that is not known.
+    """
+
+    hashes: Tensor
+    rows: Tensor
+    mask: Tensor | None
+    name: str
+    labels: Tensor | None
+    last: int
+
+
+class Chosen(NamedTuple):
+    """The rows of a forward that are looked at, and of each the tokens.
+
+    Attributes:
+        places: Which rows, [r].
+        hashes: Their hashes, [r].
+        tokens: Which tokens of each, [r, q].
+        counts: Which of these count, [r, q].
+        targets: Their targets, [r, q]; None where they are not known.
+    """
+
+    places: Tensor
+    hashes: Tensor
+    tokens: Tensor
+    counts: Tensor
+    targets: Tensor | None
+
+    def of(self, source: Tensor, shape: tuple[int, int]) -> Tensor:
+        """What these tokens have of a tensor with as many as B L tokens: [r, q, ...]."""
+        return source.reshape(*shape, source.shape[-1])[self.places[:, None], self.tokens]
+
+
+class SampleTracker:
+    """Measures the losses of tracked samples in training forwards.
+
+    Args:
+        is_on: Whether samples are tracked.
+        ignore_index: The label that does not count.
+        shifts: Whether the model shifts its labels by one.
+        padding: The padding token, where it is known.
+
+    Attributes:
+        is_on: Whether samples are tracked still.
+        step: The step under way.
+        kept: Hashes and losses since the last reading.
+        fault: The error that ended the tracking; None where there was none.
+        by_inputs: Whether targets are the inputs shifted by one, which has to be checked.
+        forwards: Forwards since the last reading whose rows are known.
+    """
+
+    def __init__(
+        self, *, is_on: bool = False, ignore_index: int = -100, shifts: bool = False, padding: int | None = None
+    ) -> None:
+        self.is_on = is_on
+        self.step = 0
+        self.kept = Kept()
+        self.fault: str | None = None
+        self.by_inputs = False
+        self.forwards = 0
+        self._ignore_index = ignore_index
+        self._shifts = shifts
+        self._padding = padding
+        self._read: list[float] = []  # losses by the inputs as targets
+        self._means: list[float] = []  # those that step() got at the same readings
+        self._refuted: str | None = None
+        self._any = False  # whether any loss of a sample was kept
+        self._batch: Batch | None = None
+        self._done = False  # whether the forward under way has been measured
+        self._share = 1.0  # of all samples that are tracked
+        self._gives_ids = self._gives_losses = False
+        self._of_step: list[tuple[Tensor, Tensor | None]] = []  # hashes [B] and losses [B] of each forward of the step
+
+    def begin(
+        self, rows: Tensor | None, mask: Tensor | None, name: str = "", labels: Tensor | None = None, last: int = 0
+    ) -> None:
+        """A training forward of the model begins, on these rows."""
+        self._close()
+        if not self.is_on or rows is None or not can_be_hashed(rows):
+            return
+        with self._guarded():
+            hashes = row_hashes(rows, mask=mask, padding=self._padding)
+            self._batch = Batch(hashes, rows.detach(), mask, name, None if labels is None else labels.detach(), last)
+            self.forwards += 1
+
+    def _close(self) -> None:
+        """The forward under way has its head behind it, which may run after the forward itself."""
+        batch, self._batch = self._batch, None
+        if batch is not None and not self._done:
+            self._of_step.append((batch.hashes, None))
+        self._done = False
+
+    def measure(
+        self,
+        outputs: Any,
+        *,
+        hidden: Tensor,
+        mapped: Callable[[], LinearMap],
+        targets: Tensor | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """The head runs on the rows of the forward under way; of several calls in a forward the first counts.
+
+        Args:
+            outputs: Its logits [B, L, V], [B, V] or [B L, V]; None where they are never formed.
+            hidden: Its inputs [..., n].
+            mapped: Gives its weight, where there are no logits.
+            targets: Those of its loss, one for each of the inputs, where they are known.
+            compiled: Whether this is inside of compiled code, where no gradient can be listened to.
+        """
+        batch = self._batch
+        if not self.is_on or batch is None or self._done:
+            return
+        self._done = True
+        self._of_step.append((batch.hashes, None))
+        if self._gives_losses:
+            return
+        with self._guarded():
+            logits = outputs.detach() if _is_plain(outputs) else None
+            if logits is None and outputs is not None:
+                return  # each rank has the logits of some words alone
+            tokens = (hidden if logits is None else logits).shape[:-1]
+            shape = _shape_of(batch, tokens)
+            width = 0 if shape is None else mapped().shape[0] if logits is None else logits.shape[-1]
+            if shape is None or width < 2:
+                return
+            known = self._targets(batch, targets, shape)
+            if known is None and (logits is None or compiled):
+                known = _following(batch, shape, self._ignore_index)
+                self.by_inputs = known is not None
+            if known is None and (compiled or logits is None or not outputs.requires_grad):
+                return
+            chosen = self._choose(batch, shape, known, width)
+            picked = chosen.of(hidden.detach(), shape) if logits is None else chosen.of(logits, shape)
+            if known is None:
+                self._listen(outputs, picked, shape, chosen)
+            else:
+                self._keep(chosen, _losses(_logits(picked, mapped()) if logits is None else picked, chosen))
+
+    def _targets(self, batch: Batch, targets: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
+        """Targets [B, L], where they are known."""
+        if targets is None:
+            if batch.labels is None or batch.name not in TARGETS or batch.last < 0:
+                return None
+            targets = aligned(batch.name, batch.labels, batch.last, shifts=self._shifts, ignored=self._ignore_index)
+        if targets.is_floating_point() or targets.numel() != shape[0] * shape[1]:
+            return None
+        return targets.detach().reshape(shape)
+
+    def _choose(self, batch: Batch, shape: tuple[int, int], targets: Tensor | None, width: int) -> Chosen:
+        """The rows with the lowest hashes, and of each the tokens with the lowest: the same at every visit."""
+        size, length = shape
+        most = max(TOKENS_PER_ROW, SMALL_ROW // width)
+        hashes, places = torch.topk(batch.hashes, self._rows_to_take(size, one_token=length == 1), largest=False)
+        own = None if targets is None else targets[places]
+        if own is not None:
+            counts = own != self._ignore_index
+        elif batch.mask is not None and batch.mask.shape == shape:
+            counts = batch.mask[places] != 0
+        else:
+            counts = torch.ones((places.numel(), length), dtype=torch.bool, device=hashes.device)
+        if length <= most:
+            every = torch.arange(length, device=hashes.device).expand(places.numel(), length)
+            return Chosen(places, hashes, every, counts, own)
+        # By their number among those that count, so that padding changes nothing.
+        keys = torch.where(counts, mixed_up(hashes[:, None] ^ counts.cumsum(1)), HIGHEST)
+        tokens = torch.topk(keys, most, dim=1, largest=False).indices
+        return Chosen(places, hashes, tokens, counts.gather(1, tokens), None if own is None else own.gather(1, tokens))
+
+    def _rows_to_take(self, size: int, *, one_token: bool) -> int:
+        """As many as will be tracked in nearly every batch of this size; those with lower hashes come first."""
+        if self._gives_ids:
+            return min(size, MOST_ROWS_GIVEN)
+        expected = size * self._share
+        rows = size if self._share >= 1 else math.ceil(expected + 4 * math.sqrt(expected))
+        return max(1, min(size, rows, size if one_token else MOST_ROWS))
+
+    def _listen(self, logits: Tensor, picked: Tensor, shape: tuple[int, int], chosen: Chosen) -> None:
+        """Find the targets in the gradient of the logits, once backward gets there."""
+        place = len(self._of_step) - 1
+
+        def see(gradient: Tensor) -> None:
+            if not self.is_on:
+                return
+            with self._guarded():
+                own = chosen.of(gradient.detach(), shape).float()
+                is_entropy = ((own < 0).sum(-1) == 1) & (own.sum(-1).abs() <= 0.1 * own.abs().sum(-1))
+                self._keep(
+                    chosen,
+                    _losses(picked, chosen._replace(targets=own.argmin(-1), counts=chosen.counts & is_entropy)),
+                    place,
+                )
+
+        logits.register_hook(see)  # type: ignore[no-untyped-call]
+
+    def _keep(self, chosen: Chosen, losses: Tensor, place: int = -1) -> None:
+        """Keep hash and loss of each chosen row; or, where the user gives ids, all losses for when those come."""
+        self._any = True
+        if not self._gives_ids:
+            self.kept.add(self.step, chosen.hashes, losses)
+        elif self._of_step:
+            hashes, _ = self._of_step[place]
+            every = losses.new_full(hashes.shape, math.nan)
+            every[chosen.places] = losses
+            self._of_step[place] = hashes, every
+
+    def give(self, losses: Any, ids: Any) -> str | None:
+        """Take the losses or ids of all rows of the step, in the order of its forwards; what is wrong, in words."""
+        if not self.is_on:
+            return None
+        self._close()
+        rows = self._of_step
+        was_told, self._gives_ids = self._gives_ids, self._gives_ids or ids is not None
+        self._gives_losses = self._gives_losses or losses is not None
+        hashes = torch.cat([each for each, _ in rows]) if ids is None and rows else _hashes_of(ids)
+        known: Tensor | str | None
+        if isinstance(hashes, str):
+            return hashes
+        if losses is not None:
+            known = _losses_of(losses)
+        else:
+            measured = [each for _, each in rows if each is not None]
+            # Before the first ids not all rows are measured, and afterwards not where their loss cannot be seen.
+            known = torch.cat(measured) if was_told and rows and len(measured) == len(rows) else None
+        if known is None or isinstance(known, str):
+            return known
+        if hashes.numel() != known.numel():
+            whose = "rows of the step's forwards" if ids is None else "samples"
+            return f"expected one loss for each of the {hashes.numel()} {whose}, found {known.numel()}"
+        self._any = True
+        with self._guarded():
+            self.kept.add(self.step, hashes.to(known.device, non_blocking=True), known)
+        return None
+
+    def next_step(self, step: int) -> None:
+        """The step is over."""
+        self.step = step
+        self._batch, self._done = None, False
+        if self._of_step:
+            self._of_step = []
+
+    def check(self, losses: np.ndarray[Any, Any]) -> None:
+        """Take note of losses that have been read, to compare them with those that `step()` gets."""
+        if self.by_inputs:
+            self._read += [float(each) for each in losses if math.isfinite(each)]
+
+    def lacking(self, loss: float | None) -> str | None:
+        """What is missing for there to be losses of samples, in words; None where nothing is.
+
+        Args:
+            loss: Mean training loss since the last reading. Where targets are the inputs shifted by one, the samples'
+                losses have to agree with it; where they do not, nothing is tracked from then on.
+        """
+        if self.fault is not None:
+            return f"samples are followed no more: {self.fault}"
+        if self.by_inputs and self._read:
+            self._compare(loss)
+        if self._refuted is not None or not self.is_on:
+            return self._refuted
+        if self.forwards and not self._any:
+            return UNSEEN
+        return None
+
+    def _compare(self, loss: float | None) -> None:
+        if loss is None:
+            self._refuted = f"no loss is passed to step() that could tell whether targets are the next tokens; {ADVICE}"
+        else:
+            self._means += [loss]
+            if len(self._read) < CHECKED_ROWS:
+                return
+            own, expected = float(np.mean(self._read)), float(np.mean(self._means))
+            error = float(np.std(self._read)) / math.sqrt(len(self._read))
+            if abs(own - expected) > CHECK_SHARE * abs(expected) + CHECK_ERRORS * error:
+                self._refuted = (
+                    f"targets are not the next tokens: with those the loss is {own:.4g}, and step() gets {expected:.4g}; "
+                    f"{ADVICE}"
+                )
+        self._read, self._means = [], []
+        if self._refuted is not None:
+            self.stop()
+
+    def settle(self, *, threshold: int) -> None:
+        """Take up what a reading has found: samples with a higher hash are not tracked."""
+        self._share = (threshold + 1) / (HIGHEST + 1)
+        self.kept.threshold = threshold
+        self.forwards = 0
+
+    def stop(self) -> None:
+        """Track no more."""
+        self.is_on = False
+        self._batch, self._of_step = None, []
+        self.kept.clear()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """What goes wrong here ends the tracking, and not the training."""
+        try:
+            with torch.no_grad():
+                yield
+        except Exception as error:
+            self.fault = f"{type(error).__name__}: {error}"
+            self.stop()
+
+
+def _is_plain(outputs: Any) -> bool:
+    return isinstance(outputs, Tensor) and type(outputs).__name__ != "DTensor"
+
+
+def _shape_of(batch: Batch, tokens: torch.Size) -> tuple[int, int] | None:
+    """B and L of the logits; None where they are not of these rows."""
+    size = batch.hashes.shape[0]
+    if not tokens or not tokens.numel():
+        return None
+    if tokens[0] == size:
+        return size, tokens[1:].numel()
+    is_text = batch.rows.ndim == 2 and not batch.rows.is_floating_point()
+    # Flattened, with or without the last token of each row.
+    return (size, tokens[0] // size) if len(tokens) == 1 and is_text and tokens[0] % size == 0 else None
+
+
+def _following(batch: Batch, shape: tuple[int, int], ignored: int) -> Tensor | None:
+    """The inputs shifted by one, [B, L]; None where they are no tokens."""
+    rows = batch.rows
+    if rows.is_floating_point() or rows.shape != shape or shape[1] < 2:
+        return None
+    following = torch.full_like(rows, ignored, dtype=torch.int64)
+    following[:, :-1] = rows[:, 1:]
+    if batch.mask is not None and batch.mask.shape == rows.shape:
+        following[:, :-1].masked_fill_(batch.mask[:, 1:] == 0, ignored)
+    return following
+
+
+def _logits(hidden: Tensor, mapped: LinearMap) -> Tensor:
+    rows = reduce.at_least_float32(hidden)
+    logits = torch.cat([rows @ block.to(rows.dtype).T for block in mapped.blocks()], dim=-1)
+    return logits if mapped.bias is None else logits + mapped.bias.detach().to(logits.dtype)
+
+
+def _losses(logits: Tensor, chosen: Chosen) -> Tensor:
+    """Mean loss of each row over its tokens that count, in nats, [r]; NaN where none does."""
+    targets = chosen.targets
+    assert targets is not None
+    logits = logits.float()
+    inside = chosen.counts & (targets >= 0) & (targets < logits.shape[-1])
+    at = torch.where(inside, targets, 0).to(torch.int64)
+    each = torch.logsumexp(logits, dim=-1) - logits.gather(-1, at[..., None])[..., 0]
+    return torch.where(inside, each, 0.0).sum(-1) / inside.sum(-1)
+
+
+def _losses_of(losses: Any) -> Tensor | str:
+    """The user's losses as a tensor [rows], or what is wrong with them."""
+    try:
+        found = losses.detach() if isinstance(losses, Tensor) else torch.as_tensor(np.asarray(losses, dtype=np.float64))
+    except (TypeError, ValueError):
+        return f"losses: expected one number for each row of the step's forwards, found {type(losses).__name__}"
+    if found.ndim != 1 or found.is_complex():
+        return f"losses: expected one number for each row of the step's forwards, found shape {tuple(found.shape)}"
+    return found.float()
+
+
+def _hashes_of(ids: Any) -> Tensor | str:
+    """Hashes of the user's ids [samples], or what is wrong with them."""
+    if ids is None:
+        return "losses: expected a forward of the watched model in this step, found none; pass samples= beside them"
+    if isinstance(ids, Tensor) or (isinstance(ids, np.ndarray) and ids.dtype.kind in "iub"):
+        found = torch.as_tensor(ids)
+        if found.ndim != 1 or found.is_floating_point() or found.is_complex():
+            return f"samples: expected whole numbers [samples], found {found.dtype} of shape {tuple(found.shape)}"
+        return mixed_up(found)
+    try:
+        listed = list(ids)
+    except TypeError:
+        return f"samples: expected an id for each row of the step's forwards, found {type(ids).__name__}"
+    if all(isinstance(each, int) and abs(each) <= HIGHEST for each in listed):
+        return mixed_up(torch.tensor(listed, dtype=torch.int64))
+    return torch.tensor(hashes_of(listed), dtype=torch.int64)
