@@ -8,7 +8,9 @@ is one warning.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from logalign.diagnosis.baseline import Baseline
     from logalign.diagnosis.detector import Choice
     from logalign.diagnosis.verdict import Verdict
+
+log = logging.getLogger("logalign")
 
 
 class Journal:
@@ -131,6 +135,9 @@ class Journal:
         fields = self.samples.fields(step, epoch, lacking=lacking)
         for key, message in self.samples.notes():
             self.warn_later(key, message)
+        told, self.samples.told = self.samples.told, None
+        if told is not None:
+            self._note(told, step=step)
         return fields
 
     def take(self, readings: Readings) -> None:
@@ -152,6 +159,15 @@ class Journal:
             self._writer.spectra(step, site, **vectors)
         except OSError as error:
             self._warn_of_writing(error)
+
+    def _note(self, message: str, *, step: int) -> None:
+        """Tell what is no fault of anybody's, and write it to the run."""
+        say(message)
+        if self._writer is not None:
+            try:
+                self._writer.event("note", step=step, message=message)
+            except OSError as error:
+                self._warn_of_writing(error)
 
     def warn_later(self, key: str, message: str) -> None:
         """Warn once the next readings are taken: a program that turns warnings into errors loses none."""
@@ -294,6 +310,14 @@ def open_journal(
         trackers=opened,
         revisits=revisits,
     )
+
+
+def say(message: str) -> None:
+    """Tell it to the logger "logalign", or, in a program that has set up no logging, on standard error."""
+    if log.hasHandlers():
+        log.info(message)
+    else:
+        print(f"logalign: {message}", file=sys.stderr)
 
 
 def _cannot_write(writer: RunWriter, error: OSError) -> str:

@@ -7,7 +7,6 @@ and the readings go to the run log and to the caller.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import sys
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import logalign
 from logalign.diagnosis.detector import as_baseline, check_regime
 from logalign.errors import InputError, LogAlignError, MissingExtraError
-from logalign.journal import Journal, open_journal
+from logalign.journal import Journal, open_journal, say
 from logalign.readings import UNEMBEDDING, Reading, Readings, finite
 from logalign.samples.visits import TRACKED
 
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from logalign.runlog import Run
     from logalign.torch.hooks import Recorder
     from logalign.torch.parallel import Ranks
-
-log = logging.getLogger("logalign")
 
 SILENT_STEPS = 3
 """Monitored steps in a row without a reading after which the user is told."""
@@ -635,21 +632,13 @@ class Monitor:
             words = [site.sentence()]
             if (inputs := self._inputs_of(site.label)) is not None:
                 words.append(f"its own forward does not run, inputs: {inputs}")
-            _say("; ".join([*words, *rest]))
+            say("; ".join([*words, *rest]))
         if len(sites) > SITES_SAID:
             last = sites[-1].sentence()
-            _say(f"... and {len(sites) - SITES_SAID} more layers; the last: {last}")
+            say(f"... and {len(sites) - SITES_SAID} more layers; the last: {last}")
         self._journal.describe(self.sites, step=self._step)
 
 
 def _shapes(layers: Mapping[str, Sequence[int]]) -> str:
     """Layers with their shapes, in words."""
     return ", ".join(f"{label} {m} x {n}" for label, (m, n) in layers.items())
-
-
-def _say(message: str) -> None:
-    """Tell it to the logger "logalign", or, in a program that has set up no logging, on standard error."""
-    if log.hasHandlers():
-        log.info(message)
-    else:
-        print(f"logalign: {message}", file=sys.stderr)

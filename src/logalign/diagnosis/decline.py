@@ -231,6 +231,49 @@ def _deviation_slope(x: Vector, u: Vector, lar: Vector, half: int, curve: Curve 
     return None if found is None else found.value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How a sample's loss changes while the network trains on other samples, at the last readings.
+
+    Attributes:
+        now: In nats a pass.
+        error: Its standard error.
+        low: The lowest of the last readings, less the standard errors that are asked for.
+        low_for_a_pass: Whether that has been above zero in all readings of the last pass.
+    """
+
+    now: float
+    error: float
+    low: float
+    low_for_a_pass: bool
+
+
+def drift(series: Series, *, errors: float, hold: int) -> Drift | None:
+    """Drift at the last reading; None where it is not known there.
+
+    Args:
+        series: The readings.
+        errors: How many standard errors to take off.
+        hold: Of how many last readings `low` is.
+    """
+    now, error = series.last("drift"), series.last("drift_error")
+    if now is None or error is None:
+        return None
+    lows = series.recent("drift") - errors * series.recent("drift_error")
+    passes = series.recent("epoch")
+    last = lows[passes > passes[-1] - 1] if np.isfinite(passes[-1]) else lows[:0]
+    covered = bool(np.isfinite(passes).any()) and float(np.nanmin(passes)) <= passes[-1] - 1
+    whole = covered or passes.size == series.capacity
+    recent = lows[-hold:]
+    held = recent.size == hold and bool(np.isfinite(recent).all())
+    return Drift(
+        now=now,
+        error=error,
+        low=float(recent.min()) if held else -math.inf,
+        low_for_a_pass=held and whole and last.size >= hold and bool((last > 0).all()),
+    )
+
+
 def tokens_per_step(series: Series) -> float | None:
     """Tokens per step over the last readings; None where not recorded."""
     steps, tokens = series.steps, series.recent("tokens_seen")

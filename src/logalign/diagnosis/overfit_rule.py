@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from logalign.diagnosis.decline import Deviation, Span, Trend
+from logalign.diagnosis.decline import Deviation, Drift, Span, Trend
 from logalign.diagnosis.repetition import Repetition
 from logalign.diagnosis.verdict import Number, Outcome
 
 EARLY_READINGS = 30
 """A classifier that has fitted its data within so many readings has done so before k could be seen to grow."""
-Kind = Literal["baseline", "loss", "passes", "spread", "acceleration"]
+Kind = Literal["baseline", "loss", "passes", "revisits", "spread", "acceleration"]
 RestsOn = Literal[Kind, "epoch", "nothing"]
 ALARMS = ("approaching", "overfitting")
 
@@ -52,7 +52,9 @@ class OverfitThresholds:
         drop: By what share of itself the training loss drops where a pass begins: the same.
         spread: Factor by which vocabulary-centered k has grown since it was lowest, in a classifier: "approaching".
         spread_alarm: The same, "overfitting".
-        hold_repetition: So many readings in a row have to be beyond `drop` and `spread`.
+        hold_repetition: So many readings in a row have to be beyond `drop` and `spread`, and drift above zero.
+        drift_errors: Drift has to be above zero by so many of its standard errors: "approaching", and "overfitting" once
+            it has been so in all readings of a whole pass. Not fitted.
     """
 
     form: str = "lar_vocab_centered"
@@ -74,6 +76,7 @@ class OverfitThresholds:
     spread: float = 1.225
     spread_alarm: float = 1.8
     hold_repetition: int = 3
+    drift_errors: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +106,7 @@ class OverfitSignals:
         spent_early: Whether it was so within the first 30 readings.
         trend: The slow signals.
         why_no_baseline: Why this run's own first epoch gives none.
+        drift: By how much a sample's loss changes in a pass over other samples.
     """
 
     step: int
@@ -127,6 +131,7 @@ class OverfitSignals:
     spent_early: bool
     trend: Trend | None
     why_no_baseline: str | None
+    drift: Drift | None = None
 
     def width(self, thresholds: OverfitThresholds) -> float | None:
         """Half the width of the band that a healthy run may lie in; None without a deviation."""
@@ -163,6 +168,8 @@ class OverfitSignals:
             "strain": None if passes is None else passes.strain,
             "drop": None if passes is None else passes.drop,
             "spread": self.spread,
+            "drift": None if self.drift is None else self.drift.now,
+            "drift_error": None if self.drift is None else self.drift.error,
             "head_norm_growth": None if slow is None else slow.head_norm_growth,
             "loss": self.loss,
             "epoch": self.epoch,
@@ -276,6 +283,24 @@ def _by_passes(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
     return "overfitting" if rises or previous == "overfitting" else "approaching", why, "passes"
 
 
+def _by_revisits(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
+    """Whether training on other samples makes a sample's loss rise."""
+    found = s.drift
+    if found is None:
+        return None
+    size = f"{abs(found.now):.3f} \u00b1 {found.error:.3f} nats a pass"
+    rises = f"training on other samples makes a sample's loss rise, by {size}"
+    if found.low_for_a_pass or (previous == "overfitting" and found.now > 0):
+        return "overfitting", f"{rises}, for a whole pass now: what it learns no longer carries over.", "revisits"
+    if found.low > 0 or (previous in ALARMS and found.now > 0):
+        return "approaching", f"{rises}: what it learns no longer carries over.", "revisits"
+    if found.now < 0:
+        said = f"training on other samples lowers a sample's loss, by {size}: what it learns carries over."
+    else:
+        said = f"training on other samples does not clearly raise a sample's loss ({size})."
+    return "healthy", said, "revisits"
+
+
 def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
     """In a classifier: whether it needs many more directions than it began with, as it does to fit single samples."""
     if s.spread is None or not s.classifies or s.repetition is not None:
@@ -319,6 +344,7 @@ BY_KIND: Mapping[Kind, Callable[[OverfitSignals, OverfitThresholds, Outcome | No
     "baseline": _by_baseline,
     "loss": _by_loss,
     "passes": _by_passes,
+    "revisits": _by_revisits,
     "spread": _by_spread,
     "acceleration": _by_acceleration,
 }

@@ -22,6 +22,7 @@ from logalign.diagnosis.decline import (
     Deviation,
     Trend,
     deviation,
+    drift,
     fitted_bins,
     loss_below,
     reaches,
@@ -73,7 +74,7 @@ SUGGESTIONS: Mapping[Outcome, str] = {
     "approaching": "Keep a checkpoint of now: training on this data will soon stop paying; get more data, or stronger "
     "regularization.",
     "overfitting": "Stop, go back to a checkpoint from before it began, and use more data or stronger regularization.",
-    "undecidable": "Give a baseline: a run of the same set-up on data that does not repeat; and pass epoch and lr to "
+    "undecidable": "Give a baseline: a run of the same set-up on data that does not repeat; and pass loss and lr to "
     "step().",
 }
 
@@ -162,6 +163,7 @@ class OverfitDetector(Judge):
             spent_early=_spent_early(series),
             trend=self._slow_signals(axis),
             why_no_baseline=self._why_no_baseline,
+            drift=drift(series, errors=t.drift_errors, hold=t.hold_repetition),
         )
 
     @property
@@ -285,6 +287,13 @@ class OverfitDetector(Judge):
                 f"approaching: a strain of {t.strain:g} (loss lost by seeing the same samples again, times LAR lost, "
                 f"summed over log(step)), or a loss that drops by {t.drop:.1%} with each pass in {t.hold_repetition} "
                 f"readings; overfitting: if the loss rises inside passes, too; {fitted}",
+            )
+        if rests_on == "revisits":
+            return (
+                "how the losses of samples change from one visit to the next, while the network trains on others: "
+                "robust regression on the time between, over the last pass",
+                f"approaching: above zero by {t.drift_errors:g} standard errors in {t.hold_repetition} readings; "
+                "overfitting: in all readings of a pass; not fitted (docs/revisits.md)",
             )
         if rests_on == "spread":
             return (

@@ -22,6 +22,7 @@ from logalign.diagnosis.epochs import completed_passes
 from logalign.diagnosis.trend import History, Vector
 from logalign.errors import InputError
 from logalign.readings import Reading
+from logalign.samples.passes import GivenEpochs
 
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
 FORM_NAMES = {
@@ -30,9 +31,10 @@ FORM_NAMES = {
     "lar_token_centered": "token-centered LAR",
     "lar_centered": "centered LAR",
 }
-COLUMNS = (*FORMS, "loss", "lr", "epoch", "completed", "tokens_seen", "head_norm")
-"""What is kept of a reading: `loss` is the mean since the reading before, where that was recorded, `completed` how many
-passes over the data its samples had been through, `head_norm` the Frobenius norm of the layer's weight."""
+COLUMNS = (*FORMS, "loss", "lr", "epoch", "completed", "tokens_seen", "head_norm", "drift", "drift_error")
+"""What is kept of a reading: `loss` is the mean since the reading before, where that was recorded, `epoch` the passes
+over the data so far, `completed` how many of them its samples had been through, `head_norm` the Frobenius norm of the
+layer's weight, `drift` and its error those of the samples that come back."""
 STATE_VERSION = 1
 POSSIBLE_LAR = (-2000.0, 1.01)
 """LAR is at most 1 but for rounding; an overlap above the smallest float64 keeps it above 1 - 1075 / log2(n)."""
@@ -66,6 +68,12 @@ class Series:
         self.filled = False
         self._rows = np.full((recent, 1 + len(COLUMNS)), np.nan)  # step and COLUMNS, the latest last
         self._size = 0
+        self._epochs = GivenEpochs()
+
+    @property
+    def capacity(self) -> int:
+        """How many of the last readings are kept as they are."""
+        return len(self._rows)
 
     @property
     def last_step(self) -> int | None:
@@ -129,6 +137,7 @@ class Series:
         kept = np.concatenate([older, kept])[-len(self._rows) :]
         self._size = len(kept)
         self._rows[len(self._rows) - self._size :] = kept
+        self._epochs.resume(self.last("epoch") or 0.0)
 
     def add(self, reading: Reading) -> bool:
         """Take a checked reading in, whose step is above the last; False where it was passed over."""
@@ -151,6 +160,8 @@ class Series:
     def _row(self, reading: Reading) -> list[float]:
         """Step and `COLUMNS` of a reading; NaN where a number is not known."""
         values = {name: known(reading, name) for name in COLUMNS if name != "completed"}
+        if reading.passes is None:
+            values["epoch"] = self._epochs.passes(reading.step, values["epoch"])
         values["completed"] = self._completed(reading, values["epoch"])
         row = [float(reading.step)]
         for name in COLUMNS:
@@ -181,6 +192,7 @@ class Series:
             "recent": len(self._rows),
             "rows": [[None if math.isnan(value) else value for value in row] for row in rows],
             "history": self.history.state(),
+            "epochs": self._epochs.state(),
         }
 
     @classmethod
@@ -193,6 +205,8 @@ class Series:
         for i, row in enumerate(reversed(state["rows"]), 1):
             series._rows[-i] = [math.nan if value is None else value for value in row]
         series.history = History.from_state(state["history"])
+        if "epochs" in state:  # checkpoints from before 0.2 have none
+            series._epochs = GivenEpochs.from_state(state["epochs"])
         return series
 
 
@@ -202,6 +216,8 @@ def known(reading: Reading, name: str) -> float | None:
         norm = reading.energies.get("weight") if reading.energies is not None else None
         return math.sqrt(norm) if norm is not None and 0 < norm <= LARGEST else None
     value = getattr(reading, name)
+    if name == "epoch" and reading.passes is not None:
+        value = reading.passes
     if name == "loss" and reading.loss_mean is not None:
         value = reading.loss_mean
     if value is None or not abs(value) <= LARGEST or (name in FORMS and not _possible(value)):

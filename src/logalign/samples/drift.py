@@ -45,6 +45,9 @@ SMALLEST_RESIDUAL = 1e-9
 """Nats; residuals below it have full weight."""
 
 TOO_FEW_PASSES = "fewer than two passes over the data"
+CONDITION = 1e-9
+"""Ratio of the smallest to the largest eigenvalue of the normal equations from which on they can be solved."""
+UNEVEN = "the changes of loss are too uneven to fit"
 SAME_ORDER = "samples come back in the same order in every pass"
 
 
@@ -135,9 +138,7 @@ def from_pairs(t1: Vector, t2: Vector, change: Vector, *, passes: float) -> Revi
         passes: How many passes there have been.
     """
     in_window = (t2 > -1) & (t2 <= 0) & (t1 > -2) & (t1 < t2)
-    # In an order of its own, so that equal pairs give equal sums whatever order they came in.
-    order = np.lexsort((change[in_window], t1[in_window], t2[in_window]))
-    t1, t2, change = (each[in_window][order] for each in (t1, t2, change))
+    t1, t2, change = t1[in_window], t2[in_window], change[in_window]
     pairs = int(change.size)
     if passes < MIN_PASSES:
         return Revisits(pairs=pairs, reason=TOO_FEW_PASSES)
@@ -150,26 +151,25 @@ def from_pairs(t1: Vector, t2: Vector, change: Vector, *, passes: float) -> Revi
 
 def _fit(t1: Vector, t2: Vector, change: Vector) -> Revisits:
     design = np.concatenate([(_hat(t2) - _hat(t1))[:, 1:], -np.ones((change.size, 1))], axis=1)
+    scales = np.linalg.eigvalsh(design.T @ design)
+    if not scales[0] > CONDITION * scales[-1]:
+        return Revisits(pairs=int(change.size), reason=SAME_ORDER)
     weights = np.ones(change.size)
     for _ in range(REWEIGHTINGS):
-        root = np.sqrt(weights)
-        coefficients, _, rank, _ = np.linalg.lstsq(design * root[:, None], change * root, rcond=1e-9)
+        weighted = (design * weights[:, None]).T
+        coefficients = np.linalg.solve(weighted @ design, weighted @ change)
         residuals = np.abs(change - design @ coefficients)
         scale = max(float(np.median(residuals)), SMALLEST_RESIDUAL)
         weights = np.minimum(1.0, HUBER * scale / np.maximum(residuals, SMALLEST_RESIDUAL))
-    if rank < design.shape[1]:
-        return Revisits(pairs=change.size, reason=SAME_ORDER)
-    normal = (design * weights[:, None]).T @ design
     freedom = float(weights.sum()) - design.shape[1]
-    if freedom <= 0 or not np.isfinite(normal).all():
-        return Revisits(pairs=change.size, reason="changes of loss that are too uneven to fit")
-    covariance = np.linalg.pinv(normal) * float((weights * residuals**2).sum()) / freedom
-    drift, drift_variance = float(LAST_PASS @ coefficients), float(LAST_PASS @ covariance @ LAST_PASS)
+    if freedom <= 0:
+        return Revisits(pairs=int(change.size), reason=UNEVEN)
+    covariance = np.linalg.inv((design * weights[:, None]).T @ design) * (float(weights @ residuals**2) / freedom)
     return Revisits(
-        drift=drift,
-        drift_error=math.sqrt(max(drift_variance, 0.0)),
+        drift=float(LAST_PASS @ coefficients),
+        drift_error=math.sqrt(float(LAST_PASS @ covariance @ LAST_PASS)),
         gain=float(coefficients[-1]),
-        gain_error=math.sqrt(max(float(covariance[-1, -1]), 0.0)),
+        gain_error=math.sqrt(float(covariance[-1, -1])),
         pairs=int(change.size),
     )
 

@@ -110,8 +110,8 @@ class PassClock:
         return clock
 
 
-JUMP = 3.0
-"""An advance of more than so many times the usual one is a jump."""
+JUMP, LEAST_JUMP = 3.0, 0.5
+"""An advance of more than so many times the usual one, and of so many passes, is a jump."""
 STARTS_ANEW = 0.5
 """A step back by at least so much, from a number of at most 1, is a fraction that starts anew with each pass."""
 
@@ -137,27 +137,28 @@ class GivenEpochs:
         self._whole = True  # all numbers so far
         self._restarts = False
         self._offset = 0.0
+        self._jumped: float | None = None  # the pace of a jump, until the next number tells whether it stays
 
     def passes(self, step: float, epoch: float | None) -> float | None:
         """Passes over the data up to a step, at which the user passed `epoch`; None where that says nothing."""
         if epoch is None or not math.isfinite(epoch):
             return None
         epoch = float(epoch)
-        whole_before, self._whole = self._whole, self._whole and epoch == math.floor(epoch)
+        self._whole = self._whole and epoch == math.floor(epoch)
         if self._last is None:
             # A count from 1: nothing has been passed through at the first step.
             self._offset = 1.0 if self._whole and epoch == 1.0 and step == 0 else 0.0
-            self._passes = epoch - self._offset
+            self._passes = math.floor(self._passes) + epoch if self._restarts else epoch - self._offset
             self._stands = (step, epoch)
         elif self._whole:
             self._follow_whole(step, epoch)
         else:
-            self._follow(step, epoch, was_whole=whole_before)
+            self._follow(step, epoch)
         self._last = (step, epoch)
         return self._passes
 
     def _follow_whole(self, step: float, epoch: float) -> None:
-        assert self._stands is not None and self._last is not None
+        assert self._stands is not None
         since, stood = self._stands
         if epoch > stood:
             if step > since:
@@ -173,27 +174,32 @@ class GivenEpochs:
             self._offset += epoch - stood  # counting goes on from here
             self._stands = (step, epoch)
 
-    def _follow(self, step: float, epoch: float, *, was_whole: bool) -> None:
+    def _follow(self, step: float, epoch: float) -> None:
         assert self._last is not None
         last_step, last = self._last
         steps, advance = step - last_step, epoch - last
         usual = None if self._pace is None else self._pace * steps
-        if advance < 0 and -advance >= STARTS_ANEW * last and 0 < last <= 1 and 0 <= epoch <= 1:
-            advance += math.ceil(last) if last > 0 else 1.0
-            if usual is not None and usual > advance:
-                advance += round(usual - advance)
+        jumped, self._jumped = self._jumped, None
+        if advance < 0 and 0 < last <= 1 and -advance >= STARTS_ANEW * last:
             self._restarts = True
+            advance += 1.0
+            if usual is not None:
+                advance += max(0, round(usual - advance))  # passes that went by between two readings
         elif advance < 0:
             self._odd(step, epoch)
             advance = 0.0 if usual is None else usual
-        elif usual is not None and usual > 0 and advance > JUMP * usual and advance > 0.5:
-            self._odd(step, epoch)
-            advance = usual
-        elif steps > 0 and not was_whole:
-            self._pace = advance / steps if advance > 0 else self._pace
-        elif steps > 0 and advance > 0:
+        elif usual is not None and advance > max(JUMP * usual, LEAST_JUMP):
+            pace = advance / steps if steps > 0 else math.inf
+            if jumped is None or not pace < 2 * jumped < 4 * pace:  # else it stays
+                self._odd(step, epoch)
+                self._jumped, advance = pace, usual
+        if steps > 0 and advance > 0:
             self._pace = advance / steps
-        self._passes += max(advance, 0.0)
+        self._passes += advance
+
+    def resume(self, passes: float) -> None:
+        """Training goes back to where so many passes were over; what is known of how numbers are meant stays."""
+        self._last, self._passes = None, passes
 
     def _odd(self, step: float, epoch: float) -> None:
         assert self._last is not None
@@ -214,6 +220,8 @@ class GivenEpochs:
             "stands": _listed(self._stands),
             "whole": self._whole,
             "offset": self._offset,
+            "restarts": self._restarts,
+            "jumped": self._jumped,
         }
 
     @classmethod
@@ -223,6 +231,7 @@ class GivenEpochs:
         given.oddity, given._passes, given._pace = state["oddity"], state["passes"], state["pace"]
         given._last, given._stands = _pair(state["last"]), _pair(state["stands"])
         given._whole, given._offset = state["whole"], state["offset"]
+        given._restarts, given._jumped = state["restarts"], state["jumped"]
         return given
 
 

@@ -29,12 +29,15 @@ class SampleRecord:
 
     Attributes:
         is_off: Whether samples are tracked no longer: none was asked for, or none has come back in two passes.
+        told: What the user is to be told, once, and need not mend; None where there is nothing.
     """
 
     def __init__(self, tracked: int = TRACKED, *, origin: float = 0.0, before: float = 0.0) -> None:
         self.is_off = tracked == 0
+        self.told: str | None = None
         self.visits = Visits(max(tracked, 1), origin=origin, before=before)
         self._given = GivenEpochs()
+        self._first: float | None = None  # passes by epoch, where samples began to be tracked
         self._compared: tuple[float, float] | None = None  # passes by epoch and by samples, where both began
         self._why_off = "samples are not tracked" if tracked == 0 else ""
         self._notes: list[tuple[str, str]] = []
@@ -58,14 +61,12 @@ class SampleRecord:
         seen = None if self.is_off else self.visits.passes(step)
         if seen is not None and said is not None:
             self._compare(said, seen)
-        if (
-            not self.is_off
-            and lacking is None
-            and said is not None
-            and said >= RETURN_WITHIN
-            and not self.visits.returned
-        ):
-            self._turn_off(step)
+        if self._first is None:
+            self._first = said
+        if lacking is None and said is not None and self._first is not None:
+            waited = said - self._first >= RETURN_WITHIN
+            if waited and not self.is_off and not self.visits.returned:
+                self._turn_off()
         why_not = self._why_off if self.is_off else lacking
         found = self.visits.at(step) if why_not is None else Revisits(reason=why_not)
         return {
@@ -79,16 +80,15 @@ class SampleRecord:
         }
 
     def notes(self) -> list[tuple[str, str]]:
-        """What the user is to be told since the last call: keys, each to be told once, and sentences."""
+        """What the user is to be warned of since the last call: keys, each to be told once, and sentences."""
         notes, self._notes = self._notes, []
         return notes
 
-    def _turn_off(self, step: int) -> None:
+    def _turn_off(self) -> None:
         self.is_off = True
         self._why_off = "no sample has come back in 2 passes"
         if self.visits.known:
-            what = "no sample has come back in 2 passes, so that no drift can be measured"
-            self._notes.append(("samples", f"{what}; {ADVICE}"))
+            self.told = f"no sample has come back in 2 passes, so no drift is measured; {ADVICE}"
 
     def _compare(self, said: float, seen: float) -> None:
         """Tell where the epoch advances at another pace than samples come back."""
@@ -112,6 +112,7 @@ class SampleRecord:
             "why_off": self._why_off,
             "visits": self.visits.state(),
             "given": self._given.state(),
+            "first": self._first,
             "compared": None if self._compared is None else list(self._compared),
         }
         return json.dumps(state, allow_nan=False)
@@ -122,5 +123,6 @@ class SampleRecord:
         self.is_off, self._why_off = state["is_off"], state["why_off"]
         self.visits = Visits.from_state(state["visits"])
         self._given = GivenEpochs.from_state(state["given"])
+        self._first = state["first"]
         compared = state["compared"]
         self._compared = None if compared is None else (compared[0], compared[1])

@@ -20,10 +20,11 @@ from logalign.samples.passes import ACTIVE_PASSES, PassClock
 
 HIGHEST = 2**63 - 1
 """The highest hash."""
-TRACKED = 256
+TRACKED = 512
+"""Error and cost of other numbers: docs/revisits.md."""
 PAIRS_PER_SAMPLE = 8
 """Pairs that are kept at most, for each tracked sample."""
-KEPT_PASSES = 2.5
+KEPT_PASSES = 1.5
 NOTHING_CAME_BACK = "no sample has come back so far"
 LOST = "no sample has come back in the last two passes"
 

@@ -235,7 +235,7 @@ class SampleTracker:
         if self._gives_ids:
             return min(size, MOST_ROWS_GIVEN)
         expected = size * self._share
-        rows = size if self._share >= 1 else math.ceil(expected + 4 * math.sqrt(expected))
+        rows = size if self._share >= 1 else math.ceil(expected + 3 * math.sqrt(expected))
         return max(1, min(size, rows, size if one_token else MOST_ROWS))
 
     def _listen(self, logits: Tensor, picked: Tensor, shape: tuple[int, int], chosen: Chosen) -> None:
