@@ -38,6 +38,8 @@ MIN_SPREAD = 0.1
 """Standard deviation of the times between visits, in passes, below which drift and gain cannot be told apart.
 
 It is 0.41 where every pass is shuffled anew, and 0 where the order never changes."""
+ROUNDING = 1e-9
+"""Passes; times that are closer to the edge of the window are on it."""
 REWEIGHTINGS = 4
 HUBER = 2 * 1.4826
 """Residuals beyond two robust standard deviations weigh less."""
@@ -137,7 +139,7 @@ def from_pairs(t1: Vector, t2: Vector, change: Vector, *, passes: float) -> Revi
         change: By how much the loss has changed, [p].
         passes: How many passes there have been.
     """
-    in_window = (t2 > -1) & (t2 <= 0) & (t1 > -2) & (t1 < t2)
+    in_window = (t2 > -1 + ROUNDING) & (t2 <= ROUNDING) & (t1 > -2 + ROUNDING) & (t1 < t2)
     t1, t2, change = t1[in_window], t2[in_window], change[in_window]
     pairs = int(change.size)
     if passes < MIN_PASSES:
@@ -146,7 +148,8 @@ def from_pairs(t1: Vector, t2: Vector, change: Vector, *, passes: float) -> Revi
         return Revisits(pairs=pairs, reason=f"{pairs} pairs of visits in the last pass, fewer than {MIN_PAIRS}")
     if float(np.std(t2 - t1)) < MIN_SPREAD:
         return Revisits(pairs=pairs, reason=SAME_ORDER)
-    return _fit(t1, t2, change)
+    with np.errstate(over="ignore", invalid="ignore"):  # losses without bound
+        return _fit(t1, t2, change)
 
 
 def _fit(t1: Vector, t2: Vector, change: Vector) -> Revisits:
@@ -162,9 +165,10 @@ def _fit(t1: Vector, t2: Vector, change: Vector) -> Revisits:
         scale = max(float(np.median(residuals)), SMALLEST_RESIDUAL)
         weights = np.minimum(1.0, HUBER * scale / np.maximum(residuals, SMALLEST_RESIDUAL))
     freedom = float(weights.sum()) - design.shape[1]
-    if freedom <= 0:
+    spread = float(weights @ residuals**2)
+    if freedom <= 0 or not math.isfinite(spread):
         return Revisits(pairs=int(change.size), reason=UNEVEN)
-    covariance = np.linalg.inv((design * weights[:, None]).T @ design) * (float(weights @ residuals**2) / freedom)
+    covariance = np.linalg.inv((design * weights[:, None]).T @ design) * (spread / freedom)
     return Revisits(
         drift=float(LAST_PASS @ coefficients),
         drift_error=math.sqrt(float(LAST_PASS @ covariance @ LAST_PASS)),

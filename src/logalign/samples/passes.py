@@ -18,10 +18,8 @@ WINDOW = 8
 """Visits that are looked at to tell whether samples have begun to come again."""
 AGAIN = 0.75
 """Share of them that must be of samples that this pass has had."""
-WHOLE = 0.85
-"""A pass that meets this share of the samples is one over shuffled data, without replacement."""
-ACTIVE_PASSES = 2.5
-"""A sample that has not been met for so many passes is no longer part of the data."""
+WHOLE = 1.15
+"""A pass with at most so many visits for each sample is one over shuffled data, some of whose samples may be alike."""
 LOST_PASSES = 2.0
 """Passes without the beginning of a new one after which their length is no longer known."""
 
@@ -61,13 +59,13 @@ class PassClock:
             self._previous = self._window.popleft()[0]
         self._window.append((step, sample, again))
         if len(self._window) == size and sum(each[2] for each in self._window) >= AGAIN * size:
-            self._begin_pass(known)
+            self._begin_pass()
 
     def forget(self, sample: int) -> None:
         """A sample is tracked no longer."""
         self._counts.pop(sample, None)
 
-    def _begin_pass(self, known: int) -> None:
+    def _begin_pass(self) -> None:
         window = list(self._window)
         first = next(i for i, each in enumerate(window) if each[2])
         tail = window[first:]
@@ -78,9 +76,8 @@ class PassClock:
         of_new: dict[int, int] = {}
         for _, sample, _ in tail:
             of_new[sample] = of_new.get(sample, 0) + 1
-        of_old = {sample: count - of_new.get(sample, 0) for sample, count in self._counts.items()}
-        distinct = sum(count > 0 for count in of_old.values())
-        gone = 1.0 if distinct >= WHOLE * known else sum(of_old.values()) / known
+        of_old = [count - of_new.get(sample, 0) for sample, count in self._counts.items()]
+        gone = _passes_of(visits=sum(of_old), distinct=sum(count > 0 for count in of_old))
         if begin > self._begin and gone > 0:
             self.steps_per_pass = (begin - self._begin) / gone
             self._completed += gone
@@ -108,6 +105,20 @@ class PassClock:
         clock._counts = {int(sample): int(count) for sample, count in state["counts"]}
         clock._window.extend((float(step), int(sample), bool(again)) for step, sample, again in state["window"])
         return clock
+
+
+def _passes_of(*, visits: int, distinct: int) -> float:
+    """How many passes so many visits of so many samples are: one over shuffled data, else by their number.
+
+    Of K samples drawn with replacement, `K (1 - exp(-visits / K))` are expected to be met.
+    """
+    if distinct <= 1 or visits <= WHOLE * distinct:
+        return float(distinct > 0)
+    low, high = 0.0, visits / distinct * 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if -math.expm1(-middle) / middle > distinct / visits else (low, middle)
+    return low
 
 
 JUMP, LEAST_JUMP = 3.0, 0.5

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from logalign.samples.drift import Revisits, from_pairs
-from logalign.samples.passes import ACTIVE_PASSES, PassClock
+from logalign.samples.passes import PassClock
 
 HIGHEST = 2**63 - 1
 """The highest hash."""
@@ -25,6 +25,8 @@ TRACKED = 512
 PAIRS_PER_SAMPLE = 8
 """Pairs that are kept at most, for each tracked sample."""
 KEPT_PASSES = 1.5
+LOST_PASSES = 2.0
+"""A sample that has not been met for so many passes is tracked no longer: its next visit would be in no pair."""
 NOTHING_CAME_BACK = "no sample has come back so far"
 LOST = "no sample has come back in the last two passes"
 
@@ -132,7 +134,7 @@ class Visits:
         length = self._clock.steps_per_pass
         if length is None or self._clock.passes(step) is None:
             return
-        oldest = step - ACTIVE_PASSES * length
+        oldest = step - LOST_PASSES * length
         for sample in [sample for sample, (last, _) in self._last.items() if last < oldest]:
             self._forget(sample)
 

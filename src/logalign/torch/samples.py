@@ -127,6 +127,7 @@ class SampleTracker:
         self._read: list[float] = []  # losses by the inputs as targets
         self._means: list[float] = []  # those that step() got at the same readings
         self._refuted: str | None = None
+        self._unseen = 0  # readings in a row without any
         self._any = False  # whether any loss of a sample was kept
         self._batch: Batch | None = None
         self._done = False  # whether the forward under way has been measured
@@ -320,9 +321,9 @@ class SampleTracker:
             self._compare(loss)
         if self._refuted is not None or not self.is_on:
             return self._refuted
-        if self.forwards and not self._any:
-            return UNSEEN
-        return None
+        # In the first forward of all the head may be yet to be found.
+        self._unseen = self._unseen + 1 if self.forwards and not self._any else 0
+        return UNSEEN if self._unseen > 1 else None
 
     def _compare(self, loss: float | None) -> None:
         if loss is None:
