@@ -405,7 +405,7 @@ class Monitor:
             "step": self._step,
             "layers": json.dumps({label: list(site.shape) for label, site in self._recorder.sites.items()}),
             "losses": json.dumps([finite(float(total)), count]),
-            "visits": json.dumps([self._read_until, self._recorder.samples.kept.state()]),
+            "visits": json.dumps([self._read_until, *self._recorder.samples.state()]),
             **self._journal.state_dict(),
         }
 
@@ -436,8 +436,8 @@ class Monitor:
         self._journal.load_state_dict(state, step=self._step)
         self._recorder.take()
         samples = self._recorder.samples
-        self._read_until, kept = json.loads(state.get("visits", f"[{self._step}, []]"))
-        samples.kept.load(kept)
+        self._read_until, *kept = json.loads(state.get("visits", f"[{self._step}, false, false, []]"))
+        samples.load(kept)
         samples.settle(threshold=self._journal.samples.visits.threshold)
         if self._journal.samples.is_off:
             samples.stop()

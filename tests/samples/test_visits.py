@@ -108,8 +108,9 @@ def test_a_set_of_samples_that_changes_is_followed():
     assert visits.at(149).drift is not None
     for step, hashes, losses in batches(3, seed=1, start=1000):
         visits.add(150 + step, hashes, losses)
-        # Half of the tracked samples are of the old set, so there are too few pairs, and no number rests on them.
-        assert step < 31 or visits.at(150 + step).drift is None
+        found = visits.at(150 + step)
+        # To the clock the last pass over the one set and the first over the other are one pass of 60 steps.
+        assert found.drift is None or abs(found.drift + 0.01 * visits.steps_per_pass) < 4 * found.drift_error
     for step, hashes, losses in batches(8, seed=2, start=1000):
         visits.add(240 + step, hashes, losses)
     assert visits.at(479).drift == pytest.approx(-0.3, abs=0.2)

@@ -84,7 +84,7 @@ def revisits(samples: ArrayLike, times: ArrayLike, losses: ArrayLike, *, now: fl
 
     `l2 - l1 = F(t2) - F(t1) - gain` by robust least squares over consecutive visits of one sample at times t1 < t2 with
     `now - 1 < t2 <= now` and `t1 > now - 2`. F is piecewise linear with a knot every half pass, and
-    `drift = F(now) - F(now - 1)`. Visits whose loss is not finite are left out.
+    `drift = F(now) - F(now - 1)`. A visit whose loss is not finite is in no pair.
 
     Args:
         samples: Which sample was visited, [v], numbers or text.
@@ -120,13 +120,15 @@ def revisits(samples: ArrayLike, times: ArrayLike, losses: ArrayLike, *, now: fl
     if not who.size:
         return Revisits(reason=TOO_FEW_PASSES)
     at = float(when.max()) if now is None else float(now)
-    known = np.isfinite(loss) & (when <= at)
+    known = when <= at
     who, when, loss = who[known], when[known], loss[known]
     _, number = np.unique(who, return_inverse=True)
     order = np.lexsort((when, number))
     number, when, loss = number[order], when[order], loss[order]
-    again = number[1:] == number[:-1]
-    t1, t2, change = when[:-1][again], when[1:][again], (loss[1:] - loss[:-1])[again]
+    with np.errstate(over="ignore", invalid="ignore"):
+        changes = loss[1:] - loss[:-1]
+    again = (number[1:] == number[:-1]) & np.isfinite(changes)
+    t1, t2, change = when[:-1][again], when[1:][again], changes[again]
     return from_pairs(t1 - at, t2 - at, change, passes=at)
 
 

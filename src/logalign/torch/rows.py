@@ -23,8 +23,22 @@ HIGHEST = 2**63 - 1
 LARGEST_ROW = 4096
 """Elements of a row of floating-point numbers that are looked at, evenly spaced where there are more."""
 NOT_ROWS = frozenset(
-    "attention_mask loss_mask labels shift_labels targets position_ids token_type_ids cache_position decoder_input_ids "
-    "decoder_attention_mask inputs_embeds past_key_values logits_to_keep num_items_in_batch".split()
+    [
+        "attention_mask",
+        "loss_mask",
+        "labels",
+        "shift_labels",
+        "targets",
+        "position_ids",
+        "token_type_ids",
+        "cache_position",
+        "decoder_input_ids",
+        "decoder_attention_mask",
+        "inputs_embeds",
+        "past_key_values",
+        "logits_to_keep",
+        "num_items_in_batch",
+    ]
 )
 """Arguments of a forward that do not tell which sample a row is."""
 TOKENS = "input_ids"

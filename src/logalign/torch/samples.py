@@ -20,7 +20,7 @@ Shapes: B rows of a batch, r of them looked at, L tokens of a row, q of them loo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -31,8 +31,9 @@ from torch import Tensor
 from logalign.samples.visits import hashes_of
 from logalign.torch import reduce
 from logalign.torch.kept import Kept
-from logalign.torch.linear import LinearMap
+from logalign.torch.linear import Dense, LinearMap
 from logalign.torch.masks import TARGETS, aligned
+from logalign.torch.megatron import ColumnParallel
 from logalign.torch.rows import HIGHEST, can_be_hashed, mixed_up, row_hashes
 
 TOKENS_PER_ROW = 8
@@ -44,6 +45,10 @@ MOST_ROWS_GIVEN = 1024
 """The same, where the user's ids, which come after the forward, say which rows are tracked."""
 
 
+UNBALANCED, NOT_STRAIGHT = 0.02, 0.01
+"""The gradient of a cross entropy may differ from what it should be by these shares, which half precision keeps to."""
+SMOOTHED = 0.4
+"""A smoothed target may lower the gradient there to this share."""
 CHECKED_ROWS = 64
 """Rows whose losses, with the next tokens as targets, are compared with the loss that `step()` gets."""
 CHECK_SHARE, CHECK_ERRORS = 0.1, 4.0
@@ -127,6 +132,7 @@ class SampleTracker:
         self._read: list[float] = []  # losses by the inputs as targets
         self._means: list[float] = []  # those that step() got at the same readings
         self._refuted: str | None = None
+        self._width: int | None = None  # V
         self._unseen = 0  # readings in a row without any
         self._any = False  # whether any loss of a sample was kept
         self._batch: Batch | None = None
@@ -181,12 +187,16 @@ class SampleTracker:
             return
         with self._guarded():
             logits = outputs.detach() if _is_plain(outputs) else None
-            if logits is None and outputs is not None:
-                return  # each rank has the logits of some words alone
-            tokens = (hidden if logits is None else logits).shape[:-1]
-            shape = _shape_of(batch, tokens)
-            width = 0 if shape is None else mapped().shape[0] if logits is None else logits.shape[-1]
-            if shape is None or width < 2:
+            weight = mapped() if logits is None or self._width is None else None
+            if weight is not None:
+                self._width = weight.shape[0]
+            shape = _shape_of(batch, (hidden if logits is None else logits).shape[:-1])
+            width = self._width or 0
+            # Where words or features are spread over ranks, no rank has the loss of a row.
+            spread = not _is_plain(hidden) or (weight is not None and not _is_plain(_tensor_of(weight)))
+            if logits is not None:
+                spread = logits.shape[-1] != width
+            if shape is None or width < 2 or spread or (logits is None and outputs is not None):
                 return
             known = self._targets(batch, targets, shape)
             if known is None and (logits is None or compiled):
@@ -199,7 +209,9 @@ class SampleTracker:
             if known is None:
                 self._listen(outputs, picked, shape, chosen)
             else:
-                self._keep(chosen, _losses(_logits(picked, mapped()) if logits is None else picked, chosen))
+                self._keep(
+                    chosen, _losses(picked if weight is None or logits is not None else _logits(picked, weight), chosen)
+                )
 
     def _targets(self, batch: Batch, targets: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
         """Targets [B, L], where they are known."""
@@ -247,13 +259,9 @@ class SampleTracker:
             if not self.is_on:
                 return
             with self._guarded():
-                own = chosen.of(gradient.detach(), shape).float()
-                is_entropy = ((own < 0).sum(-1) == 1) & (own.sum(-1).abs() <= 0.1 * own.abs().sum(-1))
-                self._keep(
-                    chosen,
-                    _losses(picked, chosen._replace(targets=own.argmin(-1), counts=chosen.counts & is_entropy)),
-                    place,
-                )
+                targets, known = _targets_in(chosen.of(gradient.detach(), shape), picked)
+                found = chosen._replace(targets=targets, counts=chosen.counts & known)
+                self._keep(chosen, _losses(picked, found), place)
 
         logits.register_hook(see)  # type: ignore[no-untyped-call]
 
@@ -343,6 +351,16 @@ class SampleTracker:
         if self._refuted is not None:
             self.stop()
 
+    def state(self) -> list[Any]:
+        """What a checkpoint has to keep: what the user gives, and the visits since the last reading."""
+        return [self._gives_ids, self._gives_losses, self.kept.state()]
+
+    def load(self, state: Sequence[Any]) -> None:
+        """Go on from what `state()` gave."""
+        self._gives_ids, self._gives_losses = state[0], state[1]
+        self._batch, self._of_step = None, []
+        self.kept.load(state[2])
+
     def settle(self, *, threshold: int) -> None:
         """Take up what a reading has found: samples with a higher hash are not tracked."""
         self._share = (threshold + 1) / (HIGHEST + 1)
@@ -368,6 +386,13 @@ class SampleTracker:
 
 def _is_plain(outputs: Any) -> bool:
     return isinstance(outputs, Tensor) and type(outputs).__name__ != "DTensor"
+
+
+def _tensor_of(weight: LinearMap) -> Any:
+    """What a map's weight is at this rank; nothing plain where it is a shard of the rows."""
+    if isinstance(weight, Dense):
+        return weight.weight
+    return None if isinstance(weight, ColumnParallel) else torch.empty(0)
 
 
 def _shape_of(batch: Batch, tokens: torch.Size) -> tuple[int, int] | None:
@@ -409,6 +434,28 @@ def _losses(logits: Tensor, chosen: Chosen) -> Tensor:
     at = torch.where(inside, targets, 0).to(torch.int64)
     each = torch.logsumexp(logits, dim=-1) - logits.gather(-1, at[..., None])[..., 0]
     return torch.where(inside, each, 0.0).sum(-1) / inside.sum(-1)
+
+
+def _targets_in(gradient: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets that the gradient of the logits [r, q, V] tells, and where it does, [r, q] each.
+
+    The gradient of a cross entropy is `c (p - y)` with p the softmax and y the target, smoothed or not: it sums to zero,
+    is lowest at the target, and elsewhere a straight line in p. Where a token does not count it is zero.
+    """
+    gradient, p = gradient.float(), torch.softmax(logits.float(), dim=-1)
+    lowest, targets = gradient.min(-1)
+    others = torch.ones_like(p).scatter_(-1, targets[..., None], 0.0)
+    count = p.shape[-1] - 1
+    dp, dg = (others * (each - (others * each).sum(-1, keepdim=True) / count) for each in (p, gradient))
+    line = (dp * dg).sum(-1) / dp.square().sum(-1)
+    left = (dg - line[..., None] * dp).square().sum(-1)
+    known = (lowest < 0) & (gradient.sum(-1).abs() <= UNBALANCED * gradient.abs().sum(-1))
+    if count > 1:
+        known &= left <= NOT_STRAIGHT * dg.square().sum(-1)
+        # The line says c, and so does the target: equal to it, or with a smoothed target somewhat larger.
+        share = -lowest / (line * (1 - p.gather(-1, targets[..., None])[..., 0]))
+        known &= (share > SMOOTHED) & (share < 1 + UNBALANCED)
+    return targets, known
 
 
 def _losses_of(losses: Any) -> Tensor | str:

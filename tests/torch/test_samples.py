@@ -1,0 +1,547 @@
+"""Drift in a training against `revisits` on every sample's loss, in all the ways in which targets are found."""
+
+import copy
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import logalign
+from logalign.errors import InputError, LogAlignWarning
+from logalign.torch.samples import ADVICE, UNSEEN
+from tests.torch.sample_cases import (
+    BATCH,
+    LENGTH,
+    PASSES,
+    PER_PASS,
+    VOCABULARY,
+    WIDTH,
+    Plain,
+    TinyForCausalLM,
+    model_of,
+    order,
+    plain_loss,
+    readings_of,
+    row_losses,
+    steps_of,
+    text,
+    train,
+    truth_of,
+)
+
+torch.set_num_threads(1)
+
+
+def check(losses, monitor, *, least=4, tolerance=1e-5, skip=0):
+    """The readings say what `revisits` says of all samples' losses."""
+    expected, found = truth_of(order(), losses, steps_of(monitor)), readings_of(monitor)
+    decided = [(e, f) for e, f in zip(expected, found, strict=True) if f[0] is not None][skip:]
+    assert len(decided) >= least
+    for e, f in decided:
+        assert f == pytest.approx(e, abs=tolerance)
+
+
+def test_a_plain_loop_needs_nothing():
+    losses, monitor = train(model_of(), loss_of=plain_loss)
+    check(losses, monitor)
+    last = monitor.readings[-1].main
+    assert last.passes == pytest.approx((PASSES * PER_PASS - 5) / PER_PASS, abs=0.05)
+    assert last.epoch is None
+
+
+@pytest.mark.parametrize("every", [1, 7, 20])
+def test_readings_far_apart_and_close_say_the_same(every):
+    losses, monitor = train(model_of(), loss_of=plain_loss, every=every)
+    check(losses, monitor, least=2)
+
+
+def test_labels_that_the_model_shifts():
+    def loss_of(model, batch):
+        labels = batch.clone()
+        labels[:, :4] = -100
+        loss, logits = model(batch, labels=labels)
+        return loss, row_losses(logits[:, :-1], labels[:, 1:])
+
+    losses, monitor = train(model_of(TinyForCausalLM), loss_of=loss_of)
+    check(losses, monitor)
+
+
+def test_targets_that_do_not_count_are_seen_in_the_gradient():
+    def loss_of(model, batch):
+        logits, targets = model(batch[:, :-1]), batch[:, 1:].clone()
+        targets[batch[:, 1:] % 3 == 0] = -100
+        targets[:, 0] = batch[:, 1]  # one at least
+        return (
+            F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100),
+            row_losses(logits, targets),
+        )
+
+    losses, monitor = train(model_of(), loss_of=loss_of)
+    check(losses, monitor)
+
+
+@pytest.mark.parametrize("scale", [128.0, 1e-3])
+def test_a_scaled_loss_has_the_same_targets(scale):
+    def loss_of(model, batch):
+        loss, losses = plain_loss(model, batch)
+        return scale * loss, losses
+
+    losses, monitor = train(model_of(), loss_of=loss_of)
+    check(losses, monitor)
+
+
+def test_label_smoothing_has_the_same_targets():
+    def loss_of(model, batch):
+        logits = model(batch[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), label_smoothing=0.1)
+        return loss, row_losses(logits, batch[:, 1:])
+
+    losses, monitor = train(model_of(), loss_of=loss_of)
+    check(losses, monitor)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    """The loss is taken in float32 from logits in half precision, as the training's own."""
+
+    def loss_of(model, batch):
+        with torch.autocast("cpu", dtype=dtype):
+            logits = model(batch[:, :-1])
+        loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+        return 64 * loss, row_losses(logits, batch[:, 1:])
+
+    losses, monitor = train(model_of(), loss_of=loss_of)
+    check(losses, monitor)
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_accumulation(micro):
+    losses, monitor = train(model_of(), loss_of=plain_loss, micro=micro)
+    check(losses, monitor)
+
+
+def test_ids_say_who_is_who():
+    """The rows are changed on the way, as augmentation changes images."""
+    noise = torch.Generator().manual_seed(5)
+
+    def loss_of(model, batch):
+        batch = torch.where(torch.rand(batch.shape, generator=noise) < 0.1, 7, batch)
+        return plain_loss(model, batch)
+
+    losses, monitor = train(
+        model_of(), loss_of=loss_of, step_kwargs=lambda *, samples, **_: {"samples": samples}, micro=2
+    )
+    check(losses, monitor, skip=1)
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda ids: ids.tolist(), lambda ids: [f"row {i}" for i in ids.tolist()], lambda ids: ids.numpy()]
+)
+def test_ids_are_numbers_or_text(kind):
+    losses, monitor = train(
+        model_of(), loss_of=plain_loss, step_kwargs=lambda *, samples, **_: {"samples": kind(samples)}
+    )
+    check(losses, monitor, skip=1)
+
+
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("kind", [lambda each: each, lambda each: each.tolist(), lambda each: each.numpy()])
+def test_losses_that_the_user_gives(ids, kind):
+    """A regression, whose gradient tells of no target."""
+
+    def loss_of(model, batch):
+        each = (model(batch[:, :-1]).mean(2) - batch[:, 1:] / VOCABULARY).square().mean(1)
+        return each.mean(), each.detach()
+
+    losses, monitor = train(
+        model_of(),
+        loss_of=loss_of,
+        step_kwargs=lambda *, samples, losses, **_: {"losses": kind(losses)} | ({"samples": samples} if ids else {}),
+    )
+    check(losses, monitor)
+
+
+def test_a_loss_that_is_no_cross_entropy_is_not_taken_for_one():
+    def loss_of(model, batch):
+        each = (model(batch[:, :-1]) - F.one_hot(batch[:, 1:], VOCABULARY)).square().mean((1, 2))
+        return each.mean(), each.detach()
+
+    _, monitor = train(model_of(), loss_of=loss_of)
+    assert all(each.main.drift is None for each in monitor.readings)
+
+
+def test_a_classifier_of_floating_point_rows():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(160, 8, generator=generator)
+    labels = torch.randint(5, (160,), generator=generator)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 5))
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=0.01), []
+    with logalign.watch(model, every=5) as monitor:
+        for batch in order():
+            each = F.cross_entropy(model(rows[batch]), labels[batch], reduction="none")
+            each.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(each.detach())
+            monitor.step(loss=each.mean())
+    check(losses, monitor, skip=2)  # in the first forward of all the head is yet to be found
+
+
+def test_padding_changes_nothing():
+    """Rows of different lengths, padded to the longest of their batch, in front or behind."""
+    lengths = torch.randint(6, LENGTH + 1, (160,), generator=torch.Generator().manual_seed(2))
+    place = {tuple(row.tolist()): i for i, row in enumerate(text())}
+
+    def loss_of(model, batch):
+        own = torch.tensor([lengths[place[tuple(row.tolist())]] for row in batch])
+        longest = int(own.max())
+        counts = torch.arange(longest) < own[:, None]
+        ids = torch.where(counts, batch[:, :longest], 0)
+        if int(own[0]) % 2:
+            ids, counts = ids.flip(1), counts.flip(1)  # padding in front
+            ids = torch.stack([torch.cat([row[row == 0], row[row != 0].flip(0)]) for row in ids])
+        labels = torch.where(counts, ids, -100)
+        loss, logits = model(ids, attention_mask=counts.long(), labels=labels)
+        return loss, row_losses(logits[:, :-1], labels[:, 1:])
+
+    losses, monitor = train(model_of(TinyForCausalLM), loss_of=loss_of)
+    check(losses, monitor)
+
+
+class Chunked(Plain):
+    """The head runs outside of the model's forward, on what it returned."""
+
+    def forward(self, ids):
+        return self.body(ids)
+
+
+def test_a_head_that_runs_after_the_forward():
+    def loss_of(model, batch):
+        logits = model.lm_head(model(batch[:, :-1]))
+        return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()), row_losses(logits, batch[:, 1:])
+
+    losses, monitor = train(model_of(Chunked), loss_of=loss_of)
+    check(losses, monitor)
+
+
+def test_a_compiled_model_whose_targets_are_the_next_tokens():
+    def loss_of(model, batch):
+        logits = compiled(batch)
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()), row_losses(
+            logits[:, :-1], batch[:, 1:]
+        )
+
+    torch._dynamo.reset()
+    model = model_of()
+    compiled = torch.compile(model)
+    losses, monitor = train(model, loss_of=loss_of)
+    check(losses, monitor)
+
+
+def test_a_compiled_model_whose_targets_are_others_is_found_out():
+    """What the loss wants is known at once, and the next tokens are not: the losses drift apart."""
+
+    def loss_of(model, batch):
+        logits = compiled(batch[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), batch[:, :-1].flatten()), row_losses(logits, batch[:, :-1])
+
+    torch._dynamo.reset()
+    model = model_of()
+    compiled = torch.compile(model)
+    _, monitor = train(model, loss_of=loss_of, lr=0.05)
+    last = monitor.readings[-1].main
+    assert last.drift is None
+    assert last.drift_reason.startswith("targets are not the next tokens: with those the loss is ")
+    assert last.drift_reason.endswith(ADVICE)
+
+
+def test_a_compiled_model_with_labels():
+    def loss_of(model, batch):
+        loss, logits = compiled(batch, labels=batch)
+        return loss, row_losses(logits[:, :-1], batch[:, 1:])
+
+    torch._dynamo.reset()
+    model = model_of(TinyForCausalLM)
+    compiled = torch.compile(model)
+    losses, monitor = train(model, loss_of=loss_of)
+    check(losses, monitor)
+
+
+def test_a_compiled_classifier_asks_for_losses():
+    rows, labels = torch.randn(64, 8), torch.randint(5, (64,))
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
+    with logalign.watch(model, layers="2", every=1) as monitor:
+        compiled = torch.compile(model)
+        for _ in range(3):
+            F.cross_entropy(compiled(rows), labels).backward()
+            monitor.step()
+    assert monitor.readings[-1].main.drift_reason == UNSEEN
+
+
+@pytest.mark.parametrize("at", [12, 25, 33])
+@pytest.mark.parametrize("way", ["rows", "ids"])
+def test_a_resumed_training_says_the_same(at, way):
+    kwargs = (lambda *, samples, **_: {"samples": samples}) if way == "ids" else (lambda **_: {})
+    losses, whole = train(model_of(), loss_of=plain_loss, step_kwargs=kwargs)
+
+    def resume(step, monitor):
+        if step != at:
+            return monitor
+        state = json.loads(json.dumps(monitor.state_dict(), allow_nan=False))
+        monitor.close()
+        resumed = logalign.watch(model, every=5)
+        resumed.load_state_dict(state)
+        return resumed
+
+    model = model_of()
+    _, monitor = train(model, loss_of=plain_loss, step_kwargs=kwargs, on_step=resume)
+    later = [numbers for numbers, step in zip(readings_of(whole), steps_of(whole), strict=True) if step > at]
+    assert [step for step in steps_of(monitor)] == [step for step in steps_of(whole) if step > at]
+    assert readings_of(monitor) == [pytest.approx(each, abs=1e-9) if each[0] is not None else each for each in later]
+
+
+def test_weights_are_bit_identical():
+    def weights(**watching):
+        model = model_of()
+        train(model, loss_of=plain_loss, **watching)
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    for one, other in zip(weights(), weights(revisits=0), strict=True):
+        assert torch.equal(one, other)
+    alone = model_of()
+    optimizer = torch.optim.Adam(alone.parameters(), lr=0.02)
+    for batch in order():
+        plain_loss(alone, text()[batch])[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for one, other in zip(alone.parameters(), weights(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_nothing_is_left_behind():
+    model = model_of()
+    train(model, loss_of=plain_loss)
+    logits = model(text()[:4, :-1])
+    assert logits._backward_hooks is None
+    assert not model._forward_hooks
+    assert not model.lm_head._forward_hooks
+
+
+def test_none_are_followed_where_none_are_asked_for():
+    _, monitor = train(model_of(), loss_of=plain_loss, revisits=0)
+    last = monitor.readings[-1].main
+    assert (last.drift, last.passes, last.drift_reason) == (None, None, "samples are not tracked")
+    assert not monitor._recorder.samples.is_on
+
+
+def test_evaluation_is_not_a_visit():
+    model, held_out = model_of(), text()
+
+    def loss_of(model, batch):
+        with torch.no_grad():
+            model(held_out[:, :-1])
+        model.eval()
+        model(batch[:, :-1])
+        model.train()
+        return plain_loss(model, batch)
+
+    losses, monitor = train(model, loss_of=loss_of)
+    check(losses, monitor)
+
+
+def test_checkpointing_is_one_visit():
+    from torch.utils.checkpoint import checkpoint
+
+    for reentrant in (False, True):
+
+        class Checkpointed(Plain):
+            def forward(self, ids):
+                x = self.body(ids).requires_grad_()
+                return checkpoint(self.lm_head, x, use_reentrant=reentrant)  # noqa: B023
+
+        losses, monitor = train(model_of(Checkpointed), loss_of=plain_loss)
+        if not reentrant:
+            check(losses, monitor)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"losses": [1.0, 2.0]}, "expected one loss for each of the 16 rows of the step's forwards, found 2"),
+        ({"losses": "many"}, "losses: expected one number for each row of the step's forwards, found str"),
+        ({"losses": torch.ones(4, 4)}, r"losses: expected one number for each row .* found shape \(4, 4\)"),
+        ({"samples": [1, 2, 3], "losses": torch.ones(16)}, "expected one loss for each of the 3 samples, found 16"),
+        ({"samples": 7, "losses": torch.ones(16)}, "samples: expected an id for each row .* found int"),
+        ({"samples": torch.rand(16), "losses": torch.ones(16)}, "samples: expected whole numbers"),
+        ({"samples": torch.ones(2, 8, dtype=int), "losses": torch.ones(16)}, "samples: expected whole numbers"),
+    ],
+)
+def test_what_is_wrong_with_what_is_given_is_told_once(given, words):
+    model = model_of()
+    with logalign.watch(model, every=2) as monitor, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in order()[:9]:
+            plain_loss(model, text()[batch])[0].backward()
+            monitor.step(**given)
+    told = [str(each.message) for each in caught if issubclass(each.category, LogAlignWarning)]
+    assert len(told) == 1
+    import re
+
+    assert re.search(words, told[0])
+
+
+def test_losses_with_nan_are_left_out():
+    def kwargs(*, step, losses, **_):
+        given = losses.clone()
+        given[step % BATCH] = math.nan
+        return {"losses": given}
+
+    _, monitor = train(model_of(), loss_of=plain_loss, step_kwargs=kwargs)
+    last = monitor.readings[-1].main
+    assert last.drift is not None
+    assert 80 < last.revisited < 145
+
+
+def test_ids_that_repeat_within_a_batch():
+    _, monitor = train(
+        model_of(), loss_of=plain_loss, step_kwargs=lambda *, samples, **_: {"samples": samples // 2 * 2}
+    )
+    last = monitor.readings[-1].main
+    assert last.drift is None or math.isfinite(last.drift)
+    assert last.lar is not None
+
+
+def test_identical_rows_in_the_data():
+    rows = text()
+    rows[:20] = rows[0]
+    model = model_of()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    with logalign.watch(model, every=5) as monitor:
+        for batch in order():
+            loss, _ = plain_loss(model, rows[batch])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            monitor.step(loss=loss)
+    last = monitor.readings[-1].main
+    assert last.passes == pytest.approx(45 / PER_PASS, abs=0.3)
+    assert last.drift is not None
+
+
+@pytest.mark.parametrize("size", [16, 8])
+def test_one_or_two_steps_a_pass_have_a_defined_result(size):
+    rows, model = text()[:16], model_of()
+    generator = torch.Generator().manual_seed(0)
+    with logalign.watch(model, every=3) as monitor:
+        for _ in range(20):
+            for batch in torch.randperm(16, generator=generator).reshape(-1, size):
+                loss, _ = plain_loss(model, rows[batch])
+                loss.backward()
+                monitor.step(loss=loss)
+    last = monitor.readings[-1].main
+    assert last.passes == pytest.approx(last.step * size / 16, abs=1.1)
+    assert last.drift is None
+    assert last.drift_reason
+
+
+class TakesADict(Plain):
+    def forward(self, batch):
+        return super().forward(batch["input_ids"])
+
+
+class TakesNothing(Plain):
+    def forward(self):
+        return super().forward(torch.randint(1, VOCABULARY, (4, LENGTH)))
+
+
+class TakesSparse(Plain):
+    def forward(self, counts):
+        return self.lm_head(torch.zeros(counts.shape[0], WIDTH) + counts.to_dense().sum())
+
+
+class TakesNested(Plain):
+    def forward(self, ids):
+        return self.lm_head(self.body(torch.nested.to_padded_tensor(ids, 0)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        (TakesDict := TakesADict, lambda rows: ({"input_ids": rows},)),
+        (TakesNothing, lambda rows: ()),
+        (TakesSparse, lambda rows: (torch.eye(4).to_sparse(),)),
+        (TakesNested, lambda rows: (torch.nested.nested_tensor(list(rows)),)),
+    ],
+)
+def test_inputs_of_any_kind_stop_nothing(kind, make):
+    model = model_of(kind)
+    with logalign.watch(model, every=2) as monitor, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors")
+        for step in range(6):
+            loss = model(*make(text()[4 * step : 4 * step + 4])).square().mean()
+            loss.backward()
+            monitor.step(loss=loss)
+    assert monitor.readings[-1].main.lar is not None
+    assert monitor.readings[-1].main.drift is None
+
+
+def test_a_dict_of_inputs_is_looked_into():
+    def loss_of(model, batch):
+        logits = model({"input_ids": batch[:, :-1]})
+        return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()), row_losses(logits, batch[:, 1:])
+
+    losses, monitor = train(model_of(TakesADict), loss_of=loss_of)
+    check(losses, monitor)
+
+
+def test_an_error_of_our_own_ends_the_tracking_and_not_the_training(monkeypatch):
+    monkeypatch.setattr("logalign.torch.samples.row_hashes", lambda *_, **__: 1 / 0)
+    with pytest.warns(LogAlignWarning, match="samples are followed no more: ZeroDivisionError"):
+        _, monitor = train(model_of(), loss_of=plain_loss)
+    last = monitor.readings[-1].main
+    assert last.lar is not None
+    assert "ZeroDivisionError" in last.drift_reason
+
+
+def test_a_stream_is_told_once_and_costs_nothing_from_then_on(caplog):
+    caplog.set_level("INFO", logger="logalign")
+    model = model_of()
+    generator = torch.Generator().manual_seed(0)
+    with logalign.watch(model, every=5) as monitor:
+        for step in range(60):
+            rows = torch.randint(1, VOCABULARY, (16, LENGTH + 1), generator=generator)
+            loss, _ = plain_loss(model, rows)
+            loss.backward()
+            monitor.step(loss=loss, epoch=step / 10)
+        assert not monitor._recorder.samples.is_on
+        assert monitor._recorder.listens == monitor.next_is_monitored
+    assert caplog.text.count("no sample has come back in 2 passes") == 1
+    assert monitor.readings[-1].main.drift_reason == "no sample has come back in 2 passes"
+    assert monitor.readings[-1].main.passes == pytest.approx(5.5)
+
+
+def test_an_epoch_at_another_pace_is_told_once():
+    with pytest.warns(LogAlignWarning, match="epoch: expected passes over the data so far, found") as caught:
+        train(model_of(), loss_of=plain_loss, step_kwargs=lambda *, step, **_: {"epoch": step / 100})
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("wrong", [-1, 2.5, True, "all"])
+def test_revisits_is_a_number_of_samples(wrong):
+    with pytest.raises(InputError, match="revisits: expected how many samples to follow, 0 for none, found"):
+        logalign.watch(model_of(), revisits=wrong)
+
+
+def test_a_copy_of_a_watched_model_has_no_samples():
+    model = model_of()
+    with logalign.watch(model, every=1):
+        twin = copy.deepcopy(model)
+        plain_loss(twin, text()[:4])[0].backward()
+    assert np.isfinite([float(parameter.grad.norm()) for parameter in twin.parameters()]).all()
