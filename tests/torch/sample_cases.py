@@ -107,7 +107,6 @@ def truth_of(samples: list[Tensor], losses: list[Tensor], steps: list[int]) -> N
 def train(
     model: nn.Module,
     *,
-    rows: Any = lambda batch: (batch,),
     loss_of: Any,
     every: int = 5,
     micro: int = 1,
@@ -116,19 +115,23 @@ def train(
     loss: bool = True,
     lr: float = 0.02,
     on_step: Any = None,
+    share: tuple[int, int] = (0, 1),
+    optimizer_of: Any = None,
     **watching: Any,
 ) -> tuple[list[Tensor], Any]:
     """Train the model, and give the row losses of every step and the monitor.
 
-    `loss_of(model, batch)` gives the loss and the row losses of a batch of text.
+    `loss_of(model, batch)` gives the loss and the row losses of a batch of text; `share` is (rank, world), where each
+    rank has a part of every batch.
     """
-    data, optimizer = text(), torch.optim.Adam(model.parameters(), lr=lr)
-    losses = []
+    data, losses = text(), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr) if optimizer_of is None else optimizer_of(model)
     monitor = logalign.watch(model if watched is None else watched, every=every, **watching)
     with contextlib.closing(monitor):
         for step, samples in enumerate(order()):
             total, seen = torch.zeros(()), []
-            for part in samples.chunk(micro):
+            rank, world = share
+            for part in samples.chunk(world)[rank].chunk(micro):
                 value, each = loss_of(model, data[part])
                 (value / micro).backward()
                 total, seen = total + value.detach() / micro, [*seen, each]
@@ -155,3 +158,77 @@ def readings_of(monitor: Any) -> Numbers:
 
 def steps_of(monitor: Any) -> list[int]:
     return [each.step for each in monitor.readings]
+
+
+# What the ranks of a test do ----------------------------------------------------------------------------------------
+
+
+def slow_sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """In which differences of rounding do not grow, as they do in Adam."""
+    return torch.optim.SGD(model.parameters(), lr=0.5)
+
+
+def alone(micro: int = 1) -> Numbers:
+    """One process that has all rows."""
+    return readings_of(train(model_of(), loss_of=plain_loss, optimizer_of=slow_sgd, micro=micro)[1])
+
+
+def ddp(rank: int, world: int, micro: int = 1, ids: bool = False) -> Numbers:
+    """DistributedDataParallel; each pass deals a sample to another rank."""
+    model = nn.parallel.DistributedDataParallel(model_of())
+    own = (lambda *, samples, **_: {"samples": samples.chunk(world)[rank]}) if ids else (lambda **_: {})
+    share = (rank, world)
+    _, monitor = train(model, loss_of=plain_loss, share=share, optimizer_of=slow_sgd, micro=micro, step_kwargs=own)
+    return readings_of(monitor)
+
+
+def ddp_compiled(rank: int, world: int) -> Numbers:
+    """The model compiled, then wrapped: targets are the next tokens."""
+
+    def loss_of(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(batch)[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()), row_losses(logits, batch[:, 1:])
+
+    model = nn.parallel.DistributedDataParallel(torch.compile(model_of(), backend="aot_eager"))
+    return readings_of(train(model, loss_of=loss_of, share=(rank, world), optimizer_of=slow_sgd)[1])
+
+
+def fsdp(rank: int, world: int) -> Numbers:
+    """`fully_shard` of the head, the body and the model."""
+    from torch.distributed import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, mesh = model_of(), init_device_mesh("cpu", (world,))
+    for unit in (model.body, model.lm_head, model):
+        fully_shard(unit, mesh=mesh)
+    return readings_of(train(model, loss_of=plain_loss, share=(rank, world), optimizer_of=slow_sgd)[1])
+
+
+def fsdp_fused(rank: int, world: int) -> Numbers:
+    """The same where the loss multiplies by the head's weight itself."""
+    from torch.distributed import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, mesh = model_of(Fused), init_device_mesh("cpu", (world,))
+    fully_shard(model, mesh=mesh)
+    return readings_of(train(model, loss_of=fused_loss, share=(rank, world), optimizer_of=slow_sgd)[1])
+
+
+class Fused(Plain):
+    """A model as Transformers builds them, whose head's own forward does not run, and whose logits never leave it."""
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self.body
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> Any:
+        assert targets is not None
+        logits = F.linear(self.body(input_ids), self.lm_head.weight)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), row_losses(logits, targets)
+
+
+def fused_loss(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
+    return model(batch[:, :-1], targets=batch[:, 1:])

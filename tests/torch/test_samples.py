@@ -3,7 +3,9 @@
 import copy
 import json
 import math
+import re
 import warnings
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 import logalign
 from logalign.errors import InputError, LogAlignWarning
 from logalign.torch.samples import ADVICE, UNSEEN
+from tests.torch import sample_cases
 from tests.torch.sample_cases import (
     BATCH,
     LENGTH,
@@ -33,6 +36,7 @@ from tests.torch.sample_cases import (
     train,
     truth_of,
 )
+from tests.torch.workers import Workers
 
 torch.set_num_threads(1)
 
@@ -230,6 +234,36 @@ def test_a_head_that_runs_after_the_forward():
     check(losses, monitor)
 
 
+def test_a_loss_that_multiplies_by_the_weight_itself():
+    losses, monitor = train(model_of(sample_cases.Fused), loss_of=sample_cases.fused_loss)
+    check(losses, monitor)
+
+
+class WithLiger(Plain):
+    """Its loss is a module of it, which gets hidden states, weight and targets."""
+
+    def __init__(self):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        super().__init__()
+        self.loss = LigerFusedLinearCrossEntropyLoss()
+
+    def forward(self, ids, targets):
+        return self.loss(self.lm_head.weight, self.body(ids).flatten(0, 1), targets.flatten())
+
+
+@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="liger-kernel is for Linux")
+def test_liger():
+    def loss_of(model, batch):
+        loss = model(batch[:, :-1], batch[:, 1:])
+        with torch.no_grad():
+            logits = F.linear(model.body(batch[:, :-1]), model.lm_head.weight)
+        return loss, row_losses(logits, batch[:, 1:])
+
+    losses, monitor = train(model_of(WithLiger), loss_of=loss_of)
+    check(losses, monitor)
+
+
 def test_a_compiled_model_whose_targets_are_the_next_tokens():
     def loss_of(model, batch):
         logits = compiled(batch)
@@ -392,8 +426,6 @@ def test_what_is_wrong_with_what_is_given_is_told_once(given, words):
             monitor.step(**given)
     told = [str(each.message) for each in caught if issubclass(each.category, LogAlignWarning)]
     assert len(told) == 1
-    import re
-
     assert re.search(words, told[0])
 
 
@@ -545,3 +577,37 @@ def test_a_copy_of_a_watched_model_has_no_samples():
         twin = copy.deepcopy(model)
         plain_loss(twin, text()[:4])[0].backward()
     assert np.isfinite([float(parameter.grad.norm()) for parameter in twin.parameters()]).all()
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return sample_cases.alone()
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request):
+    workers = Workers(request.param)
+    yield workers
+    workers.stop()
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments"),
+    [
+        (sample_cases.ddp, ()),
+        (sample_cases.ddp, (2,)),
+        (sample_cases.ddp, (1, True)),
+        (sample_cases.fsdp, ()),
+        (sample_cases.fsdp_fused, ()),
+        (sample_cases.ddp_compiled, ()),
+    ],
+    ids=["ddp", "ddp-accumulation", "ddp-ids", "fsdp", "fsdp-fused", "ddp-compiled"],
+)
+def test_ranks_say_what_one_process_says(ranks, truth, case, arguments):
+    found = ranks.run(case, *arguments)
+    assert all(each == found[0] for each in found)
+    decided = [(e, f) for e, f in zip(truth, found[0], strict=True) if e[0] is not None]
+    assert len(decided) >= 4
+    first = 1 if arguments == (1, True) else 0  # ids come after the first forward, whose visits are lost
+    for e, f in decided[first:]:
+        assert f == pytest.approx(e, abs=1e-5)
