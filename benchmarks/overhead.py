@@ -1,7 +1,7 @@
 """What monitoring costs: time and memory, as ratios measured side by side in one process.
 
     python benchmarks/overhead.py                  all parts, as tables on the terminal
-    python benchmarks/overhead.py --parts sums     one of: steps, memory, sums, accuracy, spectra
+    python benchmarks/overhead.py --parts sums     one of: steps, samples, memory, sums, accuracy, spectra
     python benchmarks/overhead.py --write          and put the tables into docs/performance.md
     python benchmarks/overhead.py --clock cpu --threads 1
                                                    on a machine that is not idle: seconds of CPU, not of the clock
@@ -31,12 +31,20 @@ from torch.profiler import ProfilerActivity, profile
 
 import logalign
 from logalign.demos.gpt import GPT
+from logalign.samples.visits import TRACKED
 from logalign.torch import reduce
+from logalign.torch.linear import linear_map
 from logalign.torch.meter import Meter
+from logalign.torch.rows import HIGHEST
+from logalign.torch.samples import SampleTracker
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 VOCABULARY, WIDTH, LAYERS, BATCH, CONTEXT = 32_768, 256, 4, 8, 128
 BLOCK = 10
+POOL = 4096
+"""Rows of the data."""
+WARM_BLOCKS = 8
+"""Blocks after which most samples that are followed are known."""
 ROWS, COLUMNS = 4096, 50_304
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 HEAD = (50_257, 768)
@@ -49,6 +57,7 @@ def main() -> None:
     """Measure, print, and write if asked."""
     parts: dict[str, Callable[[argparse.Namespace], Rows]] = {
         "steps": step_times,
+        "samples": sample_times,
         "memory": extra_memory,
         "sums": sums_beside_a_read,
         "accuracy": accuracy,
@@ -118,16 +127,85 @@ def row(precision: str, way: str, step: str, ratio: str, inside: str) -> dict[st
     }
 
 
-def training_block(dtype: torch.dtype, every: int, device: str) -> Callable[[], None]:
-    """A function that trains ten steps, on a model of its own."""
+def sample_times(arguments: argparse.Namespace) -> Rows:
+    """The same steps at every=10, with samples followed and without, and what following them takes by itself."""
+    rows = []
+    for precision in ("fp32", "bf16"):
+        dtype, ways = DTYPES[precision], {"none": 0, "default": TRACKED}
+        blocks = {way: training_block(dtype, 10, arguments.device, revisits=count) for way, count in ways.items()}
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for block in blocks.values():
+            for _ in range(WARM_BLOCKS):
+                block()
+        for turn in range(arguments.rounds):
+            for way in list(ways) if turn % 2 else list(ways)[::-1]:
+                times[way].append(timed(blocks[way], arguments))
+        step = statistics.median(times["none"]) / BLOCK
+        ratios = [with_ / without - 1 for with_, without in zip(times["default"], times["none"], strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        for samples in (POOL, 1024):
+            inside, extra = inside_samples(dtype, samples, arguments)
+            rows.append(
+                {
+                    "precision": precision,
+                    "samples in the data": f"{samples:,}",
+                    "step": f"{step * 1e3:.0f} ms",
+                    "extra time, median (quartiles)": f"{statistics.median(ratios):+.2%} ({low:+.2%} to {high:+.2%})"
+                    if samples == POOL
+                    else "",
+                    "spent on samples": f"{inside / step:.2%}",
+                    "extra memory": megabytes(extra),
+                }
+            )
+    return rows
+
+
+def inside_samples(dtype: torch.dtype, samples: int, arguments: argparse.Namespace) -> tuple[float, int]:
+    """Median seconds that a step spends on hashes and losses, after the forward and in backward; bytes at the peak."""
+    like = {"device": arguments.device, "dtype": dtype}
+    head = nn.Linear(WIDTH, VOCABULARY, bias=False, **like)
+    hidden = torch.randn(BATCH, CONTEXT, WIDTH, **like)
+    tracker, step = SampleTracker(is_on=True), 0
+    gradient = torch.softmax(head(hidden).detach().float(), -1)
+    targets = torch.randint(VOCABULARY, (BATCH, CONTEXT, 1), device=arguments.device)
+    gradient = gradient.scatter_add_(-1, targets, torch.full_like(targets, -1, dtype=gradient.dtype)).to(dtype)
+    tracker.settle(threshold=int(min(1.0, TRACKED / samples) * (HIGHEST - 1)))
+    mapped = lambda: linear_map(head)  # noqa: E731
+
+    def follow() -> None:
+        nonlocal step
+        tracker.begin(tokens, None)
+        tracker.measure(logits, hidden=hidden, mapped=mapped)
+        for hook in logits._backward_hooks.values():
+            hook(gradient)
+        step += 1
+        tracker.next_step(step)
+
+    times, peak = [], 0
+    for turn in range(15):
+        tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT), device=arguments.device)
+        logits = head(hidden)
+        if turn == 14:
+            peak = peak_allocation(follow, arguments.device)
+        else:
+            times.append(timed(follow, arguments))
+    assert tracker.fault is None
+    return statistics.median(times), peak
+
+
+def training_block(dtype: torch.dtype, every: int, device: str, *, revisits: int = TRACKED) -> Callable[[], None]:
+    """A function that trains ten steps, on a model of its own, on rows that come back in passes."""
     torch.manual_seed(0)
     model = GPT(vocabulary=VOCABULARY, width=WIDTH, layers=LAYERS, context=CONTEXT).to(device, dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT + 1), device=device)
-    monitor = logalign.watch(model, every=every) if every else None
+    pool = torch.randint(VOCABULARY, (POOL, CONTEXT + 1), device=device)
+    # As far into the training as it takes to know which samples are followed.
+    order = iter(torch.randperm(POOL).repeat(1000).split(BATCH))
+    monitor = logalign.watch(model, every=every, revisits=revisits) if every else None
 
     def block() -> None:
         for _ in range(BLOCK):
+            tokens = pool[next(order).to(device)]
             logits = model(tokens[:, :-1])
             loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
             loss.backward()

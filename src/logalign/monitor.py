@@ -394,10 +394,10 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep so that `load_state_dict()` can go on; any rank's will do.
 
-        Step, shapes of the layers, tokens seen, the losses and the visits of samples since the last reading (each rank's
-        own; of losses a sum, null if it is not finite, and a count), the samples, the detector's state. What changes its shape as the training goes on is text (JSON),
-        so that a fresh monitor's state has the very same entries: `torch.distributed.checkpoint` loads into those that
-        are there. `torch.save` and JSON can hold it, too.
+        Step, shapes of the layers, tokens seen, the losses and the visits of samples since the last reading (each
+        rank's own; of losses a sum, null if it is not finite, and a count), samples, the detector's state. What changes
+        its shape as the training goes on is text (JSON), so that a fresh monitor's state has the very same entries:
+        `torch.distributed.checkpoint` loads into those that are there. `torch.save` and JSON can hold it, too.
         """
         total, count = self._losses
         return {

@@ -1,5 +1,7 @@
 """Drift and gain against a slow reference on recorded runs, and against visits whose truth is known."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +21,7 @@ def slow_reference(samples, times, losses, now):
     rows, changes = [], []
     knots = [-2.0, -1.5, -1.0, -0.5, 0.0]
     for each in visits.values():
-        for (t1, l1), (t2, l2) in zip(each, each[1:], strict=False):
+        for (t1, l1), (t2, l2) in itertools.pairwise(each):
             if t1 > -2 + 1e-9 and t2 > -1 + 1e-9:
                 row = [np.interp(t2, knots, unit) - np.interp(t1, knots, unit) for unit in np.eye(5)[1:]]
                 rows.append([*row, -1.0])

@@ -1,6 +1,6 @@
 """Small trainings on data that comes in passes, in many set-ups, and what their samples are known to do.
 
-Every row has few enough logits to be looked at whole, so the truth is the mean loss of a row over its tokens that count.
+Every row has few enough logits to be looked at whole, so the truth is the mean loss of a row over those that count.
 """
 
 from __future__ import annotations

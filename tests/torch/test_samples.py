@@ -323,7 +323,7 @@ def test_a_compiled_classifier_asks_for_losses():
 @pytest.mark.parametrize("way", ["rows", "ids"])
 def test_a_resumed_training_says_the_same(at, way):
     kwargs = (lambda *, samples, **_: {"samples": samples}) if way == "ids" else (lambda **_: {})
-    losses, whole = train(model_of(), loss_of=plain_loss, step_kwargs=kwargs)
+    _, whole = train(model_of(), loss_of=plain_loss, step_kwargs=kwargs)
 
     def resume(step, monitor):
         if step != at:
@@ -337,7 +337,7 @@ def test_a_resumed_training_says_the_same(at, way):
     model = model_of()
     _, monitor = train(model, loss_of=plain_loss, step_kwargs=kwargs, on_step=resume)
     later = [numbers for numbers, step in zip(readings_of(whole), steps_of(whole), strict=True) if step > at]
-    assert [step for step in steps_of(monitor)] == [step for step in steps_of(whole) if step > at]
+    assert steps_of(monitor) == [step for step in steps_of(whole) if step > at]
     assert readings_of(monitor) == [pytest.approx(each, abs=1e-9) if each[0] is not None else each for each in later]
 
 

@@ -53,8 +53,8 @@ class OverfitThresholds:
         spread: Factor by which vocabulary-centered k has grown since it was lowest, in a classifier: "approaching".
         spread_alarm: The same, "overfitting".
         hold_repetition: So many readings in a row have to be beyond `drop` and `spread`, and drift above zero.
-        drift_errors: Drift has to be above zero by so many of its standard errors: "approaching", and "overfitting" once
-            it has been so in all readings of a whole pass. Not fitted.
+        drift_errors: Drift has to be above zero by so many of its standard errors: "approaching"; "overfitting" once it
+            has been so in all readings of a whole pass. Not fitted.
     """
 
     form: str = "lar_vocab_centered"

@@ -1,10 +1,10 @@
-"""Passes: how often training has gone through its data, told by the samples that come back, or by what the user says.
+"""Passes: how often training has gone through its data, told by the samples that come back or by the user's epoch.
 
-Method: in a pass over shuffled data no sample comes twice. So a pass ends where samples of the current pass begin to come
-again. `PassClock` finds that place from the tracked samples alone, to about one part in their number. Where samples are
-drawn with replacement no pass has an end, and the mean number of visits of a sample counts passes. `GivenEpochs` reads
-the epoch that the user passes, which may be a fraction, a whole number that stands still during a pass, or a fraction
-that starts anew with each pass.
+Method: in a pass over shuffled data no sample comes twice. So a pass ends where samples of the current pass begin to
+come again. `PassClock` finds that place from the tracked samples alone, to about one part in their number. Where
+samples are drawn with replacement no pass has an end, and the mean number of visits of a sample counts passes.
+`GivenEpochs` reads the epoch that the user passes, which may be a fraction, a whole number that stands still during a
+pass, or a fraction that starts anew with each pass.
 """
 
 from __future__ import annotations
@@ -216,9 +216,9 @@ class GivenEpochs:
         assert self._last is not None
         if self.oddity is None:
             self.oddity = (
-                f"epoch: expected passes over the data so far, which only grow and at an even pace, found {epoch:.4g} at "
-                f"step {step:,.0f} after {self._last[1]:.4g} at step {self._last[0]:,.0f}; passes are counted on at the "
-                "pace before"
+                "epoch: expected passes over the data so far, which only grow and at an even pace, found "
+                f"{epoch:.4g} at step {step:,.0f} after {self._last[1]:.4g} at step {self._last[0]:,.0f}; passes are "
+                "counted on at the pace before"
             )
 
     def state(self) -> dict[str, Any]:

@@ -100,8 +100,8 @@ class SampleRecord:
             self._notes.append(
                 (
                     "epoch pace",
-                    f"epoch: expected passes over the data so far, found {by_epoch:.3g} of them while samples came back "
-                    f"{by_samples:.3g} times; verdicts go by the samples",
+                    f"epoch: expected passes over the data so far, found {by_epoch:.3g} of them while samples came "
+                    f"back {by_samples:.3g} times; verdicts go by the samples",
                 )
             )
 

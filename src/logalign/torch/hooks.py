@@ -1,7 +1,7 @@
 """Hooks: they watch a model's forwards, and do nothing else to it.
 
-Method: forward hooks, armed on monitored steps, that add to a `Meter` while the tensors are at hand. Keeping the tensors
-until the step ends would be simpler, and would measure logits that a loss has since overwritten in place. A
+Method: forward hooks, armed on monitored steps, that add to a `Meter` while the tensors are at hand. Keeping the
+tensors until the step ends would be simpler, and would measure logits that a loss has since overwritten in place. A
 `SampleTracker` looks at a few rows in every step.
 
 A forward is training when the layer is in training mode and gradients are on. Activation checkpointing runs a layer

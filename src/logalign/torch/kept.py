@@ -1,7 +1,7 @@
 """Kept: hashes and losses of samples on the device, from one reading to the next.
 
-Nothing here waits for the device, so nothing depends on what the hashes are: what is too much is cut off from above, the
-samples with the highest hashes first, which are the first that are not tracked.
+Nothing here waits for the device, so nothing depends on what the hashes are. What is too much is cut off from above:
+the samples with the highest hashes go first, which are the first that are not tracked.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Method: every element is mixed with its place in the row by 64-bit integer arith
 are summed. The alternative, to have the user number the samples, needs a change of the data loader. A sum over elements
 is the same in whatever order the device adds.
 
-Zeros add nothing, so that a row padded with zeros at its end is the same row. Where an attention mask or a padding token
-is known, places are counted over the tokens that are left, so that padding in front does not matter either.
+Zeros add nothing, so that a row padded with zeros at its end is the same row. Where an attention mask or a padding
+token is known, places are counted over the tokens that are left, so that padding in front does not matter either.
 
 Shapes: B rows of a batch, L elements of a row.
 """
@@ -72,10 +72,8 @@ def row_hashes(rows: Tensor, *, mask: Tensor | None = None, padding: int | None 
         counts, relative = counts & (mask.reshape(flat.shape) != 0), True
     if padding is not None:
         counts, relative = counts & (values != padding), True
-    if relative:
-        places = counts.cumsum(1)
-    else:
-        places = torch.arange(1, values.shape[1] + 1, device=values.device)
+    first, end = 1, values.shape[1] + 1
+    places = counts.cumsum(1) if relative else torch.arange(first, end, device=values.device)
     mixed = values * _VALUE + places * _PLACE
     mixed = (mixed ^ _shifted(mixed, 29)) * _STIR
     return mixed_up(torch.where(counts, mixed, mixed.new_zeros(())).sum(1))
@@ -99,7 +97,7 @@ def rows_among(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The tensor among a forward's arguments whose rows are samples, and the attention mask beside it.
 
-    `input_ids`, else the first tensor of whole numbers, else the first tensor. It is traced where the model is compiled.
+    `input_ids`, else the first tensor of whole numbers, else the first tensor. Compiled models trace it.
     """
     named: list[tuple[str, Any]] = [
         (positional[i] if len(args) <= len(positional) else "", each) for i, each in enumerate(args)

@@ -1,8 +1,8 @@
 """Samples: the losses of a few samples of each batch, taken in the forward that the hooks see anyway.
 
-Method: rows of the batch are hashed, those with the lowest hashes are looked at, and of each a few tokens, chosen by the
-hash too, so that a sample is measured on the same tokens at every visit. Their losses need targets. Those come from the
-first of these that is there:
+Method: rows of the batch are hashed, those with the lowest hashes are looked at, and of each a few tokens, chosen by
+the hash too, so that a sample is measured on the same tokens at every visit. Their losses need targets. Those come from
+the first of these that is there:
 
     labels      among the forward's arguments, as Transformers has them, or among those of a fused loss
     gradient    of the logits: that of a cross entropy is negative at the target alone, and zero where a token does not
@@ -39,10 +39,13 @@ from logalign.torch.rows import HIGHEST, can_be_hashed, mixed_up, row_hashes
 TOKENS_PER_ROW = 8
 SMALL_ROW = 8192
 """Logits of a row that are few enough to look at all of its tokens."""
-MOST_ROWS = 64
-"""Rows of a forward that are looked at, where a row has several tokens."""
-MOST_ROWS_GIVEN = 1024
-"""The same, where the user's ids, which come after the forward, say which rows are tracked."""
+SHARE_OF_TOKENS = 64
+"""Of so many tokens of a forward one is looked at; or as many as have `SMALL` logits, where that is more."""
+SMALL = 65_536
+MOST_ROWS = 1024
+"""Rows of a forward whose hashes are kept."""
+LINE = 64
+"""Logits by which the gradient of a cross entropy is told from others."""
 
 
 UNBALANCED, NOT_STRAIGHT = 0.02, 0.01
@@ -82,7 +85,7 @@ class Chosen(NamedTuple):
 
     Attributes:
         places: Which rows, [r].
-        hashes: Their hashes, [r].
+        hashes: Their hashes first, and then those of further rows that may be tracked.
         tokens: Which tokens of each, [r, q].
         counts: Which of these count, [r, q].
         targets: Their targets, [r, q]; None where they are not known.
@@ -227,7 +230,8 @@ class SampleTracker:
         """The rows with the lowest hashes, and of each the tokens with the lowest: the same at every visit."""
         size, length = shape
         most = max(TOKENS_PER_ROW, SMALL_ROW // width)
-        hashes, places = torch.topk(batch.hashes, self._rows_to_take(size, one_token=length == 1), largest=False)
+        hashes, places = torch.topk(batch.hashes, self._rows_to_name(size), largest=False)
+        places = places[: self._rows_to_look_at(size, length, width)]
         own = None if targets is None else targets[places]
         if own is not None:
             counts = own != self._ignore_index
@@ -239,29 +243,35 @@ class SampleTracker:
             every = torch.arange(length, device=hashes.device).expand(places.numel(), length)
             return Chosen(places, hashes, every, counts, own)
         # By their number among those that count, so that padding changes nothing.
-        keys = torch.where(counts, mixed_up(hashes[:, None] ^ counts.cumsum(1)), HIGHEST)
+        keys = torch.where(counts, mixed_up(batch.hashes[places, None] ^ counts.cumsum(1)), HIGHEST)
         tokens = torch.topk(keys, most, dim=1, largest=False).indices
         return Chosen(places, hashes, tokens, counts.gather(1, tokens), None if own is None else own.gather(1, tokens))
 
-    def _rows_to_take(self, size: int, *, one_token: bool) -> int:
+    def _rows_to_name(self, size: int) -> int:
         """As many as will be tracked in nearly every batch of this size; those with lower hashes come first."""
-        if self._gives_ids:
-            return min(size, MOST_ROWS_GIVEN)
         expected = size * self._share
-        rows = size if self._share >= 1 else math.ceil(expected + 3 * math.sqrt(expected))
-        return max(1, min(size, rows, size if one_token else MOST_ROWS))
+        if self._gives_ids or self._share >= 1:
+            return min(size, MOST_ROWS)
+        return max(1, min(size, MOST_ROWS, math.ceil(expected + 3 * math.sqrt(expected))))
+
+    def _rows_to_look_at(self, size: int, length: int, width: int) -> int:
+        """How many of them are worth their cost; the visits of the others have no loss, and are in no pair."""
+        if self._gives_ids:
+            return MOST_ROWS
+        tokens = max(TOKENS_PER_ROW, size * length // SHARE_OF_TOKENS, SMALL // width)
+        return max(1, tokens // min(length, max(TOKENS_PER_ROW, SMALL_ROW // width)))
 
     def _listen(self, logits: Tensor, picked: Tensor, shape: tuple[int, int], chosen: Chosen) -> None:
         """Find the targets in the gradient of the logits, once backward gets there."""
-        place = len(self._of_step) - 1
+        place, total = len(self._of_step) - 1, torch.logsumexp(picked.float(), dim=-1)
 
         def see(gradient: Tensor) -> None:
             if not self.is_on:
                 return
             with self._guarded():
-                targets, known = _targets_in(chosen.of(gradient.detach(), shape), picked)
+                targets, known = _targets_in(chosen.of(gradient.detach(), shape), picked, total)
                 found = chosen._replace(targets=targets, counts=chosen.counts & known)
-                self._keep(chosen, _losses(picked, found), place)
+                self._keep(chosen, _losses(picked, found, total), place)
 
         logits.register_hook(see)  # type: ignore[no-untyped-call]
 
@@ -269,7 +279,8 @@ class SampleTracker:
         """Keep hash and loss of each chosen row; or, where the user gives ids, all losses for when those come."""
         self._any = True
         if not self._gives_ids:
-            self.kept.add(self.step, chosen.hashes, losses)
+            unknown = losses.new_full((chosen.hashes.numel() - losses.numel(),), math.nan)
+            self.kept.add(self.step, chosen.hashes, torch.cat([losses, unknown]))
         elif self._of_step:
             hashes, _ = self._of_step[place]
             every = losses.new_full(hashes.shape, math.nan)
@@ -344,8 +355,8 @@ class SampleTracker:
             error = float(np.std(self._read)) / math.sqrt(len(self._read))
             if abs(own - expected) > CHECK_SHARE * abs(expected) + CHECK_ERRORS * error:
                 self._refuted = (
-                    f"targets are not the next tokens: with those the loss is {own:.4g}, and step() gets {expected:.4g}; "
-                    f"{ADVICE}"
+                    f"targets are not the next tokens: with those the loss is {own:.4g}, and step() gets "
+                    f"{expected:.4g}; {ADVICE}"
                 )
         self._read, self._means = [], []
         if self._refuted is not None:
@@ -425,37 +436,45 @@ def _logits(hidden: Tensor, mapped: LinearMap) -> Tensor:
     return logits if mapped.bias is None else logits + mapped.bias.detach().to(logits.dtype)
 
 
-def _losses(logits: Tensor, chosen: Chosen) -> Tensor:
+def _losses(logits: Tensor, chosen: Chosen, logsumexp: Tensor | None = None) -> Tensor:
     """Mean loss of each row over its tokens that count, in nats, [r]; NaN where none does."""
     targets = chosen.targets
     assert targets is not None
-    logits = logits.float()
+    total = torch.logsumexp(logits.float(), dim=-1) if logsumexp is None else logsumexp
     inside = chosen.counts & (targets >= 0) & (targets < logits.shape[-1])
-    at = torch.where(inside, targets, 0).to(torch.int64)
-    each = torch.logsumexp(logits, dim=-1) - logits.gather(-1, at[..., None])[..., 0]
+    each = total - _at(logits, torch.where(inside, targets, 0).to(torch.int64))
     return torch.where(inside, each, 0.0).sum(-1) / inside.sum(-1)
 
 
-def _targets_in(gradient: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets that the gradient of the logits [r, q, V] tells, and where it does, [r, q] each.
+def _at(logits: Tensor, targets: Tensor) -> Tensor:
+    """The logits [r, q, V] at the targets [r, q]."""
+    return logits.gather(-1, targets[..., None])[..., 0].float()
 
-    The gradient of a cross entropy is `c (p - y)` with p the softmax and y the target, smoothed or not: it sums to zero,
-    is lowest at the target, and elsewhere a straight line in p. Where a token does not count it is zero.
+
+def _targets_in(gradient: Tensor, logits: Tensor, logsumexp: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets that the gradient of the logits [r, q, V] tells, and where it does, [r, q] each; with their logsumexp.
+
+    The gradient of a cross entropy is `c (p - y)` with p the softmax and y the target, smoothed or not. It sums to
+    zero, is lowest at the target, and elsewhere a straight line in p, which is looked at for some of the logits. Where
+    a token does not count it is zero.
     """
-    gradient, p = gradient.float(), torch.softmax(logits.float(), dim=-1)
     lowest, targets = gradient.min(-1)
-    others = torch.ones_like(p).scatter_(-1, targets[..., None], 0.0)
-    count = p.shape[-1] - 1
-    dp, dg = (others * (each - (others * each).sum(-1, keepdim=True) / count) for each in (p, gradient))
+    total, lowest = gradient.sum(-1, dtype=torch.float32), lowest.float()
+    known = (lowest < 0) & (total.abs() <= -2 * UNBALANCED * lowest)
+    width = logits.shape[-1]
+    if width == 2:
+        return targets, known
+    some = torch.arange(min(LINE, width), device=logits.device) * width // min(LINE, width)
+    others = (some != targets[..., None]).float()
+    p, g = torch.exp(logits[..., some].float() - logsumexp[..., None]), gradient[..., some].float()
+    count = others.sum(-1, keepdim=True)
+    dp, dg = (others * (each - (others * each).sum(-1, keepdim=True) / count) for each in (p, g))
     line = (dp * dg).sum(-1) / dp.square().sum(-1)
     left = (dg - line[..., None] * dp).square().sum(-1)
-    known = (lowest < 0) & (gradient.sum(-1).abs() <= UNBALANCED * gradient.abs().sum(-1))
-    if count > 1:
-        known &= left <= NOT_STRAIGHT * dg.square().sum(-1)
-        # The line says c, and so does the target: equal to it, or with a smoothed target somewhat larger.
-        share = -lowest / (line * (1 - p.gather(-1, targets[..., None])[..., 0]))
-        known &= (share > SMOOTHED) & (share < 1 + UNBALANCED)
-    return targets, known
+    known &= left <= NOT_STRAIGHT * dg.square().sum(-1)
+    # The line says c, and so does the target: equal to it, or less where it is smoothed.
+    share = -lowest / (line * (1 - torch.exp(_at(logits, targets) - logsumexp)))
+    return targets, known & (share > SMOOTHED) & (share < 1 + UNBALANCED)
 
 
 def _losses_of(losses: Any) -> Tensor | str:
