@@ -1,0 +1,41 @@
+"""Readings with drift, as a training of several passes over its data records it."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from logalign.readings import Reading
+
+PASSES = 10.0
+ERROR = 0.01
+NO_DRIFT_YET = "fewer than two passes over the data"
+
+
+def revisit_fields(i: int, of: int, *, seed: int = 0) -> dict[str, Any]:
+    """The fields of reading i: none in the first pass, no drift before the second ends, then from -0.4 above zero."""
+    passes = PASSES * i / (of - 1)
+    if passes < 2:
+        return {"revisited": 40 * i, "passes": passes if passes > 1 else None, "drift_reason": NO_DRIFT_YET}
+    noise = random.Random(1_000_003 * seed + i)
+    return {
+        "drift": 0.02 - 0.42 * math.exp(2 - passes) + noise.gauss(0, ERROR / 2),
+        "drift_error": ERROR * (1 + 0.1 * noise.random()),
+        "gain": 0.3 * math.exp(-passes / 20) + noise.gauss(0, ERROR),
+        "gain_error": ERROR,
+        "revisited": 4096 + i,
+        "passes": passes,
+    }
+
+
+def drifting(readings: Sequence[Reading], *, site: str = "unembedding", seed: int = 0) -> list[Reading]:
+    """The readings with drift in those of one layer."""
+    main = [reading for reading in readings if reading.site == site]
+    places = {id(reading): i for i, reading in enumerate(main)}
+    return [
+        replace(reading, **revisit_fields(places[id(reading)], len(main), seed=seed))
+        if id(reading) in places
+        else reading
+        for reading in readings
+    ]
