@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from logalign.readings import Reading
@@ -39,3 +40,14 @@ def drifting(readings: Sequence[Reading], *, site: str = "unembedding", seed: in
         else reading
         for reading in readings
     ]
+
+
+def write_log(path: Path, *, of: int = 60, gaps: Sequence[int] = (), seed: int = 0) -> Path:
+    """A JSONL log of one layer with drift, but for the readings in `gaps`."""
+    readings = drifting([Reading(step=10 * i, lar=0.5 + i / 1000, n=64, m=512, loss=3.0) for i in range(of)], seed=seed)
+    for i in gaps:
+        readings[i] = replace(
+            readings[i], drift=None, drift_error=None, gain=None, gain_error=None, drift_reason=NO_DRIFT_YET
+        )
+    path.write_text("".join(reading.line() for reading in readings), encoding="utf-8")
+    return path

@@ -6,22 +6,21 @@ data. Above zero, training on other samples raises a sample's loss; below zero, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from logalign.diagnosis.baseline import main_site
 from logalign.diagnosis.ranking import ALIGNMENTS, Ranked
+from logalign.markup import measured
 from logalign.readings import Reading
 from logalign.runlog import Run
 
 SIGMAS = 2.0
 """Standard errors on either side within which a drift is not told from zero."""
-RISES = "training on other samples raises a sample's loss"
-FALLS = "training on other samples still lowers a sample's loss"
+RISES = "other samples raise a sample's loss"
+FALLS = "other samples still lower a sample's loss"
 LEVEL = "within two errors of zero"
 UNIT = "nats a pass"
-MOST_DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class Drift:
 
         Example:
             >>> Drift(value=0.03, error=0.01).direction
-            "training on other samples raises a sample's loss"
+            "other samples raise a sample's loss"
             >>> Drift(value=0.03, error=0.02).direction
             'within two errors of zero'
         """
@@ -57,19 +56,6 @@ class Drift:
 
     def __str__(self) -> str:
         return measured(self.value, self.error)
-
-
-def measured(value: float, error: float | None, *, sign: str = "±") -> str:
-    """A number with its standard error, to two digits of the error.
-
-    Example:
-        >>> measured(-0.03127, 0.01024), measured(0.1234567, None), measured(2.0, 0.0)
-        ('-0.031 ± 0.010', '0.1235', '2')
-    """
-    if error is None or not error > 0:
-        return f"{value:.4g}"
-    digits = min(MOST_DIGITS, max(0, 1 - math.floor(math.log10(error))))
-    return f"{value:.{digits}f} {sign} {error:.{digits}f}"
 
 
 def drifts_of(runs: Sequence[Run], ranked: Sequence[Ranked]) -> list[Drift | None]:
