@@ -61,7 +61,7 @@ def test_the_numbers_are_those_of_the_last_reading_with_drift(tmp_path):
     last = run.run.readings[58]
     text = drift_text([run])
     assert f"At step 580 drift is {last.drift:.3f} ± {last.drift_error:.3f} nats a pass: " in text
-    assert f"by {last.gain:.3f} ± 0.010 nats (gain). Computed from 4,154 pairs of visits. ± is one standard" in text
+    assert f"by {last.gain:.3f} ± 0.010 nats (gain). This rests on 4,154 pairs of visits. ± is one standard" in text
     assert drift_facts(run.columns) == {
         "Passes over the data": "10",
         "Pairs of visits": "4,155",

@@ -85,7 +85,7 @@ def _numbers(columns: Columns, row: int) -> str:
         gained = measured(gain, _at(columns, "gain_error", row))
         text += f" One visit lowers the loss of its own sample by {gained} nats (gain)."
     if pairs is not None:
-        text += f" Computed from {int(pairs):,} pairs of visits."
+        text += f" This rests on {int(pairs):,} pairs of visits."
     return text if drift.error is None else f"{text} ± is one standard error."
 
 
