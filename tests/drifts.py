@@ -14,11 +14,18 @@ ERROR = 0.01
 NO_DRIFT_YET = "fewer than two passes over the data"
 
 
-def revisit_fields(i: int, of: int, *, seed: int = 0) -> dict[str, Any]:
-    """The fields of reading i: none in the first pass, no drift before the second ends, then from -0.4 above zero."""
-    passes = PASSES * i / (of - 1)
+def revisit_fields(i: int, of: int, *, epoch: float | None = None, seed: int = 0) -> dict[str, Any]:
+    """The fields of reading i: no drift before the second pass ends, then from -0.4 above zero.
+
+    Passes are the epoch; without one they are known from the second on.
+    """
+    passes = PASSES * i / (of - 1) if epoch is None else epoch
     if passes < 2:
-        return {"revisited": 40 * i, "passes": passes if passes > 1 else None, "drift_reason": NO_DRIFT_YET}
+        return {
+            "revisited": 40 * i,
+            "passes": passes if passes > 1 or epoch is not None else None,
+            "drift_reason": NO_DRIFT_YET,
+        }
     noise = random.Random(1_000_003 * seed + i)
     return {
         "drift": 0.02 - 0.42 * math.exp(2 - passes) + noise.gauss(0, ERROR / 2),
@@ -35,7 +42,7 @@ def drifting(readings: Sequence[Reading], *, site: str = "unembedding", seed: in
     main = [reading for reading in readings if reading.site == site]
     places = {id(reading): i for i, reading in enumerate(main)}
     return [
-        replace(reading, **revisit_fields(places[id(reading)], len(main), seed=seed))
+        replace(reading, **revisit_fields(places[id(reading)], len(main), epoch=reading.epoch, seed=seed))
         if id(reading) in places
         else reading
         for reading in readings
