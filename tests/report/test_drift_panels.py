@@ -87,6 +87,6 @@ def test_the_figure_keeps_gaps_and_begins_where_the_run_begins(tmp_path):
     assert len(band.get_paths()) == 2
     assert curve.get_marker() == "None"
     few = signal_figures.drift_figure(
-        [("run", {name: values[:14] for name, values in run.drawn.items()})], label="drift", zero="", colors=["#000000"]
+        [("run", {name: values[:14] for name, values in run.drawn.items()})], label="drift", colors=["#000000"]
     )
     assert few.axes[0].lines[0].get_marker() == "o"

@@ -15,7 +15,6 @@ from logalign.report.panels import Panel, Trace, band, known, label, line, panel
 from logalign.report.shown import ShownRun, Vector
 
 TITLE = f"drift ({UNIT})"
-ZERO = (0.0, "above: loss raised by others")
 EXPLAINED = (
     "Drift is how much a sample's loss changes while the network trains on other samples, in nats for one pass over "
     "the data. Above zero, training on other samples raises a sample's loss; below zero, it still carries over to it. "
@@ -42,10 +41,9 @@ def drift_panels(runs: Sequence[ShownRun]) -> list[Panel]:
     figure = signal_figures.drift_figure(
         [(run.name, run.drawn) for _, run in drifting],
         label=TITLE,
-        zero=ZERO[1],
         colors=[run_color(i, runs) for i, _ in drifting],
     )
-    return [panel("drift", figure, traces, title=TITLE, lines=[ZERO])]
+    return [panel("drift", figure, traces, title=TITLE, lines=[(0.0, "")])]
 
 
 def drift_text(runs: Sequence[ShownRun]) -> str:

@@ -28,16 +28,14 @@ FEW_POINTS = 40
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
 
 
-def _threshold(ax: Axes, value: float, words: str, *, on_the_left: bool = False) -> None:
+def _threshold(ax: Axes, value: float, words: str) -> None:
     """A dashed line that carries its name."""
     ax.axhline(value, color=COLORS["accent"], linestyle="--", linewidth=1)
     ax.annotate(
         words,
-        (0 if on_the_left else 1, value),
+        (1, value),
         xycoords=("axes fraction", "data"),
-        xytext=(4 if on_the_left else 0, 0),
-        textcoords="offset points",
-        ha="left" if on_the_left else "right",
+        ha="right",
         va="bottom",
         fontsize=8,
         color=COLORS["accent"],
@@ -68,7 +66,7 @@ def signal_figure(
     return figure
 
 
-def drift_figure(curves: Sequence[tuple[str, Columns]], *, label: str, zero: str, colors: Sequence[str]) -> Figure:
+def drift_figure(curves: Sequence[tuple[str, Columns]], *, label: str, colors: Sequence[str]) -> Figure:
     """Draw the columns `drift` of runs (name, columns) with the band from drift_low to drift_high, and a line at zero.
 
     A reading without drift is a gap in the curve and in the band.
@@ -88,7 +86,7 @@ def drift_figure(curves: Sequence[tuple[str, Columns]], *, label: str, zero: str
             )
             low, high = (np.asarray(columns[f"drift_{end}"], dtype=np.float64) for end in ("low", "high"))
             ax.fill_between(steps, low, high, where=np.isfinite(low), color=color, alpha=0.18, linewidth=0)
-        _threshold(ax, 0.0, zero, on_the_left=True)
+        _threshold(ax, 0.0, "")
         ax.update_datalim([(float(step), 0.0) for _, columns in curves for step in columns["step"][[0, -1]]])
         ax.autoscale_view()
     ax.set_ylabel(label)
