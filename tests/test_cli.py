@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 import logalign
 from logalign.cli import app
 from logalign.errors import InputError
+from logalign.runlog import open_run
+from tests.drifts import drifting
 
 
 @pytest.fixture
@@ -200,6 +202,37 @@ def test_compare_aligns_runs_on_tokens_and_draws_them(cli, tmp_path):
     refused = cli("compare", *runs, "--align", "epoch")
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
     assert "expected at least 10 readings up to epoch 0.3" in refused.stderr
+
+
+def test_compare_gives_drift_where_the_runs_are_compared(cli, tmp_path):
+    shorter, repeated = tmp_path / "shorter.jsonl", tmp_path / "repeated.jsonl"
+    without = open_run(DATA / "lm_fresh.jsonl").readings[:100]
+    readings = drifting(open_run(DATA / "lm_repeat200k.jsonl").readings)
+    shorter.write_text("".join(reading.line() for reading in without))
+    repeated.write_text("".join(reading.line() for reading in readings))
+    result = cli("compare", shorter, repeated, "--html", "both.html")
+    at = next(reading for reading in readings if reading.step == without[-1].step)
+    assert at.drift != readings[-1].drift
+    shown = f"{at.drift:.3f} ± {at.drift_error:.3f}"
+    rows = {words[1]: " ".join(words[6:]) for line in result.stdout.splitlines() if (words := line.split())[0] in "12"}
+    assert rows["repeated.jsonl"].startswith(shown)
+    assert rows["shorter.jsonl"].startswith("-")
+    assert "(nats a pass)" in result.stdout
+    assert "above zero they raise it" in result.stdout
+    page = (tmp_path / "both.html").read_text()
+    assert shown in page
+    assert "drift (nats a pass)" in page
+    as_json = json.loads(cli("compare", shorter, repeated, "--json").stdout)
+    assert {each["run"]: (each["drift"], each["drift_error"]) for each in as_json} == {
+        str(shorter): (None, None),
+        str(repeated): (at.drift, at.drift_error),
+    }
+
+
+def test_compare_has_no_word_of_drift_where_no_run_has_it(cli):
+    runs = [DATA / "lm_repeat200k.jsonl", DATA / "lm_fresh.jsonl"]
+    assert "drift" not in cli("compare", *runs).stdout.lower()
+    assert not any("drift" in each for each in json.loads(cli("compare", *runs, "--json").stdout))
 
 
 def test_more_runs_than_can_be_told_apart_are_ordered_and_the_best_are_drawn(cli, tmp_path):

@@ -7,7 +7,9 @@ import pytest
 
 from logalign.columns import site_columns
 from logalign.errors import RunError
-from logalign.runlog import open_run
+from logalign.readings import REVISIT_FIELDS, Reading
+from logalign.runlog import RunWriter, open_run
+from tests.drifts import NO_DRIFT_YET, drifting
 
 SHORT = 10**9
 
@@ -35,6 +37,32 @@ def test_every_column_is_that_of_the_slow_reader(write_run):
     same(write_run("sites", sites=("blocks.0", "unembedding")))
     errors = {"lar": 0.1, "lar_vocab_centered": None, "lar_token_centered": 0.2, "lar_centered": 0.3}
     same(write_run("sampled", standard_errors=errors, accuracy=0.5))
+
+
+def drifting_run(path):
+    """A run of two layers, of which the main one has drift from its fifth reading on."""
+    sites = ("unembedding", "other")
+    readings = drifting([Reading(step=step, site=site, lar=0.5) for step in range(20) for site in sites])
+    writer = RunWriter(path, {"main": "unembedding"})
+    for reading in readings:
+        writer.append(reading)
+    writer.close()
+    return open_run(path), readings
+
+
+def test_drift_is_that_of_the_slow_reader_with_its_reasons_and_gaps(tmp_path):
+    run, readings = drifting_run(tmp_path / "run")
+    assert run.readings == readings
+    same(run)
+    found = site_columns(run, long=0)
+    main = [reading for reading in readings if reading.site == "unembedding"]
+    for name in REVISIT_FIELDS:
+        values = [getattr(reading, name) for reading in main]
+        expected = [value or "" for value in values] if name == "drift_reason" else np.array(values, dtype=np.float64)
+        np.testing.assert_array_equal(found["unembedding"][name], expected, err_msg=name)
+        assert found["unembedding"][name].dtype.kind == {"revisited": "i", "drift_reason": "U"}.get(name, "f"), name
+    assert found["unembedding"]["drift_reason"][[0, -1]].tolist() == [NO_DRIFT_YET, ""]
+    assert np.isnan(found["other"]["drift"]).all()
 
 
 def test_whole_numbers_stay_exact(write_run):

@@ -14,7 +14,9 @@ import logalign.export
 from logalign import Reading, open_run
 from logalign.errors import InputError, MissingExtraError, RunError
 from logalign.export import export, found_runs
+from logalign.readings import REVISIT_FIELDS
 from logalign.runlog import RunWriter
+from tests.drifts import drifting
 
 
 def write(path, *, readings=5, lr=0.1, sites=("unembedding",), **extra):
@@ -36,6 +38,21 @@ def write(path, *, readings=5, lr=0.1, sites=("unembedding",), **extra):
             )
     writer.close()
     return path
+
+
+def test_drift_is_in_the_table_with_its_types(tmp_path):
+    readings = drifting([Reading(step=step, lar=0.5) for step in range(10)])
+    writer = RunWriter(tmp_path / "run", {"main": "unembedding"})
+    for reading in readings:
+        writer.append(reading)
+    writer.close()
+    write(tmp_path / "without")
+    table = pq.read_table(export([tmp_path / "run", tmp_path / "without"], tmp_path / "all.parquet").path)
+    types = {name: str(table.schema.field(name).type) for name in REVISIT_FIELDS}
+    assert types == dict.fromkeys(REVISIT_FIELDS, "double") | {"revisited": "int64", "drift_reason": "string"}
+    for name in REVISIT_FIELDS:
+        assert table[name].to_pylist() == [*(getattr(reading, name) for reading in readings), *[None] * 5], name
+    assert polars.read_parquet(tmp_path / "all.parquet")["revisited"].dtype == polars.Int64
 
 
 def test_every_field_reads_back_as_the_run_has_it(tmp_path):

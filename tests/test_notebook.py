@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 import logalign
 from logalign import Reading, Readings, Verdict, diagnose, open_run, spectra
 from logalign.errors import InputError, MissingExtraError, RunError
+from tests.drifts import write_log
 
 DATA = Path(__file__).parent / "data"
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;"
@@ -189,6 +190,29 @@ def test_plot_draws_what_was_recorded(tmp_path, write_run):
     assert none.plot().layout.title.text.endswith("undefined: unembedding")
     with pytest.raises(InputError):
         write_run("empty", lars=[]).plot()
+
+
+def test_plot_draws_drift_first_with_its_band_its_gaps_and_a_line_at_zero(tmp_path):
+    run = open_run(write_log(tmp_path / "run.jsonl", gaps=[30]))
+    figure = run.plot()
+    band, curve = figure.data[:2]
+    assert [each.name for each in figure.data] == [None, "drift (nats a pass)", "LAR, plain", "loss, training"]
+    columns = run.columns()
+    np.testing.assert_array_equal(curve.y, columns["drift"])
+    low, high = (columns["drift"] + side * 2 * columns["drift_error"] for side in (-1, 1))
+    expected = [*high[12:30], *low[12:30][::-1], np.nan, *high[31:], *low[31:][::-1], np.nan]
+    np.testing.assert_allclose(np.array(band.y, dtype=float), expected)
+    assert [(shape.y0, shape.y1, shape.yref) for shape in figure.layout.shapes] == [(0, 0, "y")]
+    without = write(tmp_path / "without.jsonl", [{"step": i, "lar": 0.5} for i in range(9)]).plot()
+    assert [each.name for each in without.data] == ["LAR, plain"]
+    assert not without.layout.shapes
+
+
+def test_a_run_shows_drift_where_its_last_reading_has_it(tmp_path):
+    log = write_log(tmp_path / "run.jsonl")
+    last = open_run(log).readings[-1]
+    assert f"{last.drift:.3f} ± {last.drift_error:.3f} nats a pass" in shown(open_run(log))
+    assert "nats a pass" not in shown(open_run(write_log(tmp_path / "gap.jsonl", gaps=[59])))
 
 
 def test_plot_of_a_long_run_keeps_its_extremes(tmp_path):

@@ -14,7 +14,9 @@ import pytest
 
 from logalign import Reading, open_run
 from logalign.errors import RunError
+from logalign.readings import REVISIT_FIELDS
 from logalign.runlog import RunWriter
+from tests.drifts import drifting
 
 DATA = Path(__file__).parent / "data"
 
@@ -417,6 +419,15 @@ def test_a_jsonl_file_of_another_program():
     lines = (DATA / "lm_fresh.jsonl").read_text().splitlines()
     assert len(run.readings) == len(lines)
     assert run.columns()["loss"].tolist() == [json.loads(line)["loss"] for line in lines]
+
+
+def test_drift_reads_back_from_a_csv_file_of_another_program(tmp_path):
+    readings = drifting([reading(step) for step in range(20)])
+    path = tmp_path / "log.csv"
+    names = ("step", "lar", *REVISIT_FIELDS)
+    pandas.DataFrame([{name: getattr(each, name) for name in names} for each in readings]).to_csv(path, index=False)
+    assert open_run(path).readings == readings
+    assert isinstance(open_run(path).readings[-1].revisited, int)
 
 
 def test_a_csv_file_of_another_program(tmp_path):

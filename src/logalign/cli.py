@@ -335,7 +335,11 @@ def compare(
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print a list of {run, score, low, high, quantity, step, align, at}, best first."),
+        typer.Option(
+            "--json",
+            help="Print a list of {run, score, low, high, quantity, step, align, at}, best first; with "
+            "drift and drift_error where any run has a drift.",
+        ),
     ] = False,
 ) -> None:
     """Order runs by how well they are likely to generalize, without held-out data.
@@ -344,16 +348,19 @@ def compare(
     judged at the last step, token or epoch that all of them have reached.
     """
     from logalign.diagnosis.ranking import rank
+    from logalign.report.drifts import drift_records, drifts_of
     from logalign.runlog import open_run
 
     opened = [open_run(run) for run in runs]
     ranked = rank(opened, align=align.value)
+    drifts = drifts_of(opened, ranked)
     if as_json:
-        typer.echo(json.dumps([each.record() for each in ranked], indent=2, allow_nan=False))
+        records = [each.record() | drift for each, drift in zip(ranked, drift_records(drifts), strict=True)]
+        typer.echo(json.dumps(records, indent=2, allow_nan=False))
     else:
         from logalign.report.terminal import print_ranking
 
-        print_ranking(ranked, console=Console(highlight=False))
+        print_ranking(ranked, console=Console(highlight=False), drifts=drifts)
     if html is not None:
         from logalign.report.compared import write_comparison
 

@@ -17,6 +17,7 @@ BLUE, ORANGE = "#3b8fd4", "#d9772b"
 BUCKETS = 150
 """A longer curve is drawn by the lowest and the highest value of so many stretches."""
 WIDTH, HEIGHT = 420, 120
+MOST_DIGITS = 6
 LINE = "1px solid rgba(128,128,128,.35)"
 CELL = "padding:2px 12px 2px 0;text-align:left;vertical-align:top"
 
@@ -136,6 +137,19 @@ def number(value: float | None, form: str = ".4g") -> str:
         ('0.1235', '1,234,567', '-')
     """
     return "-" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def measured(value: float, error: float | None, *, sign: str = "±") -> str:
+    """A number with its standard error, to two digits of the error.
+
+    Example:
+        >>> measured(-0.03127, 0.01024), measured(0.1234567, None), measured(2.0, 0.0)
+        ('-0.031 ± 0.010', '0.1235', '2')
+    """
+    if error is None or not error > 0:
+        return f"{value:.4g}"
+    digits = min(MOST_DIGITS, max(0, 1 - math.floor(math.log10(error))))
+    return f"{value:.{digits}f} {sign} {error:.{digits}f}"
 
 
 def _thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], list[float | None]]:

@@ -16,7 +16,9 @@ from logalign.runlog import Run
 ROWS = 2_000
 """Of a longer run, the lowest and the highest value of every stretch of each curve."""
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#808080"
+DRIFT = "drift (nats a pass)"
 CURVES = (
+    (DRIFT, (("drift", DRIFT, BLUE),)),
     ("LAR", (("lar", "plain", BLUE), ("lar_centered", "centered", ORANGE))),
     ("k", (("effective_dim", "k", BLUE),)),
     ("loss", (("loss", "training", BLUE), ("loss_mean", "training, mean", GREEN), ("val_loss", "held out", ORANGE))),
@@ -24,7 +26,10 @@ CURVES = (
 
 
 def plot(run: Run, *, site: str | None = None) -> Any:
-    """Draw a run's curves over its steps: LAR plain and centered, k on a logarithmic axis, the losses it recorded.
+    """Draw what a run recorded over its steps: drift, LAR plain and centered, k on a logarithmic axis, losses.
+
+    Drift is how much a sample's loss changes while the network trains on other samples; it is drawn with two of its
+    standard errors on either side and a line at zero.
 
     Args:
         run: What was recorded.
@@ -49,6 +54,9 @@ def plot(run: Run, *, site: str | None = None) -> Any:
     panels = [(title, lines) for title, lines in CURVES if any(name in _recorded(columns) for name, _, _ in lines)]
     figure = make_subplots(rows=max(1, len(panels)), cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for row, (title, lines) in enumerate(panels, 1):
+        if title == DRIFT:
+            figure.add_trace(_error_band(graphs, columns, kept), row=row, col=1)
+            figure.add_hline(y=0, row=row, col=1, line={"color": GRAY, "width": 1, "dash": "dash"})
         for name, label, color in lines:
             if name in _recorded(columns):
                 line = graphs.Scatter(
@@ -77,6 +85,28 @@ def plot(run: Run, *, site: str | None = None) -> Any:
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )
     return figure
+
+
+def _error_band(graphs: Any, columns: Any, kept: Any) -> Any:
+    """Two standard errors about the drift: an outline for each stretch in which it is known."""
+    steps, drift, error = (columns[name][kept] for name in ("step", "drift", "drift_error"))
+    rows = np.flatnonzero(np.isfinite(drift) & np.isfinite(error))
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for stretch in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+        back = stretch[::-1]
+        x += [*steps[stretch].tolist(), *steps[back].tolist(), None]
+        y += [*(drift + 2 * error)[stretch].tolist(), *(drift - 2 * error)[back].tolist(), None]
+    return graphs.Scatter(
+        x=x,
+        y=y,
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor="rgba(0,114,178,.18)",
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def _recorded(columns: Any) -> list[str]:

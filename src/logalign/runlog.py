@@ -188,6 +188,8 @@ class Run:
         }
         others = {"LAR, centered": last.lar_centered, "k": last.effective_dim, "loss": last.loss}
         facts |= {name: markup.number(value) for name, value in others.items() if value is not None}
+        if last.drift is not None:
+            facts["drift"] = f"{markup.measured(last.drift, last.drift_error)} nats a pass"
         if len(known) < len(main):
             facts["undefined"] = f"{len(main) - len(known):,} readings"
         if len(sites) > 1:

@@ -3,8 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+
+from logalign import Reading
+from logalign.diagnosis.detector import Detector
+from logalign.follow.app import line_of
+from tests.drifts import NO_DRIFT_YET, write_log
 
 FOLLOW = [sys.executable, "-m", "logalign.cli", "follow"]
 
@@ -65,6 +71,31 @@ def test_into_a_pipe_it_prints_a_line_a_reading_as_they_come(write_run):
     assert first[0] == "step=0 lar=0.5 lar_centered=0.5 k=64 loss=4 verdict=healthy since=0\n"
     assert first[1].startswith("step=10 lar=0.51 ")
     assert last.startswith("step=20 lar=0.75 lar_centered=- k=8 loss=1.5 val_loss=2.5 verdict=")
+
+
+def test_once_tells_drift_with_its_error_and_why_there_is_none(tmp_path):
+    log = write_log(tmp_path / "run.jsonl", of=60)
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines) + '{"step": 600, "lar": 0.5, "drift": 0.03127, "drift_error": 0.01024}\n')
+    shown = " drift 0.031 {} 0.010 nats a pass: other samples raise a sample's loss\n"
+    assert shown.format("±") in follow("--once", log).stdout
+    assert shown.format("+-") in follow("--once", log, env={**os.environ, "PYTHONIOENCODING": "ascii"}).stdout
+    log.write_text("".join(lines[:9]))
+    early = follow("--once", log).stdout
+    assert f" no drift: {NO_DRIFT_YET}\n" in early
+    assert "1.36 passes over the data" in early
+    assert "nats a pass" not in early
+
+
+def test_once_says_nothing_of_drift_where_a_run_does_not(recorded):
+    assert "drift" not in follow("--once", recorded).stdout
+
+
+def test_into_a_pipe_drift_stands_where_there_is_one():
+    reading = Reading(step=120, lar=0.5, n=64, loss=2.25, drift=-0.125, drift_error=0.0625)
+    verdict = Detector().verdict
+    assert " loss=2.25 drift=-0.125 drift_error=0.0625 verdict=" in line_of(reading, verdict)
+    assert "drift" not in line_of(replace(reading, drift=None, drift_error=None), verdict)
 
 
 def test_it_ends_when_nobody_reads_any_more(recorded):

@@ -13,6 +13,8 @@ import torch
 from sklearn.datasets import load_digits
 
 import logalign
+from logalign import open_run
+from tests.drifts import write_log
 
 # A terminal begins with a fork, of which programs with threads are warned; what follows is to run another program.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
@@ -63,6 +65,36 @@ def test_a_training_is_shown_while_it_runs_and_q_gives_the_terminal_back(termina
     assert session.end() == 0
     assert given_back(session)
     assert before[3] & (termios.ECHO | termios.ICANON) == 0  # it had been taken over
+
+
+def test_drift_is_a_line_and_a_curve_in_a_terminal_of_24_rows(terminal, tmp_path):
+    log = write_log(tmp_path / "run.jsonl")
+    session = terminal(log)
+    seen = session.wait_for("nats a pass: ")
+    rows = seen.splitlines()
+    last = open_run(log).readings[-1]
+    (line,) = [row for row in rows if row.startswith(" drift ")]
+    assert line.startswith(f" drift {last.drift:.3f} ± {last.drift_error:.3f} nats a pass: ")
+    (upper,) = [row for row in rows if row.startswith("LAR ──")]
+    assert "drift ── nats a pass " in upper  # in the place of k
+    assert any(row.startswith("loss ──") for row in rows)
+    session.keys("\t\t\t\t")
+    seen = session.wait_for("curve: drift")
+    assert any(row.startswith("drift ──") for row in seen.splitlines())
+    assert len([row for row in seen.splitlines() if "│zero" in row or "┤zero" in row]) == 1
+    session.keys("?")
+    session.wait_for("how much training on other samples changes a sample's loss")
+    assert any(row.split()[:1] == ["signal"] for row in session.text.splitlines())  # the last of the names
+    session.keys("q")
+    assert session.end() == 0
+
+
+def test_where_a_run_has_no_drift_k_is_beside_lar(terminal, recorded):
+    session = terminal(recorded)
+    seen = session.wait_for(lambda text: "150 readings" in text and "k ──" in text)
+    assert "drift" not in seen
+    session.keys("q")
+    assert session.end() == 0
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,18 @@ from logalign import diagnose, open_run
 from logalign.cli import app
 from logalign.errors import RunError
 from logalign.foreign.wandb import MAGIC
+from logalign.readings import REVISIT_FIELDS
+from tests.drifts import drifting
 
 
 @pytest.fixture(scope="session")
 def recorded(data):
-    return open_run(data / "lm_repeat200k.jsonl").readings
+    return drifting(open_run(data / "lm_repeat200k.jsonl").readings)
 
 
 def columns(readings):
     names = ("step", "lar", "lar_centered", "lar_vocab_centered", "lar_token_centered", "loss", "epoch", "n", "m")
+    names += REVISIT_FIELDS[:-1]  # no tool is given the reason why there is no drift
     return [tuple(getattr(each, name) for name in names) for each in readings]
 
 

@@ -17,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from logalign.report.run_report import write_run_report
+from tests.drifts import write_log
 
 DATA = Path(__file__).parent.parent / "data"
 HOSTILE = "<script>document.title = 'script ran'</script><img src=x onerror=\"document.title = 'handler ran'\">"
@@ -197,6 +198,28 @@ def test_hovering_tells_the_step_and_all_forms_together(browser, tmp_path):
     )
     assert f"plain: {reading['lar']:.4g}" in told
     assert f"centered (both): {reading['lar_centered']:.4g}" in told
+
+
+def test_drift_is_the_first_chart_with_zero_in_sight_and_its_band_has_the_gaps_of_the_curve(browser, tmp_path):
+    log = write_log(tmp_path / "run.jsonl", gaps=[16])
+    below_zero = log.read_text().splitlines(keepends=True)[:20]
+    log.write_text("".join(below_zero))
+    opened(browser, write_run_report([log], tmp_path / "report.html"))
+    charts = browser.find_elements(By.CSS_SELECTOR, ".chart")
+    assert [chart.get_attribute("id") for chart in charts][:2] == ["chart-drift", "chart-lar"]
+    low, high = browser.execute_script("return document.getElementById('chart-drift')._fullLayout.yaxis.range")
+    assert low < -0.3 < 0 < high
+    readings = [json.loads(line) for line in below_zero]
+    band, curve, gain = browser.execute_script(
+        "return document.getElementById('chart-drift').data.map(({ x, y, visible }) => ({ x, y, visible }))"
+    )
+    assert (curve["visible"], gain["visible"]) == (True, "legendonly")
+    assert curve["y"] == [each.get("drift") and float(f"{each['drift']:.7g}") for each in readings]
+    first, second = [readings[i]["step"] for i in range(12, 16)], [readings[i]["step"] for i in range(17, 20)]
+    assert band["x"] == [*first, *first[::-1], None, *second, *second[::-1], None]
+    assert band["y"][0] == pytest.approx(readings[12]["drift"] + 2 * readings[12]["drift_error"], rel=1e-6)
+    assert band["y"][7] == pytest.approx(readings[12]["drift"] - 2 * readings[12]["drift_error"], rel=1e-6)
+    assert browser.get_log("browser") == []
 
 
 def test_runs_are_aligned_on_what_both_recorded(browser, tmp_path):

@@ -6,7 +6,9 @@ import pytest
 from logalign import Baseline, diagnose, open_run
 from logalign.columns import site_columns
 from logalign.errors import InputError
-from logalign.report.folded import fold
+from logalign.readings import REVISIT_FIELDS
+from logalign.report.folded import _readings, fold
+from tests.drifts import write_log
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -66,6 +68,14 @@ def test_losses_of_a_thinned_run_are_means_since_the_reading_before():
 
     values = np.array([4.0, np.nan, 2.0, 1.0, 3.0, np.nan])
     np.testing.assert_array_equal(_means_between(values, np.array([0, 2, 4, 5])), [4.0, 2.0, 2.0, np.nan])
+
+
+def test_a_detector_is_given_drift_as_it_was_recorded(tmp_path):
+    log = open_run(write_log(tmp_path / "run.jsonl", gaps=[40]))
+    rows = np.array([0, 3, 20, 40, 59])
+    found = _readings(site_columns(log)["unembedding"], "unembedding", rows)
+    for name in REVISIT_FIELDS:
+        assert [getattr(each, name) for each in found] == [getattr(log.readings[row], name) for row in rows], name
 
 
 def test_readings_that_cannot_be_judged_together_have_no_verdict_and_are_no_error(write_run):

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from logalign import open_run
 from logalign.errors import InputError, RunError
 from logalign.report.folded import fold
 from logalign.report.run_report import write_run_report
+from tests.drifts import write_log
 
 
 def text_of(path: Path) -> str:
@@ -105,6 +107,30 @@ def test_losses_are_drawn_where_they_were_recorded(write_run, tmp_path):
     without = write_run_report([write_run("without", loss=None)], tmp_path / "without.html").read_text()
     assert "<h2>Loss</h2>" in with_loss
     assert "<h2>Loss</h2>" not in without
+
+
+def test_drift_stands_above_lar_where_a_reading_has_it_and_is_explained(write_run, tmp_path):
+    log = write_log(tmp_path / "run.jsonl")
+    page = write_run_report([log], tmp_path / "with.html", figures=tmp_path / "figures").read_text()
+    assert 0 < page.index("<h2>Drift</h2>") < page.index("<h2>Log-alignment ratio</h2>")
+    text = text_of(tmp_path / "with.html")
+    assert (
+        "Above zero, training on other samples raises a sample's loss; below zero, it still carries over to it" in text
+    )
+    assert "Passes over the data 10" in text
+    assert {"drift.png", "drift.svg"} <= {path.name for path in (tmp_path / "figures").iterdir()}
+    without = write_run_report([write_run("without")], tmp_path / "without.html").read_text()
+    assert "<h2>Drift</h2>" not in without
+    assert '"drift' not in without
+    assert "Passes over the data" not in text_of(tmp_path / "without.html")
+
+
+def test_several_runs_have_drift_in_their_table(write_run, tmp_path):
+    runs = [write_log(tmp_path / "run.jsonl"), write_run("without").path]
+    text = text_of(write_run_report(runs, tmp_path / "both.html"))
+    last = open_run(runs[0]).readings[-1]
+    assert "centered k drift (nats a pass) run.jsonl" in text
+    assert f"{last.drift:.3f} ± {last.drift_error:.3f} without" in text
 
 
 def test_bad_runs_are_one_clear_error(write_run, tmp_path):

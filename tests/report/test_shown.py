@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,9 @@ import pytest
 
 from logalign import Baseline, open_run
 from logalign.errors import InputError
-from logalign.report.shown import axis_values, noise_band, shown_run
+from logalign.report.shown import CURVES, axis_values, noise_band, shown_run
+from logalign.report.thin import kept_rows
+from tests.drifts import write_log
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -50,6 +53,26 @@ def test_k_is_made_from_lar_where_it_was_not_recorded():
     run = shown_run(open_run(DATA / "lm_repeat200k.jsonl"), "run")
     np.testing.assert_allclose(run.drawn["effective_dim"], 128.0 ** (2 * (1 - run.drawn["lar"])))
     np.testing.assert_allclose(run.drawn["k_centered"], 128.0 ** (2 * (1 - run.drawn["lar_centered"])))
+
+
+def test_a_thinned_run_keeps_the_extremes_of_drift(tmp_path):
+    log = write_log(tmp_path / "run.jsonl", of=2000)
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    records[1234]["drift"] = 0.75
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run = shown_run(open_run(log), "run", rows=100)
+    assert run.thinned
+    assert 1234 in run.rows
+    assert np.nanmax(run.drawn["drift"]) == 0.75
+
+
+def test_a_run_without_drift_is_thinned_as_ever(tmp_path):
+    bare = tmp_path / "bare.jsonl"
+    rng = np.random.default_rng(0)
+    bare.write_text("".join(json.dumps({"step": i, "lar": rng.normal(0.5, 0.1)}) + "\n" for i in range(2000)))
+    run = shown_run(open_run(bare), "run", rows=100)
+    curves = [run.columns[name].astype(float) for name in CURVES if name in run.columns]
+    np.testing.assert_array_equal(run.rows, kept_rows(curves, most=100))
 
 
 def test_axes_are_those_that_were_recorded(write_run):

@@ -10,6 +10,7 @@ from logalign import open_run
 from logalign.diagnosis.detector import Detector
 from logalign.readings import Reading, Readings
 from logalign.trackers.tracker import Trackers, open_trackers
+from tests.drifts import drifting
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -21,8 +22,8 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 @pytest.fixture(scope="session")
 def recorded() -> list[Reading]:
-    """A language model that repeats its data: 150 readings, at the end of which it overfits."""
-    return open_run(DATA / "lm_repeat200k.jsonl").readings
+    """A language model that repeats its data: 150 readings with drift, at the end of which it overfits."""
+    return drifting(open_run(DATA / "lm_repeat200k.jsonl").readings)
 
 
 def no_warning(key: str, message: str) -> None:
@@ -54,7 +55,8 @@ def check_same(found: list[Reading], expected: list[Reading], *, rel: float = 0.
             {
                 name: value
                 for name, value in reading.record().items()
-                if name not in ("time", "energies", "tokens", "standard_errors", "reason") and value is not None
+                if name not in ("time", "energies", "tokens", "standard_errors", "reason", "drift_reason")
+                and value is not None
             }
             for reading in each
         ]

@@ -71,11 +71,14 @@ def line_of(reading: Reading, verdict: Verdict) -> str:
         'step=120 lar=0.5 lar_centered=- k=64 loss=2.25 verdict=healthy since=0'
     """
     curves = curves_of(reading)
+    drifts = {"drift": reading.drift, "drift_error": reading.drift_error} if reading.drift is not None else {}
+    drift = "".join(f" {name}={number(value)}" for name, value in drifts.items())
     held_out = "" if curves["held_out"] is None else f" val_loss={number(curves['held_out'])}"
     since = "-" if verdict.since_step is None else verdict.since_step
     return (
         f"step={reading.step} lar={number(curves['lar'])} lar_centered={number(curves['lar_centered'])} "
-        f"k={number(curves['k'])} loss={number(curves['loss'])}{held_out} verdict={verdict.outcome} since={since}"
+        f"k={number(curves['k'])} loss={number(curves['loss'])}{held_out}{drift} "
+        f"verdict={verdict.outcome} since={since}"
     )
 
 

@@ -13,7 +13,7 @@ from logalign.readings import Reading
 
 Vector = np.ndarray[Any, Any]
 
-CURVES = ("lar", "lar_centered", "k", "k_centered", "loss", "held_out")
+CURVES = ("lar", "lar_centered", "k", "k_centered", "loss", "held_out", "drift")
 PACE = 20
 """Readings whose pace is told."""
 
@@ -80,6 +80,7 @@ def curves_of(reading: Reading) -> dict[str, float | None]:
         "k_centered": _dimension(n, centered),
         "loss": reading.loss if reading.loss_mean is None else reading.loss_mean,
         "held_out": reading.extra.get("val_loss"),
+        "drift": reading.drift,
     }
 
 

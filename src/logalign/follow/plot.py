@@ -89,7 +89,7 @@ def plot(
         if at is None or not low <= at <= high:
             hidden.append((value, name))
         else:
-            full = f"{name} {number(value)}"
+            full = f"{name} {number(value)}" if value else name  # the axis says where zero is
             names[canvas.line(at, "yellow")] = full if len(full) <= columns // 2 else name
     for curve, values in drawn:
         canvas.curve(steps, values, curve.style, dotted=curve.dotted)

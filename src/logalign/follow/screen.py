@@ -11,11 +11,14 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 from rich.text import Text
 
 from logalign.follow.following import Follower
 from logalign.follow.plot import FEWEST, Curve, in_ascii, number, plot
 from logalign.foreign.rows import printable
+from logalign.markup import measured
+from logalign.report.drifts import UNIT, Drift
 from logalign.report.terminal import STYLES
 
 NARROW = 72
@@ -24,10 +27,10 @@ PLOT_ROWS = 6
 """Rows that each of four plots has at least."""
 ZOOMED = 100
 """Readings that are drawn when zoomed in."""
-CHOICES = ("all", "LAR", "k", "loss", "signal")
+CHOICES = ("all", "LAR", "k", "loss", "drift", "signal")
 
 HELP = (
-    ("Tab, → and ←", "which curve is drawn: all, LAR, k, loss, the verdict's signal"),
+    ("Tab, → and ←", "which curve: all, LAR, k, loss, drift, the verdict's signal"),
     ("↑ and ↓, z", f"the last {ZOOMED} readings, or all of them"),
     ("?", "this page, and back"),
     ("q, Ctrl-C", "quit; the training goes on"),
@@ -35,6 +38,7 @@ HELP = (
     ("LAR", "log-alignment ratio, 1 for one shared direction, near 1/2 for unrelated ones; plain and centered"),
     ("k", "effective dimension n^(2 (1 - LAR)), on a logarithmic axis"),
     ("loss", "as passed to step(); the mean since the reading before, where it is recorded; held-out where recorded"),
+    ("drift", "how much training on other samples changes a sample's loss"),
     ("signal", "what the verdict rests on, with its thresholds"),
 )
 
@@ -118,7 +122,7 @@ def state_words(follower: Follower) -> tuple[str, str]:
 def _rows(follower: Follower, choice: Choice, width: int, height: int, ascii_only: bool) -> list[Text]:
     title, footer = _title(follower, width), _footer(choice, width)
     verdict = _verdict(follower, width, roomy=height >= 30)
-    facts, troubles = _facts(follower, width), _troubles(follower, width)
+    facts, troubles = [*_facts(follower, width), *_drift(follower, ascii_only)], _troubles(follower, width)
     head = [title, *verdict, *facts, *troubles]
     if len(head) + 1 + FEWEST > height or width < 24:
         head = [title, *verdict, *troubles, *facts]
@@ -185,12 +189,25 @@ def _facts(follower: Follower, width: int) -> list[Text]:
         parts.append(f"last {ago(follower.age)} ago")
     if last.epoch is not None:
         parts.append(f"epoch {number(last.epoch)}")
+    elif last.passes is not None:
+        parts.append(f"{last.passes:.3g} passes over the data")
     if last.lr is not None:
         parts.append(f"lr {number(last.lr)}")
     parts.append("all tokens" if last.kept is None else f"{last.kept:.0%} of tokens kept")
     if last.nonfinite:
         parts.append(f"{last.nonfinite:,} non-finite rows")
     return [*_joined(parts, width), Text(" " + printable(_layer(follower)))]
+
+
+def _drift(follower: Follower, ascii_only: bool) -> list[Text]:
+    """Drift with its standard error and what it means, or why there is none; nothing for runs that do not say."""
+    last, drift = follower.last, Drift.of(follower.last)
+    if drift is not None:
+        shown = measured(drift.value, drift.error, sign="+-" if ascii_only else "±")
+        return [Text(" drift ").append(shown, "bold").append(f" {UNIT}: {drift.direction}")]
+    if last is not None and last.drift_reason is not None:
+        return [Text(f" no drift: {printable(last.drift_reason)}")]
+    return []
 
 
 def _layer(follower: Follower) -> str:
@@ -272,6 +289,10 @@ def _plots(follower: Follower, choice: Choice, width: int, room: int, ascii_only
         curves = [curve("loss", "training", "green"), curve("held_out", "held-out", "red", dotted=True)]
         return plot("loss", steps, curves, width=width, height=height)
 
+    def drift(width: int, height: int) -> list[Text]:
+        curves = [curve("drift", UNIT, "cyan")]
+        return plot("drift", steps, curves, width=width, height=height, lines=[(0.0, "zero")])
+
     def signal(width: int, height: int) -> list[Text]:
         found = follower.signal
         if found is None:
@@ -279,14 +300,23 @@ def _plots(follower: Follower, choice: Choice, width: int, room: int, ascii_only
         curves = [curve(found.name, "", "blue")]
         return plot(found.words, steps, curves, width=width, height=height, lines=found.thresholds)
 
-    panels: dict[str, Callable[[int, int], list[Text]]] = {"LAR": lar, "k": k, "loss": loss, "signal": signal}
+    panels: dict[str, Callable[[int, int], list[Text]]] = {
+        "LAR": lar,
+        "k": k,
+        "loss": loss,
+        "drift": drift,
+        "signal": signal,
+    }
+    # k says in other units what LAR says, except to the grokking logic: where there is a drift, that is shown instead.
+    has_drift = bool(np.isfinite(history.column("drift")).any())
+    second = drift if has_drift and follower.verdict.regime != "grokking" else k
     if choice.curve == "all" and width >= NARROW and room >= 2 * PLOT_ROWS:
         left, upper = width // 2, room // 2
-        rows = _beside(lar(left - 1, upper), k(width - left, upper), left)
+        rows = _beside(lar(left - 1, upper), second(width - left, upper), left)
         return rows + _beside(loss(left - 1, room - upper), signal(width - left, room - upper), left)
     if choice.curve == "all" and width >= NARROW:
         left = width // 2
-        return _beside(lar(left - 1, room), k(width - left, room), left)
+        return _beside(lar(left - 1, room), second(width - left, room), left)
     return panels["LAR" if choice.curve == "all" else choice.curve](width, room)
 
 

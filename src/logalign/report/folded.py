@@ -18,7 +18,7 @@ from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Detector
 from logalign.diagnosis.verdict import Outcome, Verdict
 from logalign.errors import InputError
-from logalign.readings import ENERGY_NAMES, FORMS, INTEGER_FIELDS, Reading
+from logalign.readings import ENERGY_NAMES, FORMS, INTEGER_FIELDS, REVISIT_FIELDS, TEXT_FIELDS, Reading
 
 ALL_UP_TO = 10_000
 THINNED_TO = 2_000
@@ -38,6 +38,7 @@ SIGNALS = (
 )
 """Of the decline logic's evidence."""
 GROKKING_SIGNALS = ("k_ratio",)
+OF_REVISITS = tuple(name for name in REVISIT_FIELDS if name not in TEXT_FIELDS)
 NUMBERS = ("tokens_seen", "n", "m", "epoch", "loss", "loss_mean", "lr", *FORMS)
 
 
@@ -134,6 +135,7 @@ def fold(
 def _readings(columns: Columns, site: str, rows: Vector) -> list[Reading]:
     """The readings at these rows, with what a detector looks at."""
     values = {name: columns[name][rows] for name in NUMBERS if name in columns}
+    values |= {name: columns[name][rows] for name in OF_REVISITS if name in columns}
     if len(rows) < len(columns["step"]):
         for name in ("loss_mean", "loss"):
             if name in columns and np.isfinite(columns[name]).any():
@@ -147,6 +149,8 @@ def _readings(columns: Columns, site: str, rows: Vector) -> list[Reading]:
         ]
     energies = {name: columns[f"energy_{name}"][rows] for name in ENERGY_NAMES if f"energy_{name}" in columns}
     weights = energies.get("weight", np.full(len(rows), np.nan)).tolist()
+    if "drift_reason" in columns:
+        lists["drift_reason"] = [reason or None for reason in columns["drift_reason"][rows].tolist()]
     lars = lists.pop("lar")
     return [
         Reading(

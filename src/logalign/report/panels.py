@@ -140,6 +140,7 @@ CURVE_COLUMNS = (
     "n",
     *(name for name, *_ in LOSSES),
     *(name for name, _ in DRIVERS),
+    *("drift", "drift_low", "drift_high", "gain"),
     "lar_bound",
     *(name for name, _ in OF_WEIGHTS),
     *(f"{form}_{end}" for form in ("lar", "lar_centered") for end in ("low", "high")),

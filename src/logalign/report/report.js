@@ -44,6 +44,20 @@
     return { x: rows.map((i) => x[i]), y: rows.map((i) => y[i]), rows };
   }
 
+  // The area between two curves: an outline for each stretch in which both are known, so that nothing is drawn over a gap.
+  function outlines(x, low, high) {
+    const drawn = { x: [], y: [] };
+    for (let i = 0; i < x.length; i++) {
+      const rows = [];
+      for (; i < x.length && x[i] !== null && low[i] !== null && high[i] !== null; i++) rows.push(i);
+      if (rows.length < 2) continue;
+      const back = rows.slice().reverse();
+      drawn.x.push(...rows.map((j) => x[j]), ...back.map((j) => x[j]), null);
+      drawn.y.push(...rows.map((j) => high[j]), ...back.map((j) => low[j]), null);
+    }
+    return drawn;
+  }
+
   function tracesOf(panel) {
     if (panel.spectra) return spectraTraces(panel);
     if (panel.heat) return heatTraces(panel);
@@ -55,17 +69,12 @@
       };
       const x = positions(trace);
       if (trace.kind === "band") {
-        const low = paired(x, column(trace, trace.low || `${trace.y}_low`));
-        const high = paired(x, column(trace, trace.high || `${trace.y}_high`));
         const line = panel.traces.find((each) => each.kind === "line" && each.table === trace.table && each.y === trace.y);
-        const edge = {
-          ...base, mode: "lines", line: { width: 0, color: ink }, hoverinfo: "skip", showlegend: !trace.y,
-          visible: line && line.hidden ? "legendonly" : true,
-        };
-        return [
-          { ...edge, x: low.x, y: low.y, showlegend: false },
-          { ...edge, x: high.x, y: high.y, fill: "tonexty", fillcolor: faint(ink) },
-        ];
+        return [{
+          ...base, ...outlines(x, column(trace, trace.low || `${trace.y}_low`), column(trace, trace.high || `${trace.y}_high`)),
+          mode: "lines", line: { width: 0, color: ink }, fill: "toself", fillcolor: faint(ink), hoverinfo: "skip",
+          showlegend: !trace.y, visible: line && line.hidden ? "legendonly" : true,
+        }];
       }
       let y = trace.scale ? column(trace, trace.scale[0]).map((v) => (v === null ? null : v / trace.scale[1])) : column(trace, trace.y);
       const hovertemplate = `${trace.name}: %{y:.4~g}<extra></extra>`;

@@ -18,6 +18,8 @@ from logalign.columns import Columns
 from logalign.diagnosis.baseline import Baseline
 from logalign.errors import InputError
 from logalign.report import panels
+from logalign.report.drift_panels import drift_cell, drift_facts, drift_panels, drift_text
+from logalign.report.drifts import UNIT
 from logalign.report.figures import RUN_COLORS
 from logalign.report.interactive import Card, Part, write_figures, write_interactive
 from logalign.report.names import short_names
@@ -155,6 +157,7 @@ def _parts(runs: Sequence[ShownRun], tables: Tables) -> list[Part]:
     if not several and not panels.known(runs[0].drawn, "lar") and panels.known(runs[0].drawn, "lar_bound"):
         noise = "There is no LAR without inputs. Dashed: what the weight alone allows at most."
     parts = [
+        Part(heading="Drift", text=drift_text(runs), panels=drift_panels(runs)),
         Part(heading="Log-alignment ratio", text="" if several else noise, panels=panels.lar_panels(runs)),
         Part(
             heading="Outcome over time",
@@ -192,6 +195,9 @@ def _parts(runs: Sequence[ShownRun], tables: Tables) -> list[Part]:
         )
     else:
         rows = [_row(run) for run in runs]
+        drifts = [drift_cell(run.columns) for run in runs]
+        if any(drifts):
+            rows = [{**row, f"drift ({UNIT})": drift} for row, drift in zip(rows, drifts, strict=True)]
         text = "What was measured in each run. Layers and spectra are in the report of one run alone."
         parts.append(Part(heading="Runs", text=text, table=rows))
     parts = [part for part in parts if part.panels or part.table]
@@ -322,6 +328,7 @@ def _facts(shown: ShownRun) -> dict[str, str]:
     tokens = _at(columns, "tokens_seen", -1)
     if tokens is not None:
         facts["Tokens seen"] = f"{int(tokens):,}"
+    facts |= drift_facts(columns)
     resumes = [event.get("step") for event in run.events if event.get("event") == "resume"]
     facts["Resumed"] = f"at step {', '.join(map(str, resumes))}" if resumes else "never"
     warned = [str(event.get("message")) for event in run.events if event.get("event") == "warning"]

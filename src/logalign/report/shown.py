@@ -17,6 +17,7 @@ from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.series import FORMS, LARGEST, POSSIBLE_LAR
 from logalign.errors import InputError
 from logalign.readings import UNEMBEDDING
+from logalign.report.drifts import SIGMAS
 from logalign.report.folded import Folded, fold
 from logalign.report.thin import kept_rows
 from logalign.runlog import Run
@@ -37,6 +38,8 @@ CURVES = (
     "val_loss",
 )
 """What keeps its extremes when a run is thinned."""
+OF_REVISITS = ("drift",)
+"""The same, in runs that have any of it: further curves make the stretches wider."""
 NOISE_READINGS = 21
 SMOOTHING = 5
 NOISE_SIGMAS = 2.0
@@ -99,6 +102,8 @@ def shown_run(run: Run, name: str, *, baseline: Baseline | None = None, rows: in
         baseline.check_shape(_last(columns, "m"), _last(columns, "n"), name=run.name)
     folded = fold(columns, site, baseline=baseline)
     curves = [columns[name].astype(np.float64) for name in CURVES if name in columns]
+    of_revisits = [columns[name].astype(np.float64) for name in OF_REVISITS if name in columns]
+    curves += [curve for curve in of_revisits if np.isfinite(curve).any()]
     kept = kept_rows(curves, most=rows)
     drawn = {name: _drawable(name, values[kept]) for name, values in columns.items() if values.dtype.kind in "fi"}
     drawn["reason"] = columns["reason"][kept]
@@ -106,6 +111,7 @@ def shown_run(run: Run, name: str, *, baseline: Baseline | None = None, rows: in
     for form in ("lar", "lar_centered"):
         low, high = noise_band(columns[form], kept)
         drawn[f"{form}_low"], drawn[f"{form}_high"] = low, high
+    _add_drift_band(drawn)
     _add_baseline(drawn, folded.baseline)
     return ShownRun(run=run, name=name, site=site, sites=sites, rows=kept, drawn=drawn, folded=folded)
 
@@ -173,6 +179,13 @@ def _add_k(drawn: dict[str, Vector]) -> None:
         with np.errstate(over="ignore"):  # what no float can hold is not drawn
             k = np.asarray(drawn["n"], dtype=np.float64) ** (2 * (1 - drawn[form]))
         drawn[name] = _drawable("effective_dim", k)
+
+
+def _add_drift_band(drawn: dict[str, Vector]) -> None:
+    """Two standard errors about the drift."""
+    if "drift" in drawn and "drift_error" in drawn:
+        width = SIGMAS * drawn["drift_error"]
+        drawn["drift_low"], drawn["drift_high"] = drawn["drift"] - width, drawn["drift"] + width
 
 
 def _add_baseline(drawn: dict[str, Vector], baseline: Baseline | None) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from logalign.diagnosis.verdict import OUTCOMES
 from logalign.report import figures
-from logalign.report.figures import COLORS, RUN_COLORS, house_style, new_axes
+from logalign.report.figures import COLORS, RUN_COLORS, Columns, house_style, new_axes
 
 Vector = np.ndarray[Any, Any]
 
@@ -22,7 +23,23 @@ OUTCOME_COLORS = {
     "generalizing": "#0072B2",
     "undecidable": "#7F7F7F",
 }
+FEW_POINTS = 40
+"""Readings up to which each is marked, so that one between two gaps is seen."""
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
+
+
+def _threshold(ax: Axes, value: float, words: str) -> None:
+    """A dashed line that carries its name."""
+    ax.axhline(value, color=COLORS["accent"], linestyle="--", linewidth=1)
+    ax.annotate(
+        words,
+        (1, value),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color=COLORS["accent"],
+    )
 
 
 def signal_figure(
@@ -41,20 +58,41 @@ def signal_figure(
                 linestyle=DASHES[i % len(DASHES)] if len(curves) > 1 else "-",
             )
         for value, words in lines:
-            ax.axhline(value, color=COLORS["accent"], linestyle="--", linewidth=1)
-            ax.annotate(
-                words,
-                (1, value),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-                color=COLORS["accent"],
-            )
+            _threshold(ax, value, words)
     ax.set_ylabel(label)
     if len(curves) > 1:
         figures._legend(ax)
     figure.set_label(f"Line chart of {label} over training steps.")
+    return figure
+
+
+def drift_figure(curves: Sequence[tuple[str, Columns]], *, label: str, colors: Sequence[str]) -> Figure:
+    """Draw the columns `drift` of runs (name, columns) with the band from drift_low to drift_high, and a line at zero.
+
+    A reading without drift is a gap in the curve and in the band.
+    """
+    figure, (ax,) = new_axes(1, row_height=2.6)
+    with house_style():
+        for i, ((name, columns), color) in enumerate(zip(curves, colors, strict=True)):
+            steps, drift = (np.asarray(columns[each], dtype=np.float64) for each in ("step", "drift"))
+            ax.plot(
+                steps,
+                drift,
+                label=figures._plain(name),
+                color=color,
+                linestyle=DASHES[i % len(DASHES)],
+                marker="o" if np.isfinite(drift).sum() <= FEW_POINTS else None,
+                markersize=3,
+            )
+            low, high = (np.asarray(columns[f"drift_{end}"], dtype=np.float64) for end in ("low", "high"))
+            ax.fill_between(steps, low, high, where=np.isfinite(low), color=color, alpha=0.18, linewidth=0)
+        _threshold(ax, 0.0, "")
+        ax.update_datalim([(float(step), 0.0) for _, columns in curves for step in columns["step"][[0, -1]]])
+        ax.autoscale_view()
+    ax.set_ylabel(label)
+    if len(curves) > 1:
+        figures._legend(ax)
+    figure.set_label(f"Line chart of {label} over training steps, with its error band and a line at zero.")
     return figure
 
 

@@ -10,8 +10,13 @@ from rich.text import Text
 
 from logalign.diagnosis.ranking import HELD_OUT_LOSS, Ranked, position
 from logalign.diagnosis.verdict import Outcome, Verdict, shown
+from logalign.report.drifts import UNIT, Drift
 from logalign.report.names import short_names
 
+DRIFT_EXPLAINED = (
+    "Drift is the change of a sample's loss while the network trains on other samples; above zero they raise it. ± is "
+    "one standard error."
+)
 STYLES: dict[Outcome, str] = {
     "healthy": "bold green",
     "generalizing": "bold green",
@@ -59,8 +64,14 @@ def _paragraph(label: str, sentence: str) -> Table:
     return grid
 
 
-def print_ranking(ranked: Sequence[Ranked], *, console: Console) -> None:
-    """Print runs in their order, with the uncertainty of each score and whether the next one could stand before it."""
+def print_ranking(ranked: Sequence[Ranked], *, console: Console, drifts: Sequence[Drift | None] = ()) -> None:
+    """Print runs in their order, with the uncertainty of each score and whether the next one could stand before it.
+
+    Args:
+        ranked: The order.
+        console: Where to.
+        drifts: One for each run; a column where any has one.
+    """
     best = ranked[0]
     less_is_better = best.quantity == HELD_OUT_LOSS
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -68,14 +79,19 @@ def print_ranking(ranked: Sequence[Ranked], *, console: Console) -> None:
     table.add_column("run", overflow="fold")
     table.add_column(best.quantity, justify="right")
     table.add_column("95 %", justify="right")
+    has_drift = any(drift is not None for drift in drifts)
+    if has_drift:
+        table.add_column(f"drift\n({UNIT})", justify="right")
     table.add_column("order")
-    for place, (each, name) in enumerate(zip(ranked, short_names([each.run for each in ranked]), strict=True), 1):
+    names = short_names([each.run for each in ranked])
+    for place, (each, name) in enumerate(zip(ranked, names, strict=True), 1):
         after = ranked[place] if place < len(ranked) else None
         table.add_row(
             str(place),
             Text(name),
             f"{each.score:.3f}",
             f"{each.low:.3f} to {each.high:.3f}",
+            *([str(drifts[place - 1] or "-")] if has_drift else []),
             "" if each.is_surely_before(after) else "could change with the next",
         )
     console.print(table)
@@ -85,3 +101,5 @@ def print_ranking(ranked: Sequence[Ranked], *, console: Console) -> None:
         "intervals are the scatter of readings; runs of other seeds lie farther apart.",
         soft_wrap=True,
     )
+    if has_drift:
+        console.print(DRIFT_EXPLAINED, soft_wrap=True)

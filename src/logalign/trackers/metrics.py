@@ -21,6 +21,8 @@ LAYER: tuple[str, ...] = rows.OF_A_LAYER
 """What is given of every layer."""
 TRAINING = ("loss", "loss_mean", "lr", "epoch", "tokens_seen", "kept", "nonfinite")
 """What is given once, with the main layer."""
+REVISITS = ("drift", "drift_error", "gain", "gain_error", "revisited", "passes")
+"""What samples that training meets again say, once, with the main layer."""
 JUDGED = ("deviation", "decline_rate", "strain", "memorization")
 """Numbers of the verdict's evidence."""
 
@@ -53,7 +55,7 @@ def metrics(readings: Readings, verdict: Verdict) -> dict[str, float]:
         {'logalign/lar': 0.61, 'logalign/loss': 2.5, 'logalign/deviation': 0.002, 'logalign/verdict': 1}
     """
     main = readings.main
-    found = _of(main, (*LAYER, *TRAINING), PREFIX)
+    found = _of(main, (*LAYER, *TRAINING, *REVISITS), PREFIX)
     found |= {PREFIX + name: value for name, value in main.extra.items()}
     found |= {PREFIX + name: verdict.evidence.get(name) for name in JUDGED}
     found[PREFIX + "verdict"] = VERDICT_CODES[verdict.outcome]
