@@ -26,7 +26,7 @@ from logalign.torch.calls import Calls
 from logalign.torch.compiled import TraceableHook, as_written, bystanders, is_transformed
 from logalign.torch.fused import OBSERVE, FusedLoss, LossCall, WithoutForward, hidden_state, is_same
 from logalign.torch.linear import Dense, weight_of
-from logalign.torch.masks import TokenMask, labels_among
+from logalign.torch.masks import TokenMask, labels_among, positional_arguments
 from logalign.torch.meter import Meter, Part
 from logalign.torch.output_energy import Way
 from logalign.torch.parallel import Ranks
@@ -104,6 +104,7 @@ class Recorder:
                 )
         self._model = model
         self._bystanders: list[RemovableHandle] = []
+        self._under_way: nn.Module | None = None  # the module whose forward began, the model or a part with the head
         self.without_forward = WithoutForward(model, {site.label: site.module for site in found.sites if site.softmax})
         self._handles = [
             model.register_forward_pre_hook(_Before(self, model), with_kwargs=True),
@@ -125,6 +126,12 @@ class Recorder:
                 *((site, _AtSite(self, site, candidate=True)) for site in found.candidates),
             )
         ]
+        heads = [site.module for site in (*found.sites, *found.candidates) if site.softmax and site.label == found.main]
+        for part in _parts_around(model, heads) if self.samples.is_on else ():
+            self._handles += [
+                part.register_forward_pre_hook(_BeforePart(self, part), with_kwargs=True),
+                part.register_forward_hook(_AfterPart(self, part)),
+            ]
         self._add_bystanders()
         _watched.update(modules)
 
@@ -230,6 +237,7 @@ class Recorder:
         self, rows: Tensor | None, attention: Tensor | None, name: str, labels: Tensor | None, last: int
     ) -> None:
         """A forward of the model begins, on these rows, with these labels as `labels_among` found them."""
+        self._under_way = self._model
         self.without_forward.begin()
         self.calls.begin()
         if self.armed:
@@ -239,9 +247,22 @@ class Recorder:
         if self._model.training and not inside_backward():
             self.samples.begin(rows, attention, name, labels, last)
 
+    def begin_part(self, part: nn.Module, positional: tuple[str, ...], args: Any, kwargs: Mapping[str, Any]) -> None:
+        """The forward of a part of the model begins, which may run by itself, as in Lightning's `training_step()`."""
+        if self._under_way is None and part.training and not inside_backward():
+            self._under_way = part
+            rows, attention = rows_among(positional, args, kwargs)
+            self.samples.begin(rows, attention, *labels_among(positional, args, kwargs))
+
+    def part_over(self, part: nn.Module) -> None:
+        """It is over."""
+        if self._under_way is part:
+            self._under_way = None
+
     def next_step(self, step: int) -> None:
         """A step without a reading is over."""
         self._recorded_outside_backward.clear()
+        self._under_way = None
         self.samples.next_step(step)
 
     def forward_over(self, *, compiled: bool = False) -> None:
@@ -255,6 +276,7 @@ class Recorder:
                 self.see(site, inputs, None, compiled=compiled)
                 self.without_forward.took(label)
         self.without_forward.end()
+        self._under_way = None
         if self.armed:
             self.settle()
             self.mask.forward_over()
@@ -429,6 +451,16 @@ class Recorder:
         return {self._model, *(site.module for site, _ in self._site_handles)}
 
 
+def _parts_around(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Modules of a model, but itself, that have one of these layers inside of them."""
+    inside = set(layers)
+    return [
+        part
+        for part in model.modules()
+        if part is not model and part not in inside and any(each in inside for each in part.modules())
+    ]
+
+
 def inside_backward() -> bool:
     """Whether backward is under way, in which checkpointing runs layers again."""
     return torch._C._current_graph_task_id() != -1
@@ -532,6 +564,37 @@ class _After(_Hook):
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
         """The compiled forward is over."""
         self._recorder.forward_over(compiled=True)
+
+
+class _AtPart:
+    """At a part of the model that has the head inside: its inputs, where the model's own forward is not run.
+
+    In compiled code it does nothing and leaves nothing.
+    """
+
+    def __init__(self, recorder: Recorder, part: nn.Module) -> None:
+        self._recorder = recorder
+        self._positional = positional_arguments(part)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Inert:
+        return Inert()
+
+    def __reduce__(self) -> tuple[type[Inert], tuple[()]]:
+        return Inert, ()
+
+
+class _BeforePart(_AtPart):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self._recorder.samples.is_on and torch.is_grad_enabled() and not is_transformed():
+            self._recorder.begin_part(module, self._positional, args, kwargs)
+
+
+class _AfterPart(_AtPart):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._recorder.part_over(module)
 
 
 class _AtBody(_Hook):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 HIGHEST = 2**63 - 1
 """The highest hash, and the mask of the bits that are used."""
 LARGEST_ROW = 4096
-"""Elements of a row of floating-point numbers that are looked at, evenly spaced where there are more."""
+"""Elements of a row that are looked at, evenly spaced where there are more; of text, all are."""
 NOT_ROWS = frozenset(
     [
         "attention_mask",
@@ -58,19 +58,20 @@ def row_hashes(rows: Tensor, *, mask: Tensor | None = None, padding: int | None 
         padding: The token that is padding.
     """
     flat = rows.detach().reshape(rows.shape[0], -1)
+    length = flat.shape[1]
+    is_text = rows.ndim == 2 and flat.dtype in (torch.int64, torch.int32, torch.int16)
+    if length > LARGEST_ROW and not is_text:
+        flat = flat[:, torch.arange(LARGEST_ROW, device=flat.device) * length // LARGEST_ROW]
     if flat.is_floating_point() or flat.is_complex():
         flat = torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat
-        length = flat.shape[1]
-        if length > LARGEST_ROW:
-            flat = flat[:, torch.arange(LARGEST_ROW, device=flat.device) * length // LARGEST_ROW]
         values = flat.contiguous().view(_BITS[flat.element_size()]).to(torch.int64)
     else:
         values = flat.to(torch.int64)
     counts = values != 0
     relative = False
-    if mask is not None and mask.shape == rows.shape:
+    if mask is not None and is_text and mask.shape == rows.shape:
         counts, relative = counts & (mask.reshape(flat.shape) != 0), True
-    if padding is not None:
+    if padding is not None and is_text:
         counts, relative = counts & (values != padding), True
     first, end = 1, values.shape[1] + 1
     places = counts.cumsum(1) if relative else torch.arange(first, end, device=values.device)

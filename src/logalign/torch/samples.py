@@ -44,6 +44,8 @@ SHARE_OF_TOKENS = 64
 SMALL = 65_536
 MOST_ROWS = 1024
 """Rows of a forward whose hashes are kept."""
+MOST_FORWARDS = 10_000
+"""Forwards of one step whose rows are kept for the losses or ids that `step()` may get."""
 LINE = 64
 """Logits by which the gradient of a cross entropy is told from others."""
 
@@ -162,6 +164,8 @@ class SampleTracker:
         if batch is not None and not self._done:
             self._of_step.append((batch.hashes, None))
         self._done = False
+        if len(self._of_step) > MOST_FORWARDS:  # of a loop that never calls step()
+            self._of_step = []
 
     def measure(
         self,
@@ -281,7 +285,7 @@ class SampleTracker:
         if not self._gives_ids:
             unknown = losses.new_full((chosen.hashes.numel() - losses.numel(),), math.nan)
             self.kept.add(self.step, chosen.hashes, torch.cat([losses, unknown]))
-        elif self._of_step:
+        elif -1 <= place < len(self._of_step) and self._of_step:
             hashes, _ = self._of_step[place]
             every = losses.new_full(hashes.shape, math.nan)
             every[chosen.places] = losses
