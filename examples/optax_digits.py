@@ -1,4 +1,4 @@
-"""Plain JAX and Optax: digits, 40 % of the labels random, and LAR every tenth step: python examples/optax_digits.py"""
+"""Plain JAX and Optax: digits, 40 % random labels; LAR and drift every tenth step: python examples/optax_digits.py"""
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,15 @@ def loss_of(parameters: dict[str, jax.Array], x: jax.Array, y: jax.Array, now: b
     hidden = jax.nn.relu(jax.nn.relu(x @ parameters["first"]) @ parameters["second"])
     logits = hidden @ parameters["head"]
     sums = logalign.jax.energies(parameters["head"].T, hidden, outputs=logits, when=now)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), sums
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    return losses.mean(), (sums, losses)
 
 
 @jax.jit
 def train_step(parameters: dict[str, jax.Array], state: optax.OptState, x: jax.Array, y: jax.Array, now: bool):
-    (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(parameters, x, y, now)
+    (loss, (sums, losses)), gradients = jax.value_and_grad(loss_of, has_aux=True)(parameters, x, y, now)
     updates, state = optimizer.update(gradients, state, parameters)
-    return optax.apply_updates(parameters, updates), state, loss, sums
+    return optax.apply_updates(parameters, updates), state, loss, sums, losses
 
 
 def main() -> None:
@@ -44,14 +45,18 @@ def main() -> None:
     state = optimizer.init(parameters)
     with Recorder(every=10) as recorder:
         for step in range(600):
-            batch = rng.integers(0, len(labels), 128)
+            if step % 14 == 0:
+                order = rng.permutation(len(labels))
+            batch = order[step % 14 * 128 :][:128]
             now = recorder.next_is_monitored
-            parameters, state, loss, sums = train_step(parameters, state, images[batch], labels[batch], now)
-            recorder.step(sums, loss=loss, epoch=(step + 1) * 128 / len(labels))
+            parameters, state, loss, sums, losses = train_step(parameters, state, images[batch], labels[batch], now)
+            recorder.step(sums, loss=loss, losses=losses, samples=batch, epoch=(step + 1) * 128 / len(labels))
             if step % 100 == 0:
                 print(f"step {step}: loss {loss:.3f}")
     for readings in list(recorder.readings)[::10]:
-        print(f"step {readings.step}: LAR {readings.main.lar:.3f}, centered {readings.main.lar_centered:.3f}")
+        reading = readings.main
+        drift = reading.drift_reason if reading.drift is None else f"{reading.drift:.3f} +- {reading.drift_error:.3f}"
+        print(f"step {reading.step}: LAR {reading.lar:.3f}, centered {reading.lar_centered:.3f}, drift {drift}")
     print(f"{recorder.verdict.outcome}: {recorder.verdict.reason}")
 
 

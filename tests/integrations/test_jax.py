@@ -375,6 +375,17 @@ def test_step_inside_of_jit():
         recorder.step(jax.vmap(lambda x: energies(jnp.eye(3), x))(jnp.ones((2, 4, 3))))
 
 
+def test_a_loss_that_was_donated_is_an_error_and_no_crash():
+    recorder = Recorder(every=2)
+    recorder.step(sums_of(), loss=1.0)
+    loss = jnp.ones(()) + 1
+    recorder.step(None, loss=loss)
+    recorder.flush()
+    loss.delete()
+    with pytest.raises(RuntimeError, match="deleted"):
+        recorder.step(sums_of(), loss=1.0)
+
+
 def test_wrong_set_up(tmp_path):
     with pytest.raises(InputError, match="every: expected a whole number of steps from 1 on, found 0"):
         Recorder(every=0)

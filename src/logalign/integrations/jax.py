@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,13 @@ from logalign.errors import InputError, LogAlignError
 from logalign.extras import load
 from logalign.journal import open_journal
 from logalign.readings import FIELDS, UNEMBEDDING, Reading, Readings, finite
+from logalign.samples.visits import TRACKED
 
 load("jax", extra="jax", purpose="logalign.integrations.jax")
 
 import jax  # noqa: E402
 
+from logalign.jax.samples import GivenSamples, StepVisits, add_visits, check_not_traced  # noqa: E402
 from logalign.jax.sums import Sums, check_concrete  # noqa: E402
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class Pending:
     time: float
     sums: Mapping[str, Sums]
     losses: tuple[float, int, list[Any]]
+    visits: tuple[StepVisits, ...]
+    lacking: str | None
     values: Mapping[str, Any]
     extra: Mapping[str, Any]
 
@@ -55,13 +59,16 @@ class Pending:
         """Whether reading it waits for nothing."""
         leaves = jax.tree.leaves((self.sums, self.losses, self.values, self.extra))
         arrays: list[Any] = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
-        return all(array.is_ready() for array in arrays)
+        if any(array.is_deleted() for array in arrays):
+            return True  # reading it raises, while jaxlib crashes when asked whether it is ready
+        return all(array.is_ready() for array in arrays) and all(each.has_arrived for each in self.visits)
 
 
 class Recorder:
     """Records the log-alignment ratio of a JAX training: call `step()` once per optimizer step, `close()` at the end.
 
-    Across processes, each of them makes a Recorder and calls `step()`; the first one writes.
+    Across processes, each of them makes a Recorder and calls `step()`; the first one writes. Nothing is gathered: pass
+    each process the losses of all samples of the step, and the samples with them.
 
     Args:
         run: A folder to record to; docs/run-format.md specifies it. None keeps readings in memory only.
@@ -74,6 +81,8 @@ class Recorder:
         main: The name of the site that is judged, the layer whose outputs are logits.
         settings: What else to record in run.json, for instance the training's hyperparameters.
         history: How many steps' readings to keep in memory.
+        revisits: How many samples to follow from visit to visit, for the drift of their loss; 0 for none. Their losses
+            come with `step(losses=..., samples=...)`.
 
     Attributes:
         readings: The readings of the monitored steps so far, the latest last.
@@ -115,9 +124,13 @@ class Recorder:
         main: str = UNEMBEDDING,
         settings: Mapping[str, Any] | None = None,
         history: int = 10_000,
+        revisits: int = TRACKED,
     ) -> None:
         if every < 1:
             raise InputError(f"every: expected a whole number of steps from 1 on, found {every}")
+        given: object = revisits
+        if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+            raise InputError(f"revisits: expected how many samples to follow, 0 for none, found {given!r}")
         self._every = every
         self._main = main
         self._baseline = as_baseline(baseline)
@@ -140,11 +153,13 @@ class Recorder:
             baseline=self._baseline,
             regime=regime,
             trackers=trackers,
+            revisits=revisits,
         )
         self.readings = self._journal.readings
         self._step = self._journal.first_step
         self._pending: deque[Pending] = deque()
         self._losses: tuple[float, int, list[Any]] = (0.0, 0, [])  # sum, count, and those not yet added up
+        self._samples = GivenSamples()
         self._sites: dict[str, dict[str, Any]] = {}
         self._closed = False
 
@@ -165,6 +180,8 @@ class Recorder:
         loss: Any = None,
         lr: Any = None,
         epoch: Any = None,
+        losses: Any = None,
+        samples: Any = None,
         **extra: Any,
     ) -> Readings | None:
         """Say that an optimizer step is complete, and give what `energies()` returned in it; waits for nothing.
@@ -175,6 +192,14 @@ class Recorder:
                 the reading before is recorded, too.
             lr: The learning rate.
             epoch: Passes over the data so far.
+            losses: The loss of each sample of this step before the update, in nats, [B]: a JAX or NumPy array or a
+                list. The loss of a text is the mean over its tokens. Pass them in every step, also between monitored
+                ones.
+            samples: Which samples these are: their ids, whole numbers or text, [B], or the samples themselves,
+                [B, ...], such as token ids or images, which are known by their content. In rows of token ids
+                [B, length], zeros before and behind the tokens are padding, and a sample is the same with and without
+                them. A row of zeros alone is padding of the batch. Pass ids where samples are augmented, padded with
+                another token, or told apart by such zeros alone.
             **extra: Any other number to record, for instance `val_loss`.
 
         Returns:
@@ -184,24 +209,35 @@ class Recorder:
         Raises:
             InputError: no sums of the main layer, traced arrays, sums with a leading axis, a value that is no number, a
                 name that readings use themselves, or a layer of another shape than the baseline's.
+
+        Warns:
+            LogAlignWarning: losses or samples that cannot be used; the step is left out of the drift.
         """
         if self._closed:
             raise LogAlignError("step() on a recorder that is closed; make another to go on, with resume=True")
+        check_not_traced(losses=losses, samples=samples)
         if not self.next_is_monitored:
             if loss is not None:
                 _check_value("loss", loss)
                 self._add(loss)
+            self._give(losses, samples)
             self._step += 1
-            return self._take_arrived() if self._pending else None
+            if self._pending:
+                return self._take_arrived()
+            self._add_visits(self._samples.overdue())
+            return None
         several = {self._main: sums} if isinstance(sums, Sums) else sums
         self._check(several, {"loss": loss, "lr": lr, "epoch": epoch}, extra)
         if loss is not None:
             self._add(loss)
+        self._give(losses, samples)
         pending = Pending(
             step=self._step,
             time=time.time(),
             sums=dict(several),
             losses=self._losses,
+            visits=self._samples.cut(),
+            lacking=self._samples.lacking,
             values={"loss": loss, "lr": lr, "epoch": epoch},
             extra=extra,
         )
@@ -226,6 +262,7 @@ class Recorder:
         Waits for the readings that are on their way.
         """
         self.flush()
+        self._add_visits(self._samples.cut())
         total, count = _sum_of(self._losses)
         return {
             "version": STATE_VERSION,
@@ -248,6 +285,7 @@ class Recorder:
         self._step = state["step"]
         total, count = json.loads(state["losses"])
         self._losses = (math.nan if total is None else total, count, [])
+        self._samples = GivenSamples()
         self._journal.load_state_dict(state, step=self._step)
 
     def close(self) -> None:
@@ -308,6 +346,26 @@ class Recorder:
         later.append(loss)
         self._losses = (total, count + 1, later)
 
+    def _give(self, losses: Any, samples: Any) -> None:
+        """Take the samples of the step under way."""
+        if self._journal.samples.is_off:
+            return
+        try:
+            self._samples.give(self._step, losses, samples)
+        except InputError as error:
+            self._warn_of_samples(self._step, error)
+
+    def _add_visits(self, visits: Iterable[StepVisits]) -> None:
+        for each in visits:
+            try:
+                add_visits(self._journal.samples, each)
+            except InputError as error:
+                self._warn_of_samples(each.step, error)
+
+    def _warn_of_samples(self, step: int, error: InputError) -> None:
+        kind = str(error).partition(", found")[0]  # the numbers that follow differ from step to step
+        self._journal.warn_later(kind, f"step {step}: {error}; steps like this are left out of the drift")
+
     def _take_arrived(self) -> Readings | None:
         taken = None
         while self._pending and self._pending[0].has_arrived:
@@ -324,9 +382,13 @@ class Recorder:
             "extra": {name: _number(value) for name, value in pending.extra.items()},
         }
         self._journal.describe(self._sites, step=pending.step)
+        self._add_visits(pending.visits)
+        lacking = None if self._journal.samples.visits.known else pending.lacking
+        of_samples = self._journal.of_samples(pending.step, numbers["epoch"], lacking=lacking)
         readings: dict[str, Reading] = {}
         for site, sums in pending.sums.items():
-            readings[site] = reading = self._reading(site, sums, common)
+            fields = common | (of_samples if site == self._main else {})
+            readings[site] = reading = self._reading(site, sums, fields)
             if reading.reason is not None:
                 self._journal.warn_later(
                     f"undefined {site}", f"step {pending.step}, {site}: no LAR, for {reading.reason}"
