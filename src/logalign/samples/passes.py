@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-WINDOW = 8
-"""Visits that are looked at to tell whether samples have begun to come again."""
+WINDOW, PART = 32, 8
+"""Visits that are looked at to tell whether samples have begun to come again: so many, or a part of the samples."""
 AGAIN = 0.75
 """Share of them that must be of samples that this pass has had."""
 WHOLE = 1.15
@@ -54,7 +54,7 @@ class PassClock:
         """A tracked sample is met, one of `known` that still come."""
         again = self._counts.get(sample, 0) > 0
         self._counts[sample] = self._counts.get(sample, 0) + 1
-        size = min(WINDOW, max(2, known // 8))
+        size = min(WINDOW, max(2, known // PART))
         while len(self._window) >= size:
             self._previous = self._window.popleft()[0]
         self._window.append((step, sample, again))
@@ -79,7 +79,10 @@ class PassClock:
         of_old = [count - of_new.get(sample, 0) for sample, count in self._counts.items()]
         gone = _passes_of(visits=sum(of_old), distinct=sum(count > 0 for count in of_old))
         if begin > self._begin and gone > 0:
-            self.steps_per_pass = (begin - self._begin) / gone
+            length = (begin - self._begin) / gone
+            # Counted by visits it is a guess, and two are better than one.
+            known = self.steps_per_pass
+            self.steps_per_pass = length if gone == 1 or known is None else (known + length) / 2
             self._completed += gone
             self._begin = begin
         self._counts = of_new
