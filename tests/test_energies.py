@@ -6,6 +6,7 @@ Shapes: `W [m, n]`, `X [T, n]`, `Z [T, m]`.
 import json
 import math
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -236,6 +237,54 @@ def test_disjoint_directions_have_no_lar():
     found = Energies.of(np.eye(6)[:3], np.eye(6)[3:])
     assert math.isnan(found.lar)
     assert found.reason == "the output energy is zero"
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "array", [np.asarray, torch.tensor, lambda rows: jnp.asarray(rows, jnp.float32)], ids=["numpy", "torch", "jax"]
+)
+@pytest.mark.parametrize("tokens", [8, 400], ids=["blocks", "Gram"])
+def test_what_rounding_leaves_of_products_that_cancel(array, tokens, seed):
+    """W in one half of all directions and X in the other, but for a leak."""
+    rng, n = np.random.default_rng(seed), 32
+    basis = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    W, b = array(rng.normal(size=(400, 16)) @ basis[:, :16].T), array(rng.normal(size=400))
+    for leak in (1e-1, 1e-3, 1e-6, 0):
+        coordinates = np.concatenate([leak * rng.normal(size=(tokens, 16)), rng.normal(size=(tokens, 16))], axis=1)
+        X = array(coordinates @ basis.T)
+        exact = Energies.of(np.asarray(W, np.float64), np.asarray(X, np.float64)).lar
+        for rest in ({}, {"outputs": X @ W.T}, {"outputs": X @ W.T + b, "bias": b}):
+            found = Energies.of(W, X, **rest)
+            if leak == 0 or math.isnan(found.lar):
+                assert leak < 1e-1
+                assert all(math.isnan(value) for value in forms_of(found).values())
+                assert found.reason == "nothing but rounding is left of the output energy"
+            else:
+                assert found.lar == pytest.approx(exact, abs=2e-3)
+
+
+def test_undefined_where_a_bias_leaves_nothing_but_rounding():
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        W, X, b = rng.normal(size=(7, 5)), rng.normal(size=(11, 5)), rng.normal(size=7)
+        found = Energies.of(W, X, outputs=X @ W.T + 1e6 * b, bias=1e6 * b)
+        assert found.lar == pytest.approx(reference(W, X)["lar"], abs=1e-9)
+        found = Energies.of(W, X, outputs=X @ W.T + 1e18 * b, bias=1e18 * b)
+        assert math.isnan(found.lar)
+        assert found.reason == "nothing but rounding is left of the output energy"
+
+
+@pytest.mark.parametrize("left", [-0.0054, -0.0, 0.0, 0.0054])
+def test_the_sign_of_what_rounding_leaves_makes_no_difference(left):
+    W, X = np.random.default_rng(6).normal(size=(2, 7, 5))
+    whole = Energies.of(W, X)
+    lost = replace(whole, output=left, output_rounding=0.01)
+    for found in (lost, lost.merge_tokens(lost), lost.merge_rows(lost)):
+        assert all(math.isnan(value) for value in forms_of(found).values())
+        assert math.isnan(found.effective_dim)
+        assert found.reason == "nothing but rounding is left of the output energy"
+    # What is lost in one part is not lost in the sum.
+    assert math.isfinite(lost.merge_tokens(whole).lar)
 
 
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(2, 9), st.integers(0, 2**32 - 1))
