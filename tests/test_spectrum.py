@@ -114,8 +114,9 @@ def test_any_shape_agrees_with_the_svd_and_with_the_energies(shape):
     assert np.sum(found.p) == pytest.approx(1, abs=1e-12)
     assert np.sum(found.q) == pytest.approx(1, abs=1e-12)
     assert np.all(np.diff(found.p) <= 0)
-    assert found.overlap == pytest.approx(energies.overlap, rel=1e-9)
-    assert found.lar == pytest.approx(energies.lar, abs=1e-9)
+    assert found.overlap == pytest.approx(energies.overlap, rel=1e-9, abs=1e-14)
+    if energies.overlap > 1e-9:  # below, the overlap has fewer digits
+        assert found.lar == pytest.approx(energies.lar, abs=1e-9 + 1e-14 / energies.overlap)
     k = math.sqrt(found.weight_participation * found.input_participation) / found.coherence
     assert found.effective_dim == pytest.approx(k, rel=1e-12)
     assert 1 - 1e-12 <= found.weight_participation <= n * (1 + 1e-12)
@@ -139,6 +140,24 @@ def test_singular_values_that_differ_are_kept_apart():
     assert apart.q == pytest.approx([1, 0, 0], abs=1e-9)
     together = spectra(np.diag([1.0, 1.0 - 1e-12, 0.5]), X)
     assert together.q == pytest.approx([0.5, 0.5, 0], abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("array", [np.asarray, lambda rows: jnp.asarray(rows, jnp.float32)], ids=["numpy", "jax"])
+def test_an_overlap_of_which_nothing_but_rounding_is_left(array, seed):
+    """W in one half of all directions and X in the other, but for a leak."""
+    rng, n = np.random.default_rng(seed), 32
+    basis = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    W = rng.normal(size=(40, 16)) @ basis[:, :16].T
+    for leak in (1e-1, 0):
+        X = np.concatenate([leak * rng.normal(size=(40, 16)), rng.normal(size=(40, 16))], axis=1) @ basis.T
+        found = spectra(array(W), array(X))
+        if leak:
+            assert found.lar == pytest.approx(Energies.of(W, X).lar, abs=1e-3)
+        else:
+            assert abs(found.overlap) <= found.rounding
+            assert math.isnan(found.lar)
+            assert math.isnan(found.effective_dim)
 
 
 def test_gram_matrices_add_over_rows_and_over_tokens(monkeypatch):

@@ -22,7 +22,11 @@ from logalign.errors import InputError
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 SMALLEST_GRAM_OVERLAP = 1e-10
-"""Below this overlap the Gram form, an inner product of two matrices, may be left with rounding alone."""
+"""Below this overlap the Gram form, an inner product of two matrices, may be left with rounding alone, in float64."""
+SMALLEST_GRAM_OVERLAP_IN_EPSILONS = 1000.0
+"""The same where sums are taken in a narrower dtype."""
+GRAM_DIGITS = 100.0
+"""How many unit roundoffs of `E_W E_X` an energy by the Gram form has to be, to be told from its rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +37,8 @@ class Energies:
 
         overlap = E_Z / (E_W E_X),   LAR = 1 + log_n(overlap) / 2,   k = 1 / overlap
 
-    The derived quantities are float, and NaN where they are undefined: no tokens, a zero or non-finite energy, or, for
-    the centered forms, a difference that holds nothing but rounding. Nothing is clamped.
+    The derived quantities are float, and NaN where they are undefined: no tokens, a zero or non-finite energy, or an
+    energy of which nothing but rounding is left. Nothing is clamped.
 
     Source: Shehper & Vaswani, arXiv 2605.28975; Everett et al., arXiv 2407.05872.
 
@@ -57,6 +61,8 @@ class Energies:
         output_error: Standard error of E_Z where it is an estimate from a sample of tokens; 0 where it is exact.
         rounding: Bound on the relative error of the energies; a centered energy smaller than this share of the plain
             one is undefined, and from 1 on everything is.
+        output_rounding: Bound on what rounding may leave of an E_Z that is truly zero. An output energy, plain or
+            centered, that is not above it is undefined, whatever its sign. 0 where all outputs are exactly zero.
 
     Example:
         >>> import numpy as np
@@ -80,6 +86,7 @@ class Energies:
     nonfinite: int = 0
     output_error: float = 0.0
     rounding: float = 0.0
+    output_rounding: float = 0.0
 
     @classmethod
     @np.errstate(invalid="ignore", over="ignore")  # what is not finite is counted and named in `reason`
@@ -146,13 +153,20 @@ class Energies:
         row_sum_host, input_sum_host = m * to_numpy(weight_mean), tokens * to_numpy(input_mean)
         output_energy = doubly_centered
         output_energy += m * float(token_effect @ token_effect) + tokens * float(output_mean @ output_mean)
+        weight_energy = weight_centered_energy + float(row_sum_host @ row_sum_host) / m
+        input_energy = input_centered_energy + float(input_sum_host @ input_sum_host) / tokens
+        output_rounding = product_rounding(layer.epsilon, weight_energy, input_energy) if output_energy else 0.0
+        if layer.outputs is not None:
+            epsilon = max(layer.epsilon, float(xp.finfo(layer.outputs.dtype).eps))
+            bias = np.zeros(m) if layer.bias is None else to_numpy(layer.bias)
+            output_rounding += 4 * epsilon**2 * (output_energy + tokens * float(bias @ bias))
         by_weight, by_input = layer.weight_scale, layer.input_scale
         return cls(
             n=n,
             m=m,
             tokens=tokens,
-            weight=by_weight**2 * (weight_centered_energy + float(row_sum_host @ row_sum_host) / m),
-            input=by_input**2 * (input_centered_energy + float(input_sum_host @ input_sum_host) / tokens),
+            weight=by_weight**2 * weight_energy,
+            input=by_input**2 * input_energy,
             output=(by_weight * by_input) ** 2 * output_energy,
             row_sum=by_weight * row_sum_host,
             input_sum=by_input * input_sum_host,
@@ -162,6 +176,7 @@ class Energies:
             output_sum=by_weight * by_input * tokens * output_mean,
             nonfinite=_nonfinite_rows(layer),
             rounding=max(16 * float(np.finfo(np.float64).eps), 4 * layer.epsilon**2),
+            output_rounding=(by_weight * by_input) ** 2 * output_rounding,
         )
 
     @classmethod
@@ -188,7 +203,7 @@ class Energies:
     @property
     def overlap(self) -> float:
         """`<p, q> = E_Z / (E_W E_X)`, in [0, 1]."""
-        return _overlap(self.weight, self.input, self.output) if self.rounding < 1 else math.nan
+        return math.nan if self._is_rounding(self.output) else _overlap(self.weight, self.input, self.output)
 
     @property
     def lar(self) -> float:
@@ -243,10 +258,10 @@ class Energies:
         for name, energy in (("weight", self.weight), ("input", self.input), ("output", self.output)):
             if not math.isfinite(energy):
                 return f"the {name} energy is not finite"
-            if energy <= 0:
+            if energy == 0 and (name != "output" or self.output_rounding == 0):
                 return f"the {name} energy is zero"
-        if self.rounding >= 1:
-            return "of the output energy nothing but rounding is left beside the bias"
+        if self._is_rounding(self.output):
+            return "nothing but rounding is left of the output energy"
         return None
 
     def merge_tokens(self, other: Energies) -> Energies:
@@ -277,6 +292,7 @@ class Energies:
             nonfinite=self.nonfinite + other.nonfinite,
             output_error=math.hypot(self.output_error, other.output_error),
             rounding=max(self.rounding, other.rounding),
+            output_rounding=self.output_rounding + other.output_rounding,
         )
 
     def merge_rows(self, other: Energies) -> Energies:
@@ -308,6 +324,7 @@ class Energies:
             # Of the same tokens, so that the errors may be of one sign.
             output_error=self.output_error + other.output_error,
             rounding=max(self.rounding, other.rounding),
+            output_rounding=self.output_rounding + other.output_rounding,
         )
 
     @property
@@ -344,11 +361,16 @@ class Energies:
         return self.output_sum_energy / self.tokens if self.tokens else math.nan
 
     def _centered_lar(self, weight: float, input_: float, output: float) -> float:
-        plain = (self.weight, self.input, self.output)
-        for energy, whole in zip((weight, input_, output), plain, strict=True):
+        for energy, whole in ((weight, self.weight), (input_, self.input)):
             if not energy > self.rounding * whole:
                 return math.nan
+        if self._is_rounding(output):
+            return math.nan
         return _lar(_overlap(weight, input_, output), self.n)
+
+    def _is_rounding(self, output: float) -> bool:
+        """Whether an output energy, plain or centered, cannot be told from the rounding of what it was taken from."""
+        return self.rounding >= 1 or output <= max(self.rounding * self.output, self.output_rounding)
 
     def _check_equal(self, other: Energies, method: str, **pairs: tuple[int, int]) -> None:
         for name, (mine, theirs) in pairs.items():
@@ -425,6 +447,11 @@ def effective_dim(lar: float, n: int) -> float:
     return float(n ** (2 * (1 - lar)))
 
 
+def product_rounding(epsilon: float, weight: Any, input_: Any) -> Any:
+    """What rounding alone may leave of the energy of `X W^T`, a sum of squares, whose true value is zero."""
+    return epsilon**2 * weight * input_
+
+
 def _overlap(weight: float, input_: float, output: float) -> float:
     defined = all(math.isfinite(energy) and energy > 0 for energy in (weight, input_, output))
     # Two divisions, for the product of two energies may leave the range of a float where the overlap does not.
@@ -453,7 +480,8 @@ def _output_energy(layer: Layer, inputs: Array, row_offset: Array) -> float:
             energy += float(xp.sum((rows @ gram) * rows))
             weight_energy += float(xp.sum(rows * rows))
         input_energy = float(xp.sum(inputs * inputs))
-        if energy > SMALLEST_GRAM_OVERLAP * weight_energy * input_energy:
+        smallest = max(SMALLEST_GRAM_OVERLAP, SMALLEST_GRAM_OVERLAP_IN_EPSILONS * layer.epsilon)
+        if energy > smallest * weight_energy * input_energy:
             return energy
     return sum(
         float(xp.sum((inputs @ (block - row_offset).T) ** 2)) for _, block in layer.blocks(layer.weight, max(tokens, n))

@@ -38,7 +38,7 @@ class Spectra:
         d_p = 1 / sum p_i^2,   d_q = 1 / sum q_i^2,   c = overlap / (|p| |q|),   k = sqrt(d_p d_q) / c
 
     Within an eigenspace of equal singular values the basis is arbitrary, so q is spread evenly there; LAR and k do not
-    depend on it.
+    depend on it. They are undefined where the overlap is not above `rounding`.
 
     Attributes:
         n: Fan-in of W.
@@ -57,13 +57,18 @@ class Spectra:
 
     @property
     def lar(self) -> float:
-        """`1 + log_n(overlap) / 2`; NaN where the overlap is zero or undefined."""
-        return 1 + math.log(self.overlap, self.n) / 2 if self.overlap > 0 else math.nan
+        """`1 + log_n(overlap) / 2`; NaN where the overlap is undefined or nothing but rounding is left of it."""
+        return 1 + math.log(self.overlap, self.n) / 2 if self.overlap > self.rounding else math.nan
 
     @property
     def effective_dim(self) -> float:
-        """`k = 1 / overlap`."""
-        return 1 / self.overlap if self.overlap > 0 else math.nan
+        """`k = 1 / overlap`; NaN where LAR is."""
+        return 1 / self.overlap if self.overlap > self.rounding else math.nan
+
+    @property
+    def rounding(self) -> float:
+        """Bound on the absolute error of the overlap: the share of the largest p within which others count as equal."""
+        return _tolerance(self.p) * float(self.p[0])
 
     @cached_property
     def weight_participation(self) -> float:
@@ -107,6 +112,12 @@ class Spectra:
 def _log10(value: Any) -> float | None:
     number = float(value)
     return math.log10(number) if number > 0 else None
+
+
+def _tolerance(p: Array) -> float:
+    """Up to which share of the largest p two of them count as equal."""
+    n: int = p.shape[0]
+    return max(DEGENERATE, n * float(compat.array_namespace(p).finfo(p.dtype).eps))
 
 
 def spectra(weight: Array, inputs: Array, *, mask: Array | None = None) -> Spectra:
@@ -179,8 +190,7 @@ def spectra_of_grams(weight_gram: Array, input_gram: Array, *, xp: Any = None) -
     p = xp.where(eigenvalues > 0, eigenvalues, xp.zeros_like(eigenvalues))
     p = p / xp.sum(p)
     q = xp.sum(basis * ((input_gram / input_energy) @ basis), axis=0)
-    tolerance = max(DEGENERATE, n * float(xp.finfo(p.dtype).eps))
-    starts = xp.concat([xp.zeros_like(p[:1]), xp.astype(p[:-1] - p[1:] > tolerance * p[0], p.dtype)])
+    starts = xp.concat([xp.zeros_like(p[:1]), xp.astype(p[:-1] - p[1:] > _tolerance(p) * p[0], p.dtype)])
     group = xp.cumulative_sum(starts)
     same = xp.astype(group[:, None] == group[None, :], p.dtype)
     return Spectra(n=n, p=p, q=(same @ q) / xp.sum(same, axis=1))

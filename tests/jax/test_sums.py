@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -123,23 +124,66 @@ def test_a_centered_form_is_undefined_where_only_rounding_is_left():
     assert math.isnan(pooled.lar_token_centered)
 
 
-def test_the_gram_form_says_where_it_has_lost_its_digits():
-    n = 32
-    basis = np.linalg.qr(np.random.default_rng(2).normal(size=(n, n)))[0]
-    rng = np.random.default_rng(3)
-    W = jnp.asarray(rng.normal(size=(400, 16)) @ basis[:, :16].T, jnp.float32)
-    for leak, defined in ((1e-1, True), (1e-6, False)):
-        coordinates = np.concatenate([leak * rng.normal(size=(400, 16)), rng.normal(size=(400, 16))], axis=1)
-        X = jnp.asarray(coordinates @ basis.T, jnp.float32)
-        found, truth = energies(W, X), exact(W, X)
-        assert found.gram_rounding > 0
-        assert math.isfinite(found.to_energies().lar) == defined
-        if defined:
-            assert found.to_energies().lar == pytest.approx(truth.lar, abs=1e-5)
-        else:
-            assert "nothing but rounding" in found.to_energies().reason
-        # with outputs, or few enough tokens that the product costs less, it is exact
-        assert energies(W, X[:8]).to_energies().lar == pytest.approx(exact(W, X[:8]).lar, abs=2e-3)
+def rotated(leak, *, seed=0, tokens=400, m=400, n=32, dtype=jnp.float32):
+    """W in one half of all directions and X in the other, but for a leak, so that products cancel all but it."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    W = rng.normal(size=(m, n // 2)) @ basis[:, : n // 2].T
+    coordinates = np.concatenate([leak * rng.normal(size=(tokens, n // 2)), rng.normal(size=(tokens, n // 2))], axis=1)
+    return jnp.asarray(W, dtype), jnp.asarray(coordinates @ basis.T, dtype)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("leak", "defined"), [(1e-1, True), (1e-6, False), (0, False)])
+def test_the_gram_form_says_where_it_has_lost_its_digits(leak, defined, seed):
+    W, X = rotated(leak, seed=seed)
+    found, truth = energies(W, X).to_energies(), exact(W, X)
+    assert abs(found.output - truth.output) < found.output_rounding
+    assert found.output_rounding < 1e-5 * truth.weight * truth.input
+    if defined:
+        assert found.lar == pytest.approx(truth.lar, abs=1e-5)
+    else:  # whatever the sign of what rounding leaves
+        assert all(math.isnan(form) for form in forms_of(found).values())
+        assert found.reason == "nothing but rounding is left of the output energy"
+    # few enough tokens that the product costs less: what is left of it is right, if anything is
+    W, X = rotated(leak, seed=seed, tokens=8)
+    found, truth = energies(W, X).to_energies(), exact(W, X)
+    if math.isnan(found.lar):
+        assert leak < 1e-1
+        assert found.reason == "nothing but rounding is left of the output energy"
+    else:
+        assert leak > 0
+        assert found.lar == pytest.approx(truth.lar, abs=1e-2)
+
+
+@pytest.mark.parametrize("left", [-1e-7, -0.0, 0.0, 1e-7])
+def test_the_sign_of_what_rounding_leaves_makes_no_difference(left):
+    W, X = rotated(0)
+    found = energies(W, X)
+    plain = found.weight_centered * found.input_centered
+    found = replace(found, output_centered=left * plain, token_effect=0 * plain, input_mean=0 * found.input_mean)
+    found = replace(found, vocabulary_effect=0 * found.vocabulary_effect)
+    for sums in (found, found.merge_tokens(found), found.merge_tokens(energies(W, 1e3 * X))):
+        assert math.isnan(sums.to_energies().lar)
+        assert sums.to_energies().reason == "nothing but rounding is left of the output energy"
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_zero_is_said_of_outputs_that_are_all_zero(outputs):
+    W, X = jnp.eye(6)[:3], jnp.eye(6)[3:]
+    found = energies(W, X, outputs=X @ W.T if outputs else None).to_energies()
+    assert (found.output, found.reason) == (0, "the output energy is zero")
+
+
+def test_undefined_where_a_bias_leaves_nothing_but_rounding():
+    for seed in range(4):
+        W, X = arrays(seed=seed)
+        b = jnp.asarray(np.random.default_rng(seed).normal(size=17), jnp.float32)
+        found = energies(W, X, outputs=X @ W.T + 1e3 * b, bias=1e3 * b).to_energies()
+        assert found.lar == pytest.approx(exact(W, X).lar, abs=1e-4)
+        found = energies(W, X, outputs=X @ W.T + 1e8 * b, bias=1e8 * b).to_energies()
+        assert all(math.isnan(form) for form in forms_of(found).values())
+        assert found.reason == "nothing but rounding is left of the output energy"
 
 
 def test_double_precision_where_it_is_on():

@@ -81,16 +81,59 @@ def test_a_bias_far_larger_than_the_logits_is_taken_out():
     assert_agree(energies_of(meter)[0], exact, 1e-7)
 
 
-def test_undefined_where_a_bias_leaves_nothing_but_rounding():
-    W, b, Xs = layer_of(torch.float32, calls=1)
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("size", [1e8, 1e5])
+def test_undefined_where_a_bias_leaves_nothing_but_rounding(size, seed):
+    W, b, Xs = layer_of(torch.float32, calls=1, seed=seed)
     meter = Meter((23, 8), CPU)
-    meter.add(W, Xs[0], outputs=Xs[0] @ W.T + 1e8 * b, bias=1e8 * b)
+    meter.add(W, Xs[0], outputs=Xs[0] @ W.T + size * b, bias=size * b)
     found = energies_of(meter)[0]
-    assert np.isnan(found.lar)
-    assert found.reason in (
-        "of the output energy nothing but rounding is left beside the bias",
-        "the output energy is zero",
-    )
+    assert all(np.isnan(getattr(found, form)) for form in FORMS)
+    assert found.reason == "nothing but rounding is left of the output energy"  # whatever the sign of what is left
+
+
+def test_logits_of_zero_beside_a_bias_are_not_told_from_rounding():
+    W, X, b = torch.eye(6)[:3], torch.eye(6)[3:], torch.tensor([0.1, 0.2, 0.3])
+    meter = Meter((3, 6), CPU)
+    meter.add(W, X, outputs=X @ W.T + b, bias=b)
+    assert energies_of(meter)[0].reason == "nothing but rounding is left of the output energy"
+    for given in ({}, {"outputs": X @ W.T}):
+        meter = Meter((3, 6), CPU)
+        meter.add(W, X, **given)
+        assert energies_of(meter)[0].reason == "the output energy is zero"
+
+
+def test_a_large_bias_takes_digits_of_the_output_alone():
+    W, b, Xs = layer_of(torch.float32, calls=1)
+    W[:, 7], Xs[0][..., 7] = 0, 100  # the weight ignores where most of the input energy is
+    meter = Meter((23, 8), CPU)
+    meter.add(W, Xs[0], outputs=Xs[0] @ W.T + 200 * b, bias=200 * b)
+    exact = Energies.of(W.double(), Xs[0].double())
+    assert energies_of(meter)[0].lar_token_centered == pytest.approx(exact.lar_token_centered, abs=5e-3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tokens", [8, 400], ids=["one by one", "Gram"])
+@pytest.mark.parametrize("given", [False, True], ids=["without outputs", "with outputs"])
+def test_what_rounding_leaves_of_products_that_cancel(given, tokens, dtype, seed):
+    """W in one half of all directions and X in the other, but for a leak."""
+    rng, n = np.random.default_rng(seed), 32
+    basis = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    W = torch.tensor(rng.normal(size=(400, 16)) @ basis[:, :16].T).to(dtype)
+    for leak in (1e-1, 1e-4, 1e-7, 0):
+        coordinates = np.concatenate([leak * rng.normal(size=(tokens, 16)), rng.normal(size=(tokens, 16))], axis=1)
+        X = torch.tensor(coordinates @ basis.T).to(dtype)
+        exact = Energies.of(W.double(), X.double()).lar
+        meter = Meter((400, n), CPU)
+        meter.add(W, X, outputs=X @ W.T if given else None)
+        found = energies_of(meter)[0]
+        if np.isnan(found.lar):
+            assert leak < 1e-1
+            assert found.reason == "nothing but rounding is left of the output energy"
+        else:
+            assert leak > 0
+            assert found.lar == pytest.approx(exact, abs=2e-3)
 
 
 def test_calls_with_and_without_a_bias_do_not_pool():

@@ -92,7 +92,7 @@ def at_least_float32(*tensors):
 
 WAYS = {
     "one by one": lambda W, X: reduce.output_energies([W], X).sum(),
-    "Gram": lambda W, X: reduce.energy_by_gram(reduce.gram([W], W.shape[1], W.device, at_least_float32(W, X)), X),
+    "Gram": lambda W, X: reduce.energy_by_gram(reduce.gram([W], W.shape[1], W.device, at_least_float32(W, X)), X)[0],
 }
 
 

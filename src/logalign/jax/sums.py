@@ -23,15 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from logalign.energies import Energies, Vector
+from logalign.energies import GRAM_DIGITS, Energies, Vector, product_rounding
 from logalign.errors import InputError
 
 Axes = Hashable | Sequence[Hashable]
 
 EXPONENTS = (-100, 100)
 """Powers of two that arrays are divided by, so that their squares stay in the range of a float32."""
-GRAM_DIGITS = 100.0
-"""How often its own rounding an energy by the Gram form has to be, to be told from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +54,8 @@ class Sums:
         input_exponent: See above.
         nonfinite: Rows of W, X or Z that hold a NaN or an infinity.
         rounding: Bound on the relative error of the energies.
-        gram_rounding: Unit roundoff where output_centered comes from the Gram form, whose error is that times
-            weight_centered times input_centered; else 0.
+        output_rounding: Bound on what rounding may leave of an output energy that is truly zero; 0 where all outputs
+            are exactly zero.
     """
 
     tokens: jax.Array
@@ -74,7 +72,7 @@ class Sums:
     input_exponent: jax.Array
     nonfinite: jax.Array
     rounding: jax.Array
-    gram_rounding: jax.Array
+    output_rounding: jax.Array
 
     def merge_tokens(self, other: Sums) -> Sums:
         """The sums over the tokens of both, which were measured with the same W; pure."""
@@ -121,7 +119,7 @@ class Sums:
             input_exponent=exponent,
             nonfinite=jnp.sum(self.nonfinite),
             rounding=jnp.max(self.rounding),
-            gram_rounding=jnp.max(self.gram_rounding),
+            output_rounding=jnp.sum(down * down * self.output_rounding),
         )
 
     def to_energies(self) -> Energies:
@@ -145,10 +143,6 @@ class Sums:
         output_sum = tokens * (vocabulary_effect + grand_mean)
         output = numbers["output_centered"] + m * numbers["token_effect"]
         output += tokens * (_dot(vocabulary_effect, vocabulary_effect) + m * grand_mean * grand_mean)
-        rounding = numbers["rounding"]
-        noise = GRAM_DIGITS * numbers["gram_rounding"] * numbers["weight_centered"] * numbers["input_centered"]
-        if output > 0 and numbers["output_centered"] < noise:
-            rounding = max(rounding, noise / output)
         by_both = by_weight * by_input
         return Energies(
             n=n,
@@ -163,7 +157,8 @@ class Sums:
             output_sum_energy=by_both**2 * _dot(output_sum, output_sum),
             output_sum=by_both * output_sum,
             nonfinite=int(host["nonfinite"]),
-            rounding=rounding,
+            rounding=numbers["rounding"],
+            output_rounding=by_both**2 * numbers["output_rounding"],
         )
 
 
@@ -291,10 +286,13 @@ def _sum(
     of_token = _products(inputs, _finite(row_mean))
     of_entry = _products(weight, _finite(input_mean))
     nonfinite = over_rows(_count_nonfinite(of_entry)) + over_tokens(_count_nonfinite(of_token))
-    gram_rounding = 0.0
+    weight_centered = over_rows(jnp.sum(jnp.square(weight)))
+    input_centered = over_tokens(jnp.sum(jnp.square(inputs)))
+    output_rounding = jnp.zeros((), dtype)
     if outputs is None:
         is_gram = _gram_costs_less(inputs, weight)
-        gram_rounding = epsilon / 2 if is_gram else 0.0
+        if is_gram:
+            output_rounding = GRAM_DIGITS * epsilon / 2 * weight_centered * input_centered
         output_energy = _gram_energy(weight, inputs) if is_gram else _product_energy(weight, inputs)
     else:
         epsilon_of_outputs = _epsilon(outputs.dtype)
@@ -311,6 +309,17 @@ def _sum(
         output_energies = jnp.sum(jnp.square(_kept(rest, token_mask)), axis=-1)
         nonfinite = nonfinite + over_both(_count_nonfinite(output_energies))
         output_energy = jnp.sum(output_energies)
+        output_rounding = 4 * epsilon_of_outputs**2 * over_both(output_energy)
+        if "bias" in arrays:
+            bias = _kept(arrays["bias"], None if row_mask is None else row_mask[:, 0])
+            output_rounding += 4 * epsilon_of_outputs**2 * count * over_rows(jnp.sum(jnp.square(bias)))
+    output_centered = over_both(output_energy)
+    token_effect = over_tokens(jnp.sum(jnp.square(of_token)))
+    weight_energy = weight_centered + rows * jnp.sum(jnp.square(row_mean))
+    input_energy = input_centered + count * jnp.sum(jnp.square(input_mean))
+    is_zero = (output_centered == 0) & (token_effect == 0) & (over_rows(jnp.sum(jnp.square(of_entry))) == 0)
+    is_zero &= jnp.sum(row_mean * input_mean) == 0
+    output_rounding += jnp.where(is_zero, 0, product_rounding(epsilon, weight_energy, input_energy))
     if rows_axes:
         spread = jnp.zeros(of_entry.shape[0] * _size(rows_axes), dtype)
         of_entry = lax.dynamic_update_slice(spread, of_entry, (first_row,))
@@ -318,10 +327,10 @@ def _sum(
         tokens=tokens,
         offered=offered,
         masked=jnp.asarray(0 if mask is None else 1, jnp.int32),
-        weight_centered=over_rows(jnp.sum(jnp.square(weight))),
-        input_centered=over_tokens(jnp.sum(jnp.square(inputs))),
-        output_centered=over_both(output_energy),
-        token_effect=over_tokens(jnp.sum(jnp.square(of_token))),
+        weight_centered=weight_centered,
+        input_centered=input_centered,
+        output_centered=output_centered,
+        token_effect=token_effect,
         vocabulary_effect=over_rows(of_entry)[:rows],
         row_mean=row_mean,
         input_mean=input_mean,
@@ -331,7 +340,7 @@ def _sum(
         rounding=jnp.asarray(
             max(16 * epsilon**2, 16 * 2.0**-52, 0.0 if outputs is None else 4 * epsilon_of_outputs**2), dtype
         ),
-        gram_rounding=jnp.asarray(gram_rounding, dtype),
+        output_rounding=jnp.asarray(output_rounding, dtype),
     )
 
 

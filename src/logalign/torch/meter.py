@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logalign.energies import Energies
+from logalign.energies import Energies, product_rounding
 from logalign.errors import InputError
 from logalign.torch import reduce
 from logalign.torch.linear import Dense, LinearMap
@@ -27,6 +27,8 @@ from logalign.torch.output_energy import OutputEnergy, Way
 
 ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 5e-4, torch.float16: 5e-4}
 """Bound on the relative error of the energies, by the dtype of the outputs; a centered energy below it is undefined."""
+ROUNDING_IN_EPSILONS = 16.0
+"""How many units of relative rounding of one output that bound is, at least."""
 
 SCALARS = (
     "weight",
@@ -44,6 +46,7 @@ SCALARS = (
     "bias_dot_output_sum",
     "masked",
     "output_variance",
+    "output_rounding",
 )
 OF_WEIGHT = ("weight", "bias_energy", "weight_nonfinite")
 """Sums that every rank which measured the weight has added, `weighed` times in all."""
@@ -239,6 +242,7 @@ class Meter:
             found = self._output_energy.of(weight, rows, mask=mask, row_mean=row_mean, whole=m == self.m)
             self._add("biased_output", found.energy, share)
             self._add("output_variance", found.variance, share)
+            self._add("output_rounding", found.rounding, share)
             self._rounding = max(self._rounding, ROUNDING[torch.promote_types(weight.dtype, torch.float32)])
             return
         energies = reduce.row_energies(outputs.detach()).reshape(-1)
@@ -295,11 +299,12 @@ def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, b
         # No `@`: of vectors so long it would wake the threads of NumPy's BLAS, which then spin beside the training.
         sums["output_sum_energy"] = float(np.square(output_sum).sum())
     tokens = round(sums["tokens"])
-    correction = 2 * sums["bias_dot_output_sum"] + tokens * sums["bias_energy"]
-    if sums["bias_dot_output_sum"] == 0 and sums["bias_energy"] == 0:
-        correction = 0.0
-    output = sums["biased_output"] - correction
-    magnified = sums["biased_output"] / output if output > 0 and math.isfinite(output) else 1.0
+    output, output_rounding = sums["biased_output"], sums["output_rounding"]
+    if sums["bias_dot_output_sum"] != 0 or sums["bias_energy"] != 0:
+        output -= 2 * sums["bias_dot_output_sum"] + tokens * sums["bias_energy"]
+        output_rounding += packed.rounding * sums["biased_output"]
+    if output != 0:
+        output_rounding += product_rounding(packed.rounding / ROUNDING_IN_EPSILONS, sums["weight"], sums["input"])
     nonfinite = math.fsum(sums[f"{name}_nonfinite"] for name in ("weight", "input", "output"))
     energies = Energies(
         n=packed.n,
@@ -314,6 +319,7 @@ def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, b
         output_sum_energy=sums["output_sum_energy"],
         nonfinite=math.ceil(nonfinite - 1e-6),
         output_error=math.sqrt(sums["output_variance"]),
-        rounding=packed.rounding * max(1.0, magnified),
+        rounding=packed.rounding,
+        output_rounding=output_rounding,
     )
     return energies, round(sums["tokens_offered"]), sums["masked"] > 0

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from logalign.energies import GRAM_DIGITS
 from logalign.errors import InputError
 from logalign.torch import reduce
 from logalign.torch.linear import LinearMap
@@ -79,10 +80,14 @@ class Way:
 
 
 class Estimate(NamedTuple):
-    """An energy, and the variance of its estimate; 0 where it is exact."""
+    """An energy, the variance of its estimate (0 where it is exact), and a bound on what rounding may leave of it.
+
+    The bound is 0 where the energy is a sum of squares, of which rounding cannot take the leading digits.
+    """
 
     energy: Tensor
     variance: Tensor
+    rounding: Tensor | float = 0.0
 
 
 class OutputEnergy:
@@ -130,7 +135,9 @@ class OutputEnergy:
             if self._gram is None:
                 dtype = torch.promote_types(torch.promote_types(weight.dtype, rows.dtype), torch.float32)
                 self._gram = reduce.gram(weight.blocks(), n, rows.device, dtype)
-            total = reduce.energy_by_gram(self._gram, rows)
+            total, traces = reduce.energy_by_gram(self._gram, rows)
+            unit = torch.finfo(self._gram.dtype).eps / 2
+            return Estimate(total, torch.zeros_like(total), GRAM_DIGITS * unit * traces)
         return Estimate(total, torch.zeros_like(total))
 
     def _sample(self, weight: LinearMap, rows: Tensor, mask: Tensor | None, row_mean: Tensor | None) -> Estimate:

@@ -103,10 +103,15 @@ def gram(blocks: Iterable[Tensor], n: int, device: torch.device, dtype: torch.dt
     return total
 
 
-def energy_by_gram(weight_gram: Tensor, inputs: Tensor) -> Tensor:
-    """`||X W^T||^2 = <W^T W, X^T X>` for `W^T W [n, n]` and X [T, n], in the wide dtype: T n^2 multiplications."""
+def energy_by_gram(weight_gram: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """`||X W^T||^2 = <W^T W, X^T X>` for `W^T W [n, n]` and X [T, n], in the wide dtype: T n^2 multiplications.
+
+    Beside it `||W||^2 ||X||^2`, of which its rounding is a share: terms of both signs add up to the energy.
+    """
+    dtype = wide(inputs.device)
     inputs_gram = gram(blocks(inputs), inputs.shape[-1], inputs.device, weight_gram.dtype)
-    return inputs_gram.mul_(weight_gram).sum(-1, dtype=wide(inputs.device)).sum()
+    traces = weight_gram.diagonal().sum(dtype=dtype) * inputs_gram.diagonal().sum(dtype=dtype)
+    return inputs_gram.mul_(weight_gram).sum(-1, dtype=dtype).sum(), traces
 
 
 def output_energies(blocks: Iterable[Tensor], inputs: Tensor) -> Tensor:
