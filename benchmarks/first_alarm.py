@@ -4,8 +4,8 @@
     python -m benchmarks.first_alarm loop trainer     some of loop, trainer, lightning, jax
     python -m benchmarks.first_alarm --write          and put the table into docs/revisits.md
 
-A small GPT passes 15 times over 100,000 tokens of text. logalign gets what the README's five lines give it: no epoch, no
-ids, no held-out data. The held-out loss is measured beside it, twice a pass, and is used for the last columns alone.
+A small GPT passes 15 times over 100,000 tokens of text. logalign gets what the README's five lines give it: no epoch,
+no ids, no held-out data. The held-out loss is measured beside it, twice a pass, and is used for regret alone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Course(NamedTuple):
 
     held_out: list[tuple[int, float]]
     outcomes: list[tuple[int, str]]
-    drift: str
+    drifts: list[tuple[int, bool, str]]  # whether it is above two of its standard errors, and in words
 
 
 def data() -> Data:
@@ -111,7 +111,7 @@ def loop(given: Data) -> Course:
         monitor.step(loss=loss)
         step = note(step, given, monitor, outcomes, held_out, lambda: held_out_loss(model, given.held_out))
     monitor.close()
-    return Course(held_out, outcomes, drift_of(monitor))
+    return Course(held_out, outcomes, drifts_of(monitor))
 
 
 def note(
@@ -130,10 +130,14 @@ def note(
     return step + 1
 
 
-def drift_of(monitor: Any) -> str:
-    """The last drift, with its standard error."""
-    last = monitor.readings[-1].main
-    return last.drift_reason if last.drift is None else f"{last.drift:+.2f} ± {last.drift_error:.2f}"
+def drifts_of(monitor: Any) -> list[tuple[int, bool, str]]:
+    """Drift at every reading that has one."""
+    mains = [readings.main for readings in monitor.readings]
+    return [
+        (each.step, each.drift > 2 * each.drift_error, f"{each.drift:+.2f} ± {each.drift_error:.2f}")
+        for each in mains
+        if each.drift is not None
+    ]
 
 
 def trainer(given: Data) -> Course:
@@ -185,7 +189,7 @@ def trainer(given: Data) -> Course:
         trained = Trainer(model, arguments, train_dataset=rows, callbacks=[callback, Notes()])
         trained.remove_callback(PrinterCallback)
         trained.train()
-    return Course(held_out, outcomes, drift_of(callback.monitor))
+    return Course(held_out, outcomes, drifts_of(callback.monitor))
 
 
 def lightning(given: Data) -> Course:
@@ -231,7 +235,7 @@ def lightning(given: Data) -> Course:
         max_epochs=PASSES, accelerator="cpu", callbacks=[callback, Notes()], enable_model_summary=False, **quiet
     )
     fit.fit(module, loader)
-    return Course(held_out, outcomes, drift_of(callback.monitor))
+    return Course(held_out, outcomes, drifts_of(callback.monitor))
 
 
 def jax(given: Data) -> Course:
@@ -306,22 +310,24 @@ def jax(given: Data) -> Course:
             recorder.step(sums, loss=loss, losses=losses, samples=batch)
             measure = lambda: float(held_out_mean(parameters, held_out_rows))  # noqa: B023, E731
             step = note(step, given, recorder, outcomes, held_out, measure)
-    return Course(held_out, outcomes, drift_of(recorder))
+    return Course(held_out, outcomes, drifts_of(recorder))
 
 
-def row_of(name: str, course: Course, per_pass: int) -> dict[str, str]:
+def row_of(words: str, course: Course, per_pass: int) -> dict[str, str]:
     """When the verdict came, and what following it costs."""
     steps, losses = np.array(course.held_out).T
-    row = {"": name, "held-out loss lowest at pass": f"{steps[losses.argmin()] / per_pass:.1f}"}
-    for outcome in ("approaching", "overfitting"):
-        found = next((step for step, said in course.outcomes if said == outcome), None)
-        if found is None:
-            row[f"{outcome}, at pass (regret, nats)"] = "none"
-            continue
-        regret = float(np.interp(found, steps, losses) - losses.min())
-        row[f"{outcome}, at pass (regret, nats)"] = f"{found / per_pass:.1f} ({regret:.3f})"
-    row["regret at the end"] = f"{losses[-1] - losses.min():.3f}"
-    row["outcome and drift at the end"] = f"{course.outcomes[-1][1]}, {course.drift}"
+    row = {"": words, "held-out loss lowest at pass": f"{steps[losses.argmin()] / per_pass:.1f}"}
+    alarms = {
+        "drift above 2 errors": next((step for step, rises, _ in course.drifts if rises), None),
+        "approaching": next((step for step, said in course.outcomes if said == "approaching"), None),
+        "overfitting": next((step for step, said in course.outcomes if said == "overfitting"), None),
+    }
+    for name, step in alarms.items():
+        regret = 0.0 if step is None else float(np.interp(step, steps, losses) - losses.min())
+        row[f"{name}, at pass (regret)"] = "none" if step is None else f"{step / per_pass:.1f} ({regret:.3f})"
+    row["at the end: regret"] = f"{losses[-1] - losses.min():.3f}"
+    row["outcome"] = course.outcomes[-1][1]
+    row["drift"] = course.drifts[-1][2] if course.drifts else "none"
     return row
 
 
