@@ -149,17 +149,31 @@ def test_pruning_changes_nothing_in_the_training(digits):
 
 
 @pytest.mark.parametrize(
-    ("given", "missing"), [((), "loss and no epoch"), (("epoch",), "loss"), (("loss",), "epoch")], ids=str
+    ("given", "missing", "revisits"),
+    [
+        ((), "loss and no epoch", 0),
+        (("epoch",), "loss", 0),
+        (("loss",), "epoch", 0),
+        ((), "loss", 512),
+        (("loss",), None, 512),
+    ],
+    ids=str,
 )
-def test_a_monitor_without_loss_or_epoch_is_told_of_once_a_trial(digits, given, missing):
+def test_a_monitor_without_loss_or_epoch_is_told_of_once_a_trial(digits, given, missing, revisits):
     trial = optuna.create_study(pruner=LogAlignPruner()).ask()
     model = network()
-    with logalign.watch(model, every=2) as monitor, warnings.catch_warnings(record=True) as told:
+    with (
+        logalign.watch(model, every=2, revisits=revisits) as monitor,
+        warnings.catch_warnings(record=True) as told,
+    ):
         warnings.simplefilter("always")
         for loss, epoch in steps_of(model, digits, repeats=True):
             values = {"loss": loss, "epoch": epoch}
             monitor.step(**{name: values[name] for name in given})
             report(trial, monitor)
+    if missing is None:
+        assert not told
+        return
     assert [str(each.message) for each in told] == [
         f"logalign: monitor.step() got no {missing}, so this trial can hardly be pruned by its verdict: pass "
         "step(loss=loss, epoch=passes over the data so far), or watch(baseline=...)"
@@ -214,7 +228,7 @@ def test_a_diverged_trial_has_no_estimate_and_fails(digits):
 
 def test_an_estimate_that_cannot_be_had_says_what_to_pass(digits):
     model = network()
-    with logalign.watch(model, every=2) as monitor:
+    with logalign.watch(model, every=2, revisits=0) as monitor:
         for loss, _ in steps_of(model, digits, repeats=True):
             monitor.step(loss=loss)
     with pytest.raises(InputError, match=r"found 0; pass loss= and epoch= to monitor\.step\(\), or a smaller"):
@@ -225,6 +239,17 @@ def test_an_estimate_that_cannot_be_had_says_what_to_pass(digits):
             monitor.step(loss=loss, epoch=epoch)
     with pytest.raises(InputError, match=r"found 12 in 22 passes; .* or a smaller watch\(every=\.\.\.\)"):
         held_out_loss(monitor)
+
+
+def test_an_estimate_needs_no_epoch_where_samples_come_back(digits):
+    found = []
+    for given in (False, True):
+        model = network()
+        with logalign.watch(model, every=2) as monitor:
+            for loss, epoch in steps_of(model, digits, repeats=True):
+                monitor.step(loss=loss, **({"epoch": epoch} if given else {}))
+        found.append(held_out_loss(monitor))
+    assert found[0] == pytest.approx(found[1], rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from logalign.diagnosis.trend import Vector, noise
 from logalign.errors import InputError
 from logalign.readings import UNEMBEDDING
 from logalign.runlog import Run, open_run
+from logalign.samples.passes import passes_of
 
 LAST_READINGS = 10
 """Readings at the end of a run whose mean LAR is compared."""
@@ -89,8 +90,8 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
     Args:
         runs: Two or more run folders, JSONL or CSV files, or opened runs of one task.
         site: The layer that is compared; the runs' main one by default.
-        align: "step", "tokens" (the field tokens_seen) or "epoch": along what the runs are aligned. Steps do not
-            compare where batches have other sizes.
+        align: "step", "tokens" (the field tokens_seen) or "epoch" (passes over the data): along what the runs are
+            aligned. Steps do not compare where batches have other sizes.
 
     Returns:
         One entry a run. All runs are judged at the last step, token or epoch that all of them have reached, so that a
@@ -110,7 +111,7 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"expected different runs, found {twice[0]} twice")
-    columns = [run.columns(site or str(run.meta.get("main", UNEMBEDDING))) for run in opened]
+    columns = [_with_passes(run.columns(site or str(run.meta.get("main", UNEMBEDDING)))) for run in opened]
     for name, each in zip(names, columns, strict=True):
         if np.isfinite(each["lar"]).sum() < LAST_READINGS:
             found = int(np.isfinite(each["lar"]).sum())
@@ -143,6 +144,11 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
     ]
     less_is_better = quantity == HELD_OUT_LOSS
     return sorted(ranked, key=lambda each: (each.score if less_is_better else -each.score, each.run))
+
+
+def _with_passes(columns: Mapping[str, Vector]) -> dict[str, Vector]:
+    """With the passes over the data as the epoch, where samples tell them."""
+    return {**columns, "epoch": passes_of(columns["step"], columns["passes"], columns["epoch"])}
 
 
 def position(align: Align, at: float) -> str:

@@ -32,6 +32,8 @@ from logalign.diagnosis.epochs import MIN_READINGS, memorized
 from logalign.diagnosis.verdict import OUTCOMES, Outcome
 from logalign.errors import InputError, LogAlignWarning
 from logalign.extras import load
+from logalign.samples.passes import passes_of
+from logalign.samples.record import GIVEN_UP, NOT_TRACKED
 
 load("optuna", extra="optuna", purpose="LogAlignPruner", supported="4.0,6.0")
 
@@ -123,7 +125,10 @@ def report(trial: Trial, monitor: Monitor) -> None:
     if stored is not None and stored["step"] == step:
         return
     verdict = monitor.verdict
-    missing = [] if latest is None else [name for name in ("loss", "epoch") if getattr(latest, name) is None]
+    missing = ["loss"] if latest is not None and latest.loss is None else []
+    # Elsewhere the samples that come back tell how many passes there were.
+    if latest is not None and latest.epoch is None and latest.drift_reason in (NOT_TRACKED, GIVEN_UP):
+        missing.append("epoch")
     if missing and len(monitor.readings) == WARM_READINGS and verdict.evidence.get("deviation") is None:
         warnings.warn(
             f"logalign: monitor.step() got no {' and no '.join(missing)}, so this trial can hardly be pruned by its "
@@ -146,11 +151,13 @@ def held_out_loss(monitor: Monitor) -> float:
         Nats; NaN where the training has diverged, which Optuna counts as a failed trial.
 
     Raises:
-        InputError: `step()` got no loss or no epoch, there are fewer than ten readings, or fewer than 1.5 in a pass.
+        InputError: `step()` got no loss, passes over the data are not known, or there are fewer than ten readings, or
+            fewer than 1.5 in a pass.
     """
     readings = [each.main for each in monitor.readings]
     losses = _column(reading.loss if reading.loss_mean is None else reading.loss_mean for reading in readings)
-    epochs = _column(reading.epoch for reading in readings)
+    steps = np.array([reading.step for reading in readings], dtype=np.float64)
+    epochs = passes_of(steps, _column(each.passes for each in readings), _column(each.epoch for each in readings))
     if np.isfinite(losses).any() and not np.isfinite(losses[-1]):
         return math.nan
     found = memorized(epochs, losses)

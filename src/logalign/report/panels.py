@@ -125,7 +125,9 @@ def add_tables(runs: Sequence[ShownRun], tables: Tables) -> None:
             held["undefined"] = np.where(undefined, foot, np.nan)
         tables.add(f"r{i}", {**axis_values(drawn), **held})
         at = run.folded.rows
-        whole = {name: run.columns[name][at] for name in ("step", "tokens_seen", "epoch") if name in run.columns}
+        whole = {
+            name: run.columns[name][at] for name in ("step", "tokens_seen", "epoch", "passes") if name in run.columns
+        }
         signals = dict(run.folded.signals)
         signals["band_below"] = -signals["band"]
         tables.add(

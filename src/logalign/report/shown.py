@@ -21,6 +21,7 @@ from logalign.report.drifts import SIGMAS
 from logalign.report.folded import Folded, fold
 from logalign.report.thin import kept_rows
 from logalign.runlog import Run
+from logalign.samples.passes import passes_of
 
 Vector = np.ndarray[Any, Any]
 
@@ -159,10 +160,13 @@ def noise_band(values: Vector, rows: Vector, *, readings: int = NOISE_READINGS) 
 
 
 def axis_values(columns: Columns) -> dict[str, Vector]:
-    """Along what these rows can be drawn: step, and tokens and epoch where they were recorded in most of them."""
-    found = {"step": np.asarray(columns["step"])}
-    for axis, name in (("tokens", "tokens_seen"), ("epoch", "epoch")):
-        values = np.asarray(columns.get(name, np.array([np.nan])), dtype=np.float64)
+    """Along what these rows can be drawn: step, and tokens and passes where they are known of most of them."""
+    steps = np.asarray(columns["step"])
+    found = {"step": steps}
+    none = np.full(steps.shape, np.nan)
+    passes, epochs = columns.get("passes", none), columns.get("epoch", none)
+    for axis, values in (("tokens", columns.get("tokens_seen", none)), ("epoch", passes_of(steps, passes, epochs))):
+        values = np.asarray(values, dtype=np.float64)
         if np.isfinite(values).mean() > 0.5 and np.nanmax(values) > np.nanmin(values):
             found[axis] = values
     return found

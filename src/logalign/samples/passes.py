@@ -14,6 +14,10 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+
 WINDOW, PART = 32, 8
 """Visits that are looked at to tell whether samples have begun to come again: so many, or a part of the samples."""
 AGAIN = 0.75
@@ -122,6 +126,25 @@ def _passes_of(*, visits: int, distinct: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if -math.expm1(-middle) / middle > distinct / visits else (low, middle)
     return low
+
+
+def passes_of(steps: Any, passes: Any, epochs: Any) -> Vector:
+    """Passes over the data at each of a run's readings: as the samples tell, else as the user's epoch says.
+
+    The length of a pass is known once the first is over. Readings before are put on the line from step 0 to there.
+
+    Args:
+        steps: [readings].
+        passes: As recorded, NaN where not known, [readings].
+        epochs: As recorded, [readings].
+    """
+    steps, passes, epochs = (np.asarray(each, dtype=np.float64) for each in (steps, passes, epochs))
+    known = np.flatnonzero(np.isfinite(passes))
+    found: Vector = np.where(np.isfinite(passes), passes, epochs)
+    if known.size and steps[known[0]] > 0:
+        early = (np.arange(steps.size) < known[0]) & ~np.isfinite(epochs)
+        found[early] = steps[early] / steps[known[0]] * passes[known[0]]
+    return found
 
 
 JUMP, LEAST_JUMP = 3.0, 0.5

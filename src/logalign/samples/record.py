@@ -16,7 +16,9 @@ RETURN_WITHIN = 2.0
 """Passes, by the user's epoch, after which samples that never came back are given up."""
 DISAGREE = 0.25
 """Share by which the user's epoch may advance faster or slower than samples come back."""
-ADVICE = "pass their ids, monitor.step(samples=ids), where they are packed or augmented anew each time"
+NOT_TRACKED = "samples are not tracked"
+GIVEN_UP = "no sample has come back in 2 passes"
+ADVICE = "pass their ids, step(samples=ids), where they are packed or augmented anew each time"
 
 
 class SampleRecord:
@@ -39,7 +41,7 @@ class SampleRecord:
         self._given = GivenEpochs()
         self._first: float | None = None  # passes by epoch, where samples began to be tracked
         self._compared: tuple[float, float] | None = None  # passes by epoch and by samples, where both began
-        self._why_off = "samples are not tracked" if tracked == 0 else ""
+        self._why_off = NOT_TRACKED if tracked == 0 else ""
         self._notes: list[tuple[str, str]] = []
 
     def add(self, step: float, samples: Sequence[int] | np.ndarray[Any, Any], losses: Iterable[float]) -> None:
@@ -86,9 +88,9 @@ class SampleRecord:
 
     def _turn_off(self) -> None:
         self.is_off = True
-        self._why_off = "no sample has come back in 2 passes"
+        self._why_off = GIVEN_UP
         if self.visits.known:
-            self.told = f"no sample has come back in 2 passes, so no drift is measured; {ADVICE}"
+            self.told = f"{GIVEN_UP}, so no drift is measured; {ADVICE}"
 
     def _compare(self, said: float, seen: float) -> None:
         """Tell where the epoch advances at another pace than samples come back."""

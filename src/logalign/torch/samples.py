@@ -41,7 +41,7 @@ SMALL_ROW = 8192
 """Logits of a row that are few enough to look at all of its tokens."""
 SHARE_OF_TOKENS = 64
 """Of so many tokens of a forward one is looked at; or as many as have `SMALL` logits, where that is more."""
-SMALL = 65_536
+SMALL = 131_072
 MOST_ROWS = 1024
 """Rows of a forward whose hashes are kept."""
 MOST_FORWARDS = 10_000
