@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 
 from logalign.samples.visits import hashes_of
-from logalign.torch import reduce
 from logalign.torch.kept import Kept
 from logalign.torch.linear import Dense, LinearMap
 from logalign.torch.masks import TARGETS, aligned
 from logalign.torch.megatron import ColumnParallel
+from logalign.torch.next_tokens import Agreement, following
+from logalign.torch.row_losses import Chosen, logits_of, losses_of, targets_in
 from logalign.torch.rows import HIGHEST, can_be_hashed, mixed_up, row_hashes
 
 TOKENS_PER_ROW = 8
@@ -46,18 +47,8 @@ MOST_ROWS = 1024
 """Rows of a forward whose hashes are kept."""
 MOST_FORWARDS = 10_000
 """Forwards of one step whose rows are kept for the losses or ids that `step()` may get."""
-LINE = 64
-"""Logits by which the gradient of a cross entropy is told from others."""
 
 
-UNBALANCED, NOT_STRAIGHT = 0.02, 0.01
-"""The gradient of a cross entropy may differ from what it should be by these shares, which half precision keeps to."""
-SMOOTHED = 0.4
-"""A smoothed target may lower the gradient there to this share."""
-CHECKED_ROWS = 64
-"""Rows whose losses, with the next tokens as targets, are compared with the loss that `step()` gets."""
-CHECK_SHARE, CHECK_ERRORS = 0.1, 4.0
-"""They may differ by this share, and by so many standard errors more."""
 ADVICE = "pass step(losses=...), the loss of each row of the batch"
 UNSEEN = f"no losses of single samples are seen; {ADVICE}"
 
@@ -82,28 +73,6 @@ class Batch(NamedTuple):
     last: int
 
 
-class Chosen(NamedTuple):
-    """The rows of a forward that are looked at, and of each the tokens.
-
-    Attributes:
-        places: Which rows, [r].
-        hashes: Their hashes first, and then those of further rows that may be tracked.
-        tokens: Which tokens of each, [r, q].
-        counts: Which of these count, [r, q].
-        targets: Their targets, [r, q]; None where they are not known.
-    """
-
-    places: Tensor
-    hashes: Tensor
-    tokens: Tensor
-    counts: Tensor
-    targets: Tensor | None
-
-    def of(self, source: Tensor, shape: tuple[int, int]) -> Tensor:
-        """What these tokens have of a tensor with as many as B L tokens: [r, q, ...]."""
-        return source.reshape(*shape, source.shape[-1])[self.places[:, None], self.tokens]
-
-
 class SampleTracker:
     """Measures the losses of tracked samples in training forwards.
 
@@ -118,7 +87,6 @@ class SampleTracker:
         step: The step under way.
         kept: Hashes and losses since the last reading.
         fault: The error that ended the tracking; None where there was none.
-        by_inputs: Whether targets are the inputs shifted by one, which has to be checked.
         forwards: Forwards since the last reading whose rows are known.
     """
 
@@ -129,14 +97,11 @@ class SampleTracker:
         self.step = 0
         self.kept = Kept()
         self.fault: str | None = None
-        self.by_inputs = False
         self.forwards = 0
         self._ignore_index = ignore_index
         self._shifts = shifts
         self._padding = padding
-        self._read: list[float] = []  # losses by the inputs as targets
-        self._means: list[float] = []  # those that step() got at the same readings
-        self._refuted: str | None = None
+        self._next_tokens = Agreement()
         self._width: int | None = None  # V
         self._unseen = 0  # readings in a row without any
         self._any = False  # whether any loss of a sample was kept
@@ -207,8 +172,8 @@ class SampleTracker:
                 return
             known = self._targets(batch, targets, shape)
             if known is None and (logits is None or compiled):
-                known = _following(batch, shape, self._ignore_index)
-                self.by_inputs = known is not None
+                known = following(batch.rows, batch.mask, shape, ignored=self._ignore_index)
+                self._next_tokens.is_asked |= known is not None
             if known is None and (compiled or logits is None or not outputs.requires_grad):
                 return
             chosen = self._choose(batch, shape, known, width)
@@ -216,9 +181,10 @@ class SampleTracker:
             if known is None:
                 self._listen(outputs, picked, shape, chosen)
             else:
-                self._keep(
-                    chosen, _losses(picked if weight is None or logits is not None else _logits(picked, weight), chosen)
-                )
+                if logits is None:
+                    assert weight is not None
+                    picked = logits_of(picked, weight)
+                self._keep(chosen, losses_of(picked, chosen))
 
     def _targets(self, batch: Batch, targets: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
         """Targets [B, L], where they are known."""
@@ -273,9 +239,9 @@ class SampleTracker:
             if not self.is_on:
                 return
             with self._guarded():
-                targets, known = _targets_in(chosen.of(gradient.detach(), shape), picked, total)
+                targets, known = targets_in(chosen.of(gradient.detach(), shape), picked, total)
                 found = chosen._replace(targets=targets, counts=chosen.counts & known)
-                self._keep(chosen, _losses(picked, found, total), place)
+                self._keep(chosen, losses_of(picked, found, total), place)
 
         logits.register_hook(see)  # type: ignore[no-untyped-call]
 
@@ -297,20 +263,21 @@ class SampleTracker:
             return None
         self._close()
         rows = self._of_step
+        hashes = torch.cat([each for each, _ in rows]) if ids is None and rows else _hashes_of(ids)
+        known = None if losses is None else _losses_of(losses)
+        for wrong in (hashes, known):
+            if isinstance(wrong, str):
+                return wrong
         was_told, self._gives_ids = self._gives_ids, self._gives_ids or ids is not None
         self._gives_losses = self._gives_losses or losses is not None
-        hashes = torch.cat([each for each, _ in rows]) if ids is None and rows else _hashes_of(ids)
-        known: Tensor | str | None
-        if isinstance(hashes, str):
-            return hashes
-        if losses is not None:
-            known = _losses_of(losses)
-        else:
-            measured = [each for _, each in rows if each is not None]
-            # Before the first ids not all rows are measured, and afterwards not where their loss cannot be seen.
-            known = torch.cat(measured) if was_told and rows and len(measured) == len(rows) else None
-        if known is None or isinstance(known, str):
-            return known
+        measured = [each for _, each in rows if each is not None]
+        # Before the first ids not all rows are measured, and afterwards not where their loss cannot be seen.
+        if known is None and was_told and rows and len(measured) == len(rows):
+            known = torch.cat(measured)
+        if known is None:
+            return None
+        assert isinstance(hashes, Tensor)
+        assert isinstance(known, Tensor)
         if hashes.numel() != known.numel():
             whose = "rows of the step's forwards" if ids is None else "samples"
             return f"expected one loss for each of the {hashes.numel()} {whose}, found {known.numel()}"
@@ -328,8 +295,7 @@ class SampleTracker:
 
     def check(self, losses: np.ndarray[Any, Any]) -> None:
         """Take note of losses that have been read, to compare them with those that `step()` gets."""
-        if self.by_inputs:
-            self._read += [float(each) for each in losses if math.isfinite(each)]
+        self._next_tokens.add(losses)
 
     def lacking(self, loss: float | None) -> str | None:
         """What is missing for there to be losses of samples, in words; None where nothing is.
@@ -340,31 +306,15 @@ class SampleTracker:
         """
         if self.fault is not None:
             return f"samples are followed no more: {self.fault}"
-        if self.by_inputs and self._read:
-            self._compare(loss)
-        if self._refuted is not None or not self.is_on:
-            return self._refuted
+        self._next_tokens.compare(loss)
+        if self._next_tokens.refuted is not None:
+            self.stop()
+            return f"{self._next_tokens.refuted}; {ADVICE}"
+        if not self.is_on:
+            return None
         # In the first forward of all the head may be yet to be found.
         self._unseen = self._unseen + 1 if self.forwards and not self._any else 0
         return UNSEEN if self._unseen > 1 else None
-
-    def _compare(self, loss: float | None) -> None:
-        if loss is None:
-            self._refuted = f"no loss is passed to step() that could tell whether targets are the next tokens; {ADVICE}"
-        else:
-            self._means += [loss]
-            if len(self._read) < CHECKED_ROWS:
-                return
-            own, expected = float(np.mean(self._read)), float(np.mean(self._means))
-            error = float(np.std(self._read)) / math.sqrt(len(self._read))
-            if abs(own - expected) > CHECK_SHARE * abs(expected) + CHECK_ERRORS * error:
-                self._refuted = (
-                    f"targets are not the next tokens: with those the loss is {own:.4g}, and step() gets "
-                    f"{expected:.4g}; {ADVICE}"
-                )
-        self._read, self._means = [], []
-        if self._refuted is not None:
-            self.stop()
 
     def state(self) -> list[Any]:
         """What a checkpoint has to keep: what the user gives, and the visits since the last reading."""
@@ -420,65 +370,6 @@ def _shape_of(batch: Batch, tokens: torch.Size) -> tuple[int, int] | None:
     is_text = batch.rows.ndim == 2 and not batch.rows.is_floating_point()
     # Flattened, with or without the last token of each row.
     return (size, tokens[0] // size) if len(tokens) == 1 and is_text and tokens[0] % size == 0 else None
-
-
-def _following(batch: Batch, shape: tuple[int, int], ignored: int) -> Tensor | None:
-    """The inputs shifted by one, [B, L]; None where they are no tokens."""
-    rows = batch.rows
-    if rows.is_floating_point() or rows.shape != shape or shape[1] < 2:
-        return None
-    following = torch.full_like(rows, ignored, dtype=torch.int64)
-    following[:, :-1] = rows[:, 1:]
-    if batch.mask is not None and batch.mask.shape == rows.shape:
-        following[:, :-1].masked_fill_(batch.mask[:, 1:] == 0, ignored)
-    return following
-
-
-def _logits(hidden: Tensor, mapped: LinearMap) -> Tensor:
-    rows = reduce.at_least_float32(hidden)
-    logits = torch.cat([rows @ block.to(rows.dtype).T for block in mapped.blocks()], dim=-1)
-    return logits if mapped.bias is None else logits + mapped.bias.detach().to(logits.dtype)
-
-
-def _losses(logits: Tensor, chosen: Chosen, logsumexp: Tensor | None = None) -> Tensor:
-    """Mean loss of each row over its tokens that count, in nats, [r]; NaN where none does."""
-    targets = chosen.targets
-    assert targets is not None
-    total = torch.logsumexp(logits.float(), dim=-1) if logsumexp is None else logsumexp
-    inside = chosen.counts & (targets >= 0) & (targets < logits.shape[-1])
-    each = total - _at(logits, torch.where(inside, targets, 0).to(torch.int64))
-    return torch.where(inside, each, 0.0).sum(-1) / inside.sum(-1)
-
-
-def _at(logits: Tensor, targets: Tensor) -> Tensor:
-    """The logits [r, q, V] at the targets [r, q]."""
-    return logits.gather(-1, targets[..., None])[..., 0].float()
-
-
-def _targets_in(gradient: Tensor, logits: Tensor, logsumexp: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets that the gradient of the logits [r, q, V] tells, and where it does, [r, q] each; with their logsumexp.
-
-    The gradient of a cross entropy is `c (p - y)` with p the softmax and y the target, smoothed or not. It sums to
-    zero, is lowest at the target, and elsewhere a straight line in p, which is looked at for some of the logits. Where
-    a token does not count it is zero.
-    """
-    lowest, targets = gradient.min(-1)
-    total, lowest = gradient.sum(-1, dtype=torch.float32), lowest.float()
-    known = (lowest < 0) & (total.abs() <= -2 * UNBALANCED * lowest)
-    width = logits.shape[-1]
-    if width == 2:
-        return targets, known
-    some = torch.arange(min(LINE, width), device=logits.device) * width // min(LINE, width)
-    others = (some != targets[..., None]).float()
-    p, g = torch.exp(logits[..., some].float() - logsumexp[..., None]), gradient[..., some].float()
-    count = others.sum(-1, keepdim=True)
-    dp, dg = (others * (each - (others * each).sum(-1, keepdim=True) / count) for each in (p, g))
-    line = (dp * dg).sum(-1) / dp.square().sum(-1)
-    left = (dg - line[..., None] * dp).square().sum(-1)
-    known &= left <= NOT_STRAIGHT * dg.square().sum(-1)
-    # The line says c, and so does the target: equal to it, or less where it is smoothed.
-    share = -lowest / (line * (1 - torch.exp(_at(logits, targets) - logsumexp)))
-    return targets, known & (share > SMOOTHED) & (share < 1 + UNBALANCED)
 
 
 def _losses_of(losses: Any) -> Tensor | str:

@@ -1,0 +1,69 @@
+"""Next tokens: the inputs shifted by one as targets, where nothing else tells them, and whether the loss agrees.
+
+A compiled model that is given no labels shows neither targets nor a gradient. Most of them predict the next token. So
+that is assumed, and the losses of the rows are compared with the loss that `step()` gets. A wrong assumption is found
+out as soon as the training has learned something.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROWS = 64
+"""Rows whose losses are compared at a time."""
+SHARE, ERRORS = 0.1, 4.0
+"""Their mean may differ from the other by this share, and by so many standard errors more."""
+
+
+def following(rows: Tensor, mask: Tensor | None, shape: tuple[int, int], *, ignored: int) -> Tensor | None:
+    """The inputs shifted by one, [B, L]; None where they are no tokens."""
+    if rows.is_floating_point() or rows.shape != shape or shape[1] < 2:
+        return None
+    targets = torch.full_like(rows, ignored, dtype=torch.int64)
+    targets[:, :-1] = rows[:, 1:]
+    if mask is not None and mask.shape == rows.shape:
+        targets[:, :-1].masked_fill_(mask[:, 1:] == 0, ignored)
+    return targets
+
+
+class Agreement:
+    """Whether losses of rows, with the next tokens as targets, agree with the training's.
+
+    Attributes:
+        is_asked: Whether any targets were assumed.
+        refuted: Why the targets are others; None while nothing speaks against it.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.refuted: str | None = None
+        self._rows: list[float] = []
+        self._means: list[float] = []
+
+    def add(self, losses: Iterable[float]) -> None:
+        """Take note of losses of rows since the last reading."""
+        if self.is_asked:
+            self._rows += [float(each) for each in losses if math.isfinite(each)]
+
+    def compare(self, loss: float | None) -> None:
+        """Compare with the mean training loss since the last reading."""
+        if not self._rows or self.refuted is not None:
+            return
+        if loss is None:
+            self.refuted = "no loss is passed to step() that could tell whether targets are the next tokens"
+            return
+        self._means.append(loss)
+        if len(self._rows) < ROWS:
+            return
+        own, expected = float(np.mean(self._rows)), float(np.mean(self._means))
+        error = float(np.std(self._rows)) / math.sqrt(len(self._rows))
+        if abs(own - expected) > SHARE * abs(expected) + ERRORS * error:
+            self.refuted = (
+                f"targets are not the next tokens: with those the loss is {own:.4g}, and step() gets {expected:.4g}"
+            )
+        self._rows, self._means = [], []
