@@ -630,3 +630,58 @@ def test_ranks_say_what_one_process_says(ranks, truth, case, arguments):
     first = 1 if arguments == (1, True) else 0  # ids come after the first forward, whose visits are lost
     for e, f in decided[first:]:
         assert f == pytest.approx(e, abs=1e-5)
+
+
+def follow(batches, rows, **watching):
+    """Train on batches of rows, and give every visit and the monitor."""
+    model = model_of()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    visits = []
+    with logalign.watch(model, every=5, **watching) as monitor:
+        for step, batch in enumerate(batches):
+            loss, losses = plain_loss(model, rows[batch])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            monitor.step(loss=loss)
+            visits += [(int(i), step, float(each)) for i, each in zip(batch, losses, strict=True)]
+    return np.array(visits), monitor
+
+
+def test_an_uneven_last_batch():
+    """150 samples in batches of 16: the last of a pass has six."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [batch for _ in range(6) for batch in torch.randperm(150, generator=generator).split(16)]
+    visits, monitor = follow(batches, text())
+    expected = [
+        logalign.revisits(visits[:, 0], visits[:, 1] / 10, visits[:, 2], now=each.step / 10)
+        for each in monitor.readings
+    ]
+    decided = 0
+    for e, f in zip(expected, monitor.readings, strict=True):
+        if f.main.drift is not None:
+            decided += 1
+            assert f.main.passes == pytest.approx(f.step / 10, abs=0.06)
+            assert (f.main.drift, f.main.gain, f.main.revisited) == pytest.approx((e.drift, e.gain, e.pairs), abs=1e-5)
+    assert decided >= 6
+
+
+def test_samples_drawn_with_replacement():
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randint(160, (16,), generator=generator) for _ in range(80)]
+    visits, monitor = follow(batches, text())
+    last = monitor.readings[-1].main
+    assert last.passes == pytest.approx(7.5, abs=1.5)
+    expected = logalign.revisits(visits[:, 0], visits[:, 1] / 10, visits[:, 2], now=7.5)
+    assert last.drift == pytest.approx(expected.drift, abs=3 * expected.drift_error)
+
+
+def test_a_curriculum_that_moves_on_to_other_samples():
+    generator = torch.Generator().manual_seed(0)
+    easy = [batch for _ in range(4) for batch in torch.randperm(80, generator=generator).split(8)]
+    hard = [80 + batch for _ in range(6) for batch in torch.randperm(80, generator=generator).split(8)]
+    _, monitor = follow([*easy, *hard], text())
+    found = [each.main for each in monitor.readings]
+    assert any(each.drift is not None for each in found if each.step < 40)
+    assert any(each.drift is not None for each in found if each.step > 70)
+    assert all(each.drift is not None or each.drift_reason for each in found)

@@ -115,6 +115,7 @@ class WithoutForward:
         self._hidden: dict[str, Tensor] = {}
         self._measured: set[str] = set()
         self._run_later: set[str] = set()
+        self._ran: set[str] = set()
         for site, head in heads.items():
             body, unknown = find_body(model, head)
             if body is not None:
@@ -134,7 +135,12 @@ class WithoutForward:
 
     def runs(self, site: str) -> None:
         """The layer's own forward, or its loss, runs."""
+        self._ran.add(site)
         self._hidden.pop(site, None)
+
+    def has_run(self, site: str) -> bool:
+        """Whether the layer's own forward, or its loss, was seen to run."""
+        return site in self._ran
 
     def left(self) -> dict[str, Tensor]:
         """At the end of the model's forward: what the bodies gave of layers whose own forward did not run in it."""

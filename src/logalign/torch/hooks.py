@@ -616,8 +616,10 @@ class _AtBody(_Hook):
             self._recorder.without_forward.keep(self._label, hidden_state(output))
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
-        """Keep a copy: compiled code may use the memory again."""
-        self._recorder.without_forward.keep(self._label, tensors[0].clone())
+        """Keep a copy, for compiled code may use the memory again; none for samples alone where the head runs."""
+        recorder = self._recorder
+        if recorder.armed or not recorder.without_forward.has_run(self._label):
+            recorder.without_forward.keep(self._label, tensors[0].clone())
 
 
 class _AtLoss(_Hook):
