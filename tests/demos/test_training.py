@@ -52,7 +52,7 @@ def train(folder, *, stop_before=None, console=None):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            training.record(loss=loss, epoch=float(step), **extra)
+            training.record(loss=loss, epoch=step * 16 / 40, **extra)
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 

@@ -57,6 +57,8 @@ def test_columns_of_a_reading():
     assert row.pop("head_norm") == 4
     assert math.isnan(row.pop("lar_vocab_centered"))
     assert math.isnan(row.pop("lar_token_centered"))
+    assert math.isnan(row.pop("drift"))
+    assert math.isnan(row.pop("drift_error"))
     assert row == {
         "step": 3, "lar": 0.5, "lar_centered": 0.4, "loss": 2.0, "epoch": 1.5, "completed": 1.0, "lr": 1e-3,
         "tokens_seen": 4096,

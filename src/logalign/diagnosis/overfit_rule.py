@@ -15,6 +15,8 @@ from logalign.diagnosis.verdict import Number, Outcome
 
 EARLY_READINGS = 30
 """A classifier that has fitted its data within so many readings has done so before k could be seen to grow."""
+EARLIEST_PASSES = 2.0
+"""Passes over the data before which no sample has been met twice after it was learned, and a decline proves nothing."""
 Kind = Literal["baseline", "loss", "passes", "revisits", "spread", "acceleration"]
 RestsOn = Literal[Kind, "epoch", "nothing"]
 ALARMS = ("approaching", "overfitting")
@@ -325,6 +327,8 @@ def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
 def _by_acceleration(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
     """Whether LAR's decline speeds up: the second of the paper's signals."""
     slow = s.trend
+    if s.epoch is not None and s.epoch < EARLIEST_PASSES:
+        return None
     keep = t.keep if previous in ALARMS else 1.0
     keep_alarm = t.keep if previous == "overfitting" else 1.0
     if slow is None or slow.decline_rate >= 0 or slow.shortfall <= keep * t.shortfall:

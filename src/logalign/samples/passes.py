@@ -18,9 +18,9 @@ import numpy as np
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
-WINDOW, PART = 32, 8
+WINDOW, PART = 32, 4
 """Visits that are looked at to tell whether samples have begun to come again: so many, or a part of the samples."""
-AGAIN = 0.75
+AGAIN = 0.85
 """Share of them that must be of samples that this pass has had."""
 WHOLE = 1.15
 """A pass with at most so many visits for each sample is one over shuffled data, some of whose samples may be alike."""

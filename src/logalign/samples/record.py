@@ -14,8 +14,8 @@ from logalign.samples.visits import TRACKED, Visits
 
 RETURN_WITHIN = 2.0
 """Passes, by the user's epoch, after which samples that never came back are given up."""
-DISAGREE = 0.25
-"""Share by which the user's epoch may advance faster or slower than samples come back."""
+DISAGREE, COMPARED_PASSES = 2.0, 3.0
+"""Factor by which the user's epoch may advance faster or slower than samples come back, over so many passes."""
 NOT_TRACKED = "samples are not tracked"
 GIVEN_UP = "no sample has come back in 2 passes"
 ADVICE = "pass their ids, step(samples=ids), where they are packed or augmented anew each time"
@@ -98,7 +98,7 @@ class SampleRecord:
             self._compared = (said, seen)
             return
         by_epoch, by_samples = said - self._compared[0], seen - self._compared[1]
-        if by_samples >= 2 and abs(by_epoch - by_samples) > DISAGREE * by_samples:
+        if by_samples >= COMPARED_PASSES and not 1 / DISAGREE < by_epoch / by_samples < DISAGREE:
             self._notes.append(
                 (
                     "epoch pace",

@@ -169,8 +169,15 @@ class Recorder:
         """A training forward of a site: record it in a monitored step, and look at the samples in every step."""
         if self.without_forward.is_late(site.label):
             self.meters.pop(site.label, None)
-        if site.softmax and site.label == self._main and self._candidates.get(site.module) is not site:
-            self.samples.measure(outputs, hidden=inputs, mapped=lambda: site.map, targets=targets, compiled=compiled)
+        if site.softmax and site.label == self._main:
+            self.samples.measure(
+                outputs,
+                hidden=inputs,
+                mapped=lambda: site.map,
+                targets=targets,
+                compiled=compiled,
+                is_candidate=self._candidates.get(site.module) is site,
+            )
         if self.armed:
             self.record(site, inputs, outputs)
 

@@ -52,6 +52,14 @@ class Kept:
         if len(self._pieces) > PIECES:
             self._pieces = [self._joined(MOST, hashes.device)]
 
+    def mark(self) -> int:
+        """A place to go back to, while nothing but visits of one forward is added."""
+        return len(self._pieces)
+
+    def undo(self, mark: int) -> None:
+        """Drop what was added since."""
+        del self._pieces[mark:]
+
     def clear(self) -> None:
         """Drop all."""
         self._pieces = []

@@ -103,6 +103,8 @@ class SampleTracker:
         self._padding = padding
         self._next_tokens = Agreement()
         self._width: int | None = None  # V
+        self._mark = 0  # where the visits of the forward under way begin
+        self._ticket: set[str] = set()  # empty once another candidate has taken the place
         self._unseen = 0  # readings in a row without any
         self._any = False  # whether any loss of a sample was kept
         self._batch: Batch | None = None
@@ -140,6 +142,7 @@ class SampleTracker:
         mapped: Callable[[], LinearMap],
         targets: Tensor | None = None,
         compiled: bool = False,
+        is_candidate: bool = False,
     ) -> None:
         """The head runs on the rows of the forward under way; of several calls in a forward the first counts.
 
@@ -149,11 +152,18 @@ class SampleTracker:
             mapped: Gives its weight, where there are no logits.
             targets: Those of its loss, one for each of the inputs, where they are known.
             compiled: Whether this is inside of compiled code, where no gradient can be listened to.
+            is_candidate: Whether the head is yet to be found: the last of the candidates counts.
         """
         batch = self._batch
-        if not self.is_on or batch is None or self._done:
+        if not self.is_on or batch is None or (self._done and not is_candidate):
             return
-        self._done = True
+        if self._done:
+            self._of_step.pop()
+            self.kept.undo(self._mark)
+            self._ticket.clear()
+        if is_candidate:
+            self._width = None
+        self._done, self._mark, self._ticket = True, self.kept.mark(), {"counts"}
         self._of_step.append((batch.hashes, None))
         if self._gives_losses:
             return
@@ -234,9 +244,10 @@ class SampleTracker:
     def _listen(self, logits: Tensor, picked: Tensor, shape: tuple[int, int], chosen: Chosen) -> None:
         """Find the targets in the gradient of the logits, once backward gets there."""
         place, total = len(self._of_step) - 1, torch.logsumexp(picked.float(), dim=-1)
+        ticket = self._ticket
 
         def see(gradient: Tensor) -> None:
-            if not self.is_on:
+            if not self.is_on or not ticket:
                 return
             with self._guarded():
                 targets, known = targets_in(chosen.of(gradient.detach(), shape), picked, total)
