@@ -174,7 +174,7 @@ def inside_samples(dtype: torch.dtype, samples: int, arguments: argparse.Namespa
 
     def follow() -> None:
         nonlocal step
-        tracker.begin(tokens, None)
+        tracker.begin([tokens], None)
         tracker.measure(logits, hidden=hidden, mapped=mapped)
         for hook in logits._backward_hooks.values():
             hook(gradient)

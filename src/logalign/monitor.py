@@ -168,6 +168,7 @@ def watch(
         ignore_index=ignore_index,
         shifts=mask.shifts,
         padding=padding_token(model),
+        main_call=main_call,
     )
     recorder = Recorder(model, found, mask, ranks, way, Calls(main_call), samples)
     recorder.is_trying = is_trying
@@ -501,7 +502,7 @@ class Monitor:
         if not ranks.alone:
             ranks.agree({**recorder.shapes, **{site: (meter.m, meter.n) for site, meter in meters.items()}})
         first, self._read_until = self._read_until, step + 1
-        visits = recorder.samples.kept.take(device, first=first, count=ranks.visits)
+        visits = recorder.samples.take(device, first=first, count=ranks.visits)
         packed, given, visits = ranks.total(
             {site: meter.pack() for site, meter in meters.items()}, given, device, visits
         )

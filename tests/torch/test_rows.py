@@ -95,19 +95,25 @@ def test_which_argument_the_rows_are():
 
     def of(positional, args, **kwargs):
         rows, attention = rows_among(positional, args, kwargs)
-        return rows, attention
+        return [id(each) for each in rows], attention
 
-    assert of(("x",), (floats,))[0] is floats
-    assert of((), (), attention_mask=mask, input_ids=ids) == (ids, mask)
-    assert of(("pixels", "labels"), (floats, labels))[0] is floats
-    assert of(("floats", "ids"), (floats, ids))[0] is ids
-    assert of((), (), inputs_embeds=floats, labels=labels)[0] is None
-    assert of(("batch",), ({"input_ids": ids, "labels": labels, "attention_mask": mask},)) == (ids, mask)
-    assert of(("batch",), ([floats, labels],))[0] is floats
-    assert of(("images",), (images,))[0] is images
-    assert of((), ())[0] is None
-    assert of(("n",), (3,))[0] is None
-    assert of(("a",), (ids, floats))[0] is ids  # more than the forward takes: of a wrapper
+    def are(*tensors):
+        return [id(each) for each in tensors]
+
+    assert of(("x",), (floats,))[0] == are(floats)
+    assert of((), (), attention_mask=mask, input_ids=ids) == (are(ids), mask)
+    assert of(("pixels", "labels"), (floats, labels))[0] == are(floats)
+    assert of(("floats", "ids"), (floats, ids))[0] == are(ids, floats)
+    assert of((), (), inputs_embeds=floats, labels=labels)[0] == []
+    assert of(("batch",), ({"input_ids": ids, "labels": labels, "attention_mask": mask},)) == (are(ids), mask)
+    assert of(("batch",), ({"label": labels, "image": images},))[0] == are(images)
+    assert of((), (), input_ids=ids, pixel_values=images)[0] == are(ids, images)
+    assert of(("batch",), ([floats, labels],))[0] == are(floats, labels)
+    assert of(("x", "scale"), (floats, torch.ones(3)))[0] == are(floats)
+    assert of(("images",), (images,))[0] == are(images)
+    assert of((), ())[0] == []
+    assert of(("n",), (3,))[0] == []
+    assert of(("a",), (ids, floats))[0] == are(ids, floats)  # more than the forward takes: of a wrapper
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ WINDOW, PART = 32, 4
 """Visits that are looked at to tell whether samples have begun to come again: so many, or a part of the samples."""
 AGAIN = 0.85
 """Share of them that must be of samples that this pass has had."""
+SAME = 0.93
+"""A pass with this share of the samples of the one before is a whole one."""
 WHOLE = 1.15
 """A pass with at most so many visits for each sample is one over shuffled data, some of whose samples may be alike."""
 LOST_PASSES = 2.0
@@ -37,10 +39,14 @@ class PassClock:
 
     Attributes:
         steps_per_pass: Length of the last complete pass; None before the end of the first.
+        is_whole: Whether the last pass met every sample, and hardly any twice.
     """
 
     def __init__(self, origin: float = 0.0, before: float = 0.0) -> None:
         self.steps_per_pass: float | None = None
+        self.is_whole = False
+        self._before: set[int] = set()  # samples of the last pass
+        self._told = float(before)
         self._begin = float(origin)  # of the pass under way
         self._completed = float(before)
         self._counts: dict[int, int] = {}  # visits in the pass under way
@@ -52,7 +58,10 @@ class PassClock:
         if self.steps_per_pass is None:
             return None
         under_way = (step - self._begin) / self.steps_per_pass
-        return None if under_way > LOST_PASSES else self._completed + under_way
+        if under_way > LOST_PASSES:
+            return None
+        self._told = max(self._told, self._completed + under_way)  # a guess that is mended does not go back
+        return self._told
 
     def visit(self, step: float, sample: int, *, known: int) -> None:
         """A tracked sample is met, one of `known` that still come."""
@@ -80,8 +89,14 @@ class PassClock:
         of_new: dict[int, int] = {}
         for _, sample, _ in tail:
             of_new[sample] = of_new.get(sample, 0) + 1
-        of_old = [count - of_new.get(sample, 0) for sample, count in self._counts.items()]
-        gone = _passes_of(visits=sum(of_old), distinct=sum(count > 0 for count in of_old))
+        of_old = {sample: count - of_new.get(sample, 0) for sample, count in self._counts.items()}
+        met = {sample for sample, count in of_old.items() if count > 0}
+        visits = sum(of_old.values())
+        self.is_whole = visits <= WHOLE * len(met)
+        # Samples some of which come several times a pass are the same in every pass; drawn ones are not.
+        same = len(met & self._before) >= SAME * len(met | self._before)
+        gone = 1.0 if same and met else _passes_of(visits=visits, distinct=len(met))
+        self._before = met
         if begin > self._begin and gone > 0:
             length = (begin - self._begin) / gone
             # Counted by visits it is a guess, and two are better than one.
@@ -102,6 +117,9 @@ class PassClock:
             "counts": [list(pair) for pair in self._counts.items()],
             "window": [list(each) for each in self._window],
             "previous": self._previous,
+            "whole": self.is_whole,
+            "before": sorted(self._before),
+            "told": self._told,
         }
 
     @classmethod
@@ -110,6 +128,7 @@ class PassClock:
         clock = cls(state["begin"], state["completed"])
         clock.steps_per_pass, clock._previous = state["steps_per_pass"], state["previous"]
         clock._counts = {int(sample): int(count) for sample, count in state["counts"]}
+        clock.is_whole, clock._before, clock._told = state["whole"], set(state["before"]), state["told"]
         clock._window.extend((float(step), int(sample), bool(again)) for step, sample, again in state["window"])
         return clock
 
@@ -246,6 +265,11 @@ class GivenEpochs:
                 f"{epoch:.4g} at step {step:,.0f} after {self._last[1]:.4g} at step {self._last[0]:,.0f}; passes are "
                 "counted on at the pace before"
             )
+
+    @property
+    def steps_per_pass(self) -> float | None:
+        """The length of a pass by what the user says; None where that is not known."""
+        return None if self._pace is None or self._pace <= 0 else 1 / self._pace
 
     def state(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""

@@ -42,6 +42,8 @@ class SampleRecord:
         self._first: float | None = None  # passes by epoch, where samples began to be tracked
         self._compared: tuple[float, float] | None = None  # passes by epoch and by samples, where both began
         self._why_off = NOT_TRACKED if tracked == 0 else ""
+        self._disagrees = False
+        self._tracked = tracked
         self._notes: list[tuple[str, str]] = []
 
     def add(self, step: float, samples: Sequence[int] | np.ndarray[Any, Any], losses: Iterable[float]) -> None:
@@ -61,8 +63,11 @@ class SampleRecord:
         if self._given.oddity is not None:
             self._notes.append(("epoch", self._given.oddity))
         seen = None if self.is_off else self.visits.passes(step)
-        if seen is not None and said is not None:
+        # What the user says is exact, unless it goes wrong or samples are known to come back at another pace.
+        if seen is not None and said is not None and self.visits.is_shuffled:
             self._compare(said, seen)
+        trusted = said is not None and not self._disagrees and self._given.oddity is None
+        passes = said if trusted or seen is None else seen
         if self._first is None:
             self._first = said
         if lacking is None and said is not None and self._first is not None:
@@ -70,14 +75,20 @@ class SampleRecord:
             if waited and not self.is_off and not self.visits.returned:
                 self._turn_off()
         why_not = self._why_off if self.is_off else lacking
-        found = self.visits.at(step) if why_not is None else Revisits(reason=why_not)
+        length = self._given.steps_per_pass if trusted and not self.visits.is_shuffled else None
+        if why_not is not None:
+            found = Revisits(reason=why_not)
+        elif trusted and length is not None:
+            found = self.visits.at(step, steps_per_pass=length, passes=passes)
+        else:
+            found = self.visits.at(step)
         return {
             "drift": found.drift,
             "drift_error": found.drift_error,
             "gain": found.gain,
             "gain_error": found.gain_error,
             "revisited": found.pairs,
-            "passes": said if seen is None else seen,
+            "passes": passes,
             "drift_reason": found.reason,
         }
 
@@ -99,6 +110,7 @@ class SampleRecord:
             return
         by_epoch, by_samples = said - self._compared[0], seen - self._compared[1]
         if by_samples >= COMPARED_PASSES and not 1 / DISAGREE < by_epoch / by_samples < DISAGREE:
+            self._disagrees = True
             self._notes.append(
                 (
                     "epoch pace",
@@ -115,6 +127,7 @@ class SampleRecord:
             "visits": self.visits.state(),
             "given": self._given.state(),
             "first": self._first,
+            "disagrees": self._disagrees,
             "compared": None if self._compared is None else list(self._compared),
         }
         return json.dumps(state, allow_nan=False)
@@ -122,8 +135,10 @@ class SampleRecord:
     def load_state_dict(self, text: str) -> None:
         """Go on from what `state_dict()` gave."""
         state: Mapping[str, Any] = json.loads(text)
-        self.is_off, self._why_off = state["is_off"], state["why_off"]
-        self.visits = Visits.from_state(state["visits"])
+        self._disagrees = state["disagrees"]
+        if self._tracked and state["why_off"] != NOT_TRACKED:
+            self.is_off, self._why_off = state["is_off"], state["why_off"]
+            self.visits = Visits.from_state(state["visits"])
         self._given = GivenEpochs.from_state(state["given"])
         self._first = state["first"]
         compared = state["compared"]

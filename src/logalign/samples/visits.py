@@ -56,13 +56,16 @@ class Visits:
         self._clock = PassClock(origin, before)
         self._last: dict[int, tuple[float, float]] = {}  # step and loss of the last visit, NaN where that is unknown
         self._pairs: deque[tuple[float, float, float]] = deque(maxlen=PAIRS_PER_SAMPLE * tracked)  # steps, change
+        self._highest: int | None = None  # the threshold, until samples come or go
         self._seen = 0  # visits of tracked samples
         self._again = 0  # those of samples that were known
 
     @property
     def threshold(self) -> int:
         """Samples with a higher hash are not tracked."""
-        return HIGHEST if len(self._last) < self._tracked else max(self._last)
+        if self._highest is None:
+            self._highest = HIGHEST if len(self._last) < self._tracked else max(self._last)
+        return self._highest
 
     @property
     def known(self) -> int:
@@ -89,7 +92,7 @@ class Visits:
         Args:
             step: When.
             samples: Hashes, whole numbers from 0 to 2**63 - 1. One that comes twice in a step is one visit with the
-                mean of its losses.
+                mean of its losses that are finite.
             losses: Of each, before the update, in nats; a visit without a finite loss is in no pair.
         """
         by_sample: dict[int, list[float]] = {}
@@ -97,12 +100,26 @@ class Visits:
             by_sample.setdefault(int(sample), []).append(float(loss))
         self._drop_lost(step)
         for sample in sorted(by_sample):
-            each = by_sample[sample]
-            self._visit(float(step), sample, each[0] if len(each) == 1 else math.fsum(each) / len(each))
+            each = [loss for loss in by_sample[sample] if math.isfinite(loss)]
+            self._visit(float(step), sample, math.fsum(each) / len(each) if each else math.nan)
 
-    def at(self, step: float) -> Revisits:
-        """Drift and gain at a step, not before that of the last visit."""
-        length, passes = self._clock.steps_per_pass, self._clock.passes(step)
+    @property
+    def is_shuffled(self) -> bool:
+        """Whether the last pass met every sample once, so that its length is exact."""
+        return self._clock.is_whole
+
+    def at(self, step: float, *, steps_per_pass: float | None = None, passes: float | None = None) -> Revisits:
+        """Drift and gain at a step, not before that of the last visit.
+
+        Args:
+            step: Where.
+            steps_per_pass: The length of a pass, where it is known otherwise.
+            passes: Passes so far, where they are known otherwise.
+        """
+        length = self._clock.steps_per_pass if steps_per_pass is None else steps_per_pass
+        passes = self._clock.passes(step) if passes is None else passes
+        if not self._again:
+            return Revisits(reason=NOTHING_CAME_BACK)
         if length is None or passes is None:
             lost = length is not None
             return Revisits(reason=LOST if lost else NOTHING_CAME_BACK)
@@ -119,7 +136,8 @@ class Visits:
             if sample > self.threshold:
                 return
             if len(self._last) >= self._tracked:
-                self._forget(max(self._last))
+                self._forget(self.threshold)
+            self._highest = None
         else:
             self._again += 1
             change = loss - before[1]
@@ -140,6 +158,7 @@ class Visits:
 
     def _forget(self, sample: int) -> None:
         del self._last[sample]
+        self._highest = None
         self._clock.forget(sample)
 
     def state(self) -> dict[str, Any]:

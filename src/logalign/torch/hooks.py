@@ -241,7 +241,7 @@ class Recorder:
             self.see(site, call.inputs, None, targets=targets)
 
     def begin_forward(
-        self, rows: Tensor | None, attention: Tensor | None, name: str, labels: Tensor | None, last: int
+        self, rows: Sequence[Tensor], attention: Tensor | None, name: str, labels: Tensor | None, last: int
     ) -> None:
         """A forward of the model begins, on these rows, with these labels as `labels_among` found them."""
         self._under_way = self._model
@@ -254,12 +254,24 @@ class Recorder:
         if self._model.training and not inside_backward():
             self.samples.begin(rows, attention, name, labels, last)
 
+    def rows(
+        self, positional: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """As of `rows_among`; none where samples are not followed, or the arguments do not let themselves be read."""
+        if not self.samples.is_on:
+            return [], None
+        try:
+            return rows_among(positional, args, kwargs)
+        except Exception:  # of the user's containers
+            return [], None
+
     def begin_part(self, part: nn.Module, positional: tuple[str, ...], args: Any, kwargs: Mapping[str, Any]) -> None:
         """The forward of a part of the model begins, which may run by itself, as in Lightning's `training_step()`."""
         if self._under_way is None and part.training and not inside_backward():
             self._under_way = part
-            rows, attention = rows_among(positional, args, kwargs)
-            self.samples.begin(rows, attention, *labels_among(positional, args, kwargs))
+            rows, attention = self.rows(positional, args, kwargs)
+            name, labels, last = labels_among(positional, args, kwargs)
+            self.samples.begin(rows, attention, name, labels, last)
 
     def part_over(self, part: nn.Module) -> None:
         """It is over."""
@@ -531,6 +543,7 @@ class _Before(_Hook):
     def __init__(self, recorder: Recorder, model: nn.Module) -> None:
         super().__init__(recorder, model, "before")
         self._positional = recorder.mask.positional
+        self._follows = recorder.samples.is_on  # as it is at first: what is traced must not depend on what changes
 
     @as_written
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -538,20 +551,19 @@ class _Before(_Hook):
             return
         if torch.compiler.is_compiling():
             name, labels, last = labels_among(self._positional, args, kwargs)
-            rows, attention = rows_among(self._positional, args, kwargs)
-            # What an absent tensor is called is left out, so that those that are there can be told apart.
-            names = [name, "" if rows is None else "rows", "" if attention is None else "attention"]
-            tensors = [each for each in (labels, rows, attention) if each is not None]
-            self.leave(module, *tensors, name=" ".join(each or "-" for each in names), number=last)
+            rows, attention = rows_among(self._positional, args, kwargs) if self._follows else ([], None)
+            # Absent ones are named so, that those that are there can be told apart.
+            tensors = [each for each in (labels, attention) if each is not None]
+            names = f"{name or '-'} {'-' if attention is None else 'attention'}"
+            self.leave(module, *tensors, *rows, name=names, number=last)
         elif self._recorder.listens and not is_transformed():
             name, labels, last = labels_among(self._positional, args, kwargs)
-            rows, attention = rows_among(self._positional, args, kwargs)
-            self._recorder.begin_forward(rows, attention, name, labels, last)
+            self._recorder.begin_forward(*self._recorder.rows(self._positional, args, kwargs), name, labels, last)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
         """See the labels and the rows of a compiled forward."""
-        left = list(tensors)
-        labels, rows, attention = (None if each == "-" else left.pop(0) for each in name.split(" "))
+        rows = list(tensors)
+        labels, attention = (None if each == "-" else rows.pop(0) for each in name.split(" "))
         self._recorder.begin_forward(rows, attention, name.split(" ")[0].strip("-"), labels, number)
 
 

@@ -187,7 +187,10 @@ def _is_turned(one: torch.Size, other: torch.Size) -> bool:
 
 def positional_arguments(model: nn.Module) -> tuple[str, ...]:
     """What the forward of the model, without its wrappers, calls its positional arguments."""
-    parameters = inspect.signature(_unwrapped(model).forward).parameters.values()
+    try:
+        parameters = inspect.signature(_unwrapped(model).forward).parameters.values()
+    except ValueError:  # of a function that is built in
+        return ()
     return tuple(each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD))
 
 

@@ -1,4 +1,4 @@
-"""Next tokens: the inputs shifted by one as targets, where nothing else tells them, and whether the loss agrees.
+"""Next tokens: the inputs shifted by one as targets where nothing else tells them, and whether the loss agrees.
 
 A compiled model that is given no labels shows neither targets nor a gradient. Most of them predict the next token. So
 that is assumed, and the losses of the rows are compared with the loss that `step()` gets. A wrong assumption is found
@@ -16,8 +16,8 @@ from torch import Tensor
 
 ROWS = 64
 """Rows whose losses are compared at a time."""
-SHARE, ERRORS = 0.1, 4.0
-"""Their mean may differ from the other by this share, and by so many standard errors more."""
+SHARE, SHARE_OF_LABELS, ERRORS = 0.1, 0.5, 4.0
+"""Their mean may differ from the other by this share, more where there are labels, and by so many standard errors."""
 
 
 def following(rows: Tensor, mask: Tensor | None, shape: tuple[int, int], *, ignored: int) -> Tensor | None:
@@ -35,12 +35,13 @@ class Agreement:
     """Whether losses of rows, with the next tokens as targets, agree with the training's.
 
     Attributes:
-        is_asked: Whether any targets were assumed.
+        is_asked: Whether any targets were taken without a gradient to confirm them.
+        is_assumed: Whether they are the next tokens, and no labels.
         refuted: Why the targets are others; None while nothing speaks against it.
     """
 
     def __init__(self) -> None:
-        self.is_asked = False
+        self.is_asked = self.is_assumed = False
         self.refuted: str | None = None
         self._rows: list[float] = []
         self._means: list[float] = []
@@ -55,6 +56,8 @@ class Agreement:
         if not self._rows or self.refuted is not None:
             return
         if loss is None:
+            if not self.is_assumed:
+                return
             self.refuted = "no loss is passed to step() that could tell whether targets are the next tokens"
             return
         self._means.append(loss)
@@ -62,8 +65,8 @@ class Agreement:
             return
         own, expected = float(np.mean(self._rows)), float(np.mean(self._means))
         error = float(np.std(self._rows)) / math.sqrt(len(self._rows))
-        if abs(own - expected) > SHARE * abs(expected) + ERRORS * error:
-            self.refuted = (
-                f"targets are not the next tokens: with those the loss is {own:.4g}, and step() gets {expected:.4g}"
-            )
+        share = SHARE if self.is_assumed else SHARE_OF_LABELS
+        if abs(own - expected) > share * abs(expected) + ERRORS * error:
+            what = "targets are not the next tokens" if self.is_assumed else "the head's outputs are not what is scored"
+            self.refuted = f"{what}: with those the loss is {own:.4g}, and step() gets {expected:.4g}"
         self._rows, self._means = [], []

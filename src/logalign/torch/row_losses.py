@@ -8,6 +8,7 @@ Shapes: B rows of a batch, r of them looked at, L tokens of a row, q of them loo
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,22 @@ from torch import Tensor
 from logalign.torch import reduce
 from logalign.torch.linear import LinearMap
 
-UNBALANCED, NOT_STRAIGHT = 0.02, 0.01
-"""The gradient of a cross entropy may differ from what it should be by these shares, which half precision keeps to."""
+
+class Tolerance(NamedTuple):
+    """How far the gradient of a cross entropy may be from what it should be, in its precision.
+
+    Attributes:
+        unbalanced: The sum of it, as a share of its size.
+        not_straight: The part of it that is no straight line in p, as a share.
+        fitted: How far p of the target may be from 1 where nothing is left of it but rounding.
+    """
+
+    unbalanced: float
+    not_straight: float
+    fitted: float
+
+
+FULL, HALF = Tolerance(0.02, 0.01, 1e-4), Tolerance(0.15, 0.05, 0.05)
 SMOOTHED = 0.4
 """A smoothed target may lower the gradient there to this share."""
 LINE = 64
@@ -68,27 +83,42 @@ def _at(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(-1, targets[..., None])[..., 0].float()
 
 
-def targets_in(gradient: Tensor, logits: Tensor, logsumexp: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets that the gradient of the logits [r, q, V] tells, and where it does, [r, q] each; with their logsumexp.
+def losses_by_gradient(gradient: Tensor, logits: Tensor, chosen: Chosen, logsumexp: Tensor) -> Tensor:
+    """Mean loss of each row, [r], as the gradient of the logits [r, q, V] tells; NaN where it tells none.
 
     The gradient of a cross entropy is `c (p - y)` with p the softmax and y the target, smoothed or not. It sums to
     zero, is lowest at the target, and elsewhere a straight line in p, which is looked at for some of the logits. Where
-    a token does not count it is zero.
+    a token does not count it is zero. It is nothing but rounding where p of the target is 1: such a token counts, with
+    the most likely one as its target.
+
+    One token whose gradient is another's leaves its row without a loss. Were only the token left out, those that are
+    left would be a choice that depends on how well they fit. Targets that are known are used, and the gradient has to
+    agree with them.
     """
+    tolerance = FULL if gradient.dtype in (torch.float32, torch.float64) else HALF
     lowest, targets = gradient.min(-1)
     total, lowest = gradient.sum(-1, dtype=torch.float32), lowest.float()
-    known = (lowest < 0) & (total.abs() <= -2 * UNBALANCED * lowest)
+    is_zero = (lowest == 0) & (total == 0)
+    known = (lowest < 0) & (total.abs() <= -2 * tolerance.unbalanced * lowest)
     width = logits.shape[-1]
-    if width == 2:
-        return targets, known
-    some = torch.arange(min(LINE, width), device=logits.device) * width // min(LINE, width)
-    others = (some != targets[..., None]).float()
-    p, g = torch.exp(logits[..., some].float() - logsumexp[..., None]), gradient[..., some].float()
-    count = others.sum(-1, keepdim=True)
-    dp, dg = (others * (each - (others * each).sum(-1, keepdim=True) / count) for each in (p, g))
-    line = (dp * dg).sum(-1) / dp.square().sum(-1)
-    left = (dg - line[..., None] * dp).square().sum(-1)
-    known &= left <= NOT_STRAIGHT * dg.square().sum(-1)
-    # The line says c, and so does the target: equal to it, or less where it is smoothed.
-    share = -lowest / (line * (1 - torch.exp(_at(logits, targets) - logsumexp)))
-    return targets, known & (share > SMOOTHED) & (share < 1 + UNBALANCED)
+    if width > 2:
+        some = torch.arange(min(LINE, width), device=logits.device) * width // min(LINE, width)
+        others = (some != targets[..., None]).float()
+        p, g = torch.exp(logits[..., some].float() - logsumexp[..., None]), gradient[..., some].float()
+        count = others.sum(-1, keepdim=True)
+        dp, dg = (others * (each - (others * each).sum(-1, keepdim=True) / count) for each in (p, g))
+        line = (dp * dg).sum(-1) / dp.square().sum(-1)
+        left = (dg - line[..., None] * dp).square().sum(-1)
+        known &= left <= tolerance.not_straight * dg.square().sum(-1)
+        # The line says c, and so does the target: equal to it, or less where it is smoothed.
+        share = -lowest / (line * (1 - torch.exp(_at(logits, targets) - logsumexp)))
+        known &= (share > SMOOTHED) & (share < 1 + tolerance.unbalanced)
+    highest, likely = logits.max(-1)
+    fitted = (torch.exp(highest.float() - logsumexp) >= 1 - tolerance.fitted) & ~known
+    if chosen.targets is None:
+        found = chosen._replace(targets=torch.where(fitted, likely, targets), counts=chosen.counts & (known | fitted))
+    else:
+        found = chosen
+        known &= targets == chosen.targets
+    stray = (chosen.counts & ~known & ~fitted & ~is_zero).any(-1)
+    return torch.where(stray, math.nan, losses_of(logits, found, logsumexp))

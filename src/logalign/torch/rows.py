@@ -12,7 +12,8 @@ Shapes: B rows of a batch, L elements of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import UserDict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,10 @@ NOT_ROWS = frozenset(
     [
         "attention_mask",
         "loss_mask",
+        "label",
         "labels",
+        "target",
+        "y",
         "shift_labels",
         "targets",
         "position_ids",
@@ -63,7 +67,7 @@ def row_hashes(rows: Tensor, *, mask: Tensor | None = None, padding: int | None 
     if length > LARGEST_ROW and not is_text:
         flat = flat[:, torch.arange(LARGEST_ROW, device=flat.device) * length // LARGEST_ROW]
     if flat.is_floating_point() or flat.is_complex():
-        flat = torch.view_as_real(flat).flatten(1) if flat.is_complex() else flat
+        flat = torch.view_as_real(flat.resolve_conj()).flatten(1) if flat.is_complex() else flat
         values = flat.contiguous().view(_BITS[flat.element_size()]).to(torch.int64)
     else:
         values = flat.to(torch.int64)
@@ -78,6 +82,20 @@ def row_hashes(rows: Tensor, *, mask: Tensor | None = None, padding: int | None 
     mixed = values * _VALUE + places * _PLACE
     mixed = (mixed ^ _shifted(mixed, 29)) * _STIR
     return mixed_up(torch.where(counts, mixed, mixed.new_zeros(())).sum(1))
+
+
+def joined_hashes(tensors: Sequence[Tensor], *, mask: Tensor | None = None, padding: int | None = None) -> Tensor:
+    """Hashes of rows that are made of those of several tensors, [B]; as `row_hashes`, which is that of one.
+
+    Args:
+        tensors: With B rows each; the first may have a mask or padding.
+        mask: As of `row_hashes`.
+        padding: As of `row_hashes`.
+    """
+    found = row_hashes(tensors[0], mask=mask, padding=padding)
+    for i, tensor in enumerate(tensors[1:], 1):
+        found = mixed_up(found + row_hashes(tensor) * (2 * i + 1))
+    return found
 
 
 def mixed_up(numbers: Tensor) -> Tensor:
@@ -95,10 +113,11 @@ def _shifted(numbers: Tensor, bits: int) -> Tensor:
 
 def rows_among(
     positional: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The tensor among a forward's arguments whose rows are samples, and the attention mask beside it.
+) -> tuple[list[Tensor], Tensor | None]:
+    """The tensors among a forward's arguments whose rows make up a sample, and the attention mask beside them.
 
-    `input_ids`, else the first tensor of whole numbers, else the first tensor. Compiled models trace it.
+    First is `input_ids`, else the first matrix of whole numbers, else the first tensor. All others with as many rows
+    belong to the sample, too, but for labels, masks and the like. Compiled models trace it.
     """
     named: list[tuple[str, Any]] = [
         (positional[i] if len(args) <= len(positional) else "", each) for i, each in enumerate(args)
@@ -106,29 +125,28 @@ def rows_among(
     named += list(kwargs.items())
     found: list[tuple[str, Tensor]] = []
     for name, each in named:
-        if isinstance(each, Mapping):
+        if isinstance(each, dict | UserDict):
             found += [(str(key), value) for key, value in each.items() if isinstance(value, Tensor)]
         elif isinstance(each, list | tuple):
             found += [(name, value) for value in each if isinstance(value, Tensor)]
         elif isinstance(each, Tensor):
             found.append((name, each))
-    mask = _first(each for name, each in found if name == MASK)
+    mask = _first([each for name, each in found if name == MASK])
     usable = [(name, each) for name, each in found if name not in NOT_ROWS and each.ndim > 0]
-    tokens = _first(each for name, each in usable if name == TOKENS)
+    tokens = _first([each for name, each in usable if name == TOKENS])
     if tokens is None:
-        whole = (
-            each for _, each in usable if not each.is_floating_point() and each.dtype != torch.bool and each.ndim > 1
-        )
-        tokens = _first(whole)
+        whole = [each for _, each in usable if each.ndim == 2 and not each.is_floating_point()]
+        tokens = _first([each for each in whole if each.dtype != torch.bool and not each.is_complex()])
     if tokens is None:
-        tokens = _first(each for _, each in usable)
-    return tokens, mask
+        tokens = _first([each for _, each in usable])
+    if tokens is None:
+        return [], mask
+    others = [each for _, each in usable if each is not tokens and each.shape[0] == tokens.shape[0]]
+    return [tokens, *others], mask
 
 
-def _first(tensors: Iterable[Tensor]) -> Tensor | None:
-    for each in tensors:
-        return each
-    return None
+def _first(tensors: list[Tensor]) -> Tensor | None:
+    return tensors[0] if tensors else None
 
 
 def padding_token(model: nn.Module) -> int | None:
@@ -142,6 +160,9 @@ def padding_token(model: nn.Module) -> int | None:
 
 
 def can_be_hashed(rows: Tensor) -> bool:
-    """Whether a tensor's elements are there to be read: not sparse, nested, quantized, of a meta device or empty."""
-    plain = rows.layout == torch.strided and not rows.is_quantized and not rows.is_meta and not rows.is_nested
-    return plain and rows.ndim > 0 and rows.numel() > 0
+    """Whether a tensor's elements are there to be read: not sparse, nested, quantized, traced, or empty."""
+    if rows.layout != torch.strided or rows.is_quantized or rows.is_meta or rows.is_nested:
+        return False
+    traced = torch._C._len_torch_dispatch_stack() > 0 or torch._is_functional_tensor(rows)
+    plain = type(rows).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return plain and not traced and rows.ndim > 0 and rows.numel() > 0

@@ -4,9 +4,10 @@ Method: rows of the batch are hashed, those with the lowest hashes are looked at
 the hash too, so that a sample is measured on the same tokens at every visit. Their losses need targets. Those come from
 the first of these that is there:
 
-    labels      among the forward's arguments, as Transformers has them, or among those of a fused loss
-    gradient    of the logits: that of a cross entropy is negative at the target alone, and zero where a token does not
-                count, so it tells the target, the mask, and whether the loss is a cross entropy at all
+    gradient    of the logits: that of a cross entropy is lowest at the target, and zero where a token does not count,
+                so it tells the target, the mask, and whether the loss is a cross entropy of these logits at all;
+                labels among the forward's arguments have to agree with it
+    labels      where no gradient can be seen: among the arguments of a fused loss, or of a compiled model's forward
     inputs      shifted by one, where a compiled model hides the gradient; checked against the loss that `step()` gets
     the user    `step(losses=...)`, one for each row
 
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import unserializable_hook
 
 from logalign.samples.visits import hashes_of
 from logalign.torch.kept import Kept
@@ -34,8 +36,8 @@ from logalign.torch.linear import Dense, LinearMap
 from logalign.torch.masks import TARGETS, aligned
 from logalign.torch.megatron import ColumnParallel
 from logalign.torch.next_tokens import Agreement, following
-from logalign.torch.row_losses import Chosen, logits_of, losses_of, targets_in
-from logalign.torch.rows import HIGHEST, can_be_hashed, mixed_up, row_hashes
+from logalign.torch.row_losses import Chosen, logits_of, losses_by_gradient, losses_of
+from logalign.torch.rows import HIGHEST, can_be_hashed, joined_hashes, mixed_up
 
 TOKENS_PER_ROW = 8
 SMALL_ROW = 8192
@@ -81,6 +83,7 @@ class SampleTracker:
         ignore_index: The label that does not count.
         shifts: Whether the model shifts its labels by one.
         padding: The padding token, where it is known.
+        main_call: Which call of the head in a forward counts, from 0 on; the first by default.
 
     Attributes:
         is_on: Whether samples are tracked still.
@@ -91,7 +94,13 @@ class SampleTracker:
     """
 
     def __init__(
-        self, *, is_on: bool = False, ignore_index: int = -100, shifts: bool = False, padding: int | None = None
+        self,
+        *,
+        is_on: bool = False,
+        ignore_index: int = -100,
+        shifts: bool = False,
+        padding: int | None = None,
+        main_call: int | None = None,
     ) -> None:
         self.is_on = is_on
         self.step = 0
@@ -101,28 +110,36 @@ class SampleTracker:
         self._ignore_index = ignore_index
         self._shifts = shifts
         self._padding = padding
-        self._next_tokens = Agreement()
+        self._agreement = Agreement()
         self._width: int | None = None  # V
         self._mark = 0  # where the visits of the forward under way begin
         self._ticket: set[str] = set()  # empty once another candidate has taken the place
         self._unseen = 0  # readings in a row without any
-        self._any = False  # whether any loss of a sample was kept
+        self._any = False  # whether any loss of a sample was seen
         self._batch: Batch | None = None
         self._done = False  # whether the forward under way has been measured
         self._share = 1.0  # of all samples that are tracked
-        self._gives_ids = self._gives_losses = False
+        self._gives_ids = self._gives_losses = self._given = False
+        self._main_call, self._calls = main_call, 0
         self._of_step: list[tuple[Tensor, Tensor | None]] = []  # hashes [B] and losses [B] of each forward of the step
 
     def begin(
-        self, rows: Tensor | None, mask: Tensor | None, name: str = "", labels: Tensor | None = None, last: int = 0
+        self,
+        rows: Sequence[Tensor],
+        mask: Tensor | None,
+        name: str = "",
+        labels: Tensor | None = None,
+        last: int = 0,
     ) -> None:
-        """A training forward of the model begins, on these rows."""
+        """A training forward of the model begins, on these tensors, the first of them the tokens if there are any."""
         self._close()
-        if not self.is_on or rows is None or not can_be_hashed(rows):
+        self._calls = 0
+        if not self.is_on or not rows or not all(can_be_hashed(each) for each in rows):
             return
         with self._guarded():
-            hashes = row_hashes(rows, mask=mask, padding=self._padding)
-            self._batch = Batch(hashes, rows.detach(), mask, name, None if labels is None else labels.detach(), last)
+            hashes = joined_hashes(rows, mask=mask, padding=self._padding)
+            labels = None if labels is None else labels.detach()
+            self._batch = Batch(hashes, rows[0].detach(), mask, name, labels, last)
             self.forwards += 1
 
     def _close(self) -> None:
@@ -157,6 +174,9 @@ class SampleTracker:
         batch = self._batch
         if not self.is_on or batch is None or (self._done and not is_candidate):
             return
+        self._calls += 1
+        if self._main_call is not None and not is_candidate and self._calls <= self._main_call:
+            return
         if self._done:
             self._of_step.pop()
             self.kept.undo(self._mark)
@@ -181,14 +201,18 @@ class SampleTracker:
             if shape is None or width < 2 or spread or (logits is None and outputs is not None):
                 return
             known = self._targets(batch, targets, shape)
-            if known is None and (logits is None or compiled):
-                known = following(batch.rows, batch.mask, shape, ignored=self._ignore_index)
-                self._next_tokens.is_asked |= known is not None
-            if known is None and (compiled or logits is None or not outputs.requires_grad):
+            by_gradient = logits is not None and not compiled and outputs.requires_grad
+            if not by_gradient and targets is None:
+                if known is None:
+                    known = following(batch.rows, batch.mask, shape, ignored=self._ignore_index)
+                    self._agreement.is_assumed |= known is not None
+                self._agreement.is_asked = True
+            self._agreement.is_asked |= width == 2
+            if known is None and not by_gradient:
                 return
             chosen = self._choose(batch, shape, known, width)
             picked = chosen.of(hidden.detach(), shape) if logits is None else chosen.of(logits, shape)
-            if known is None:
+            if by_gradient:
                 self._listen(outputs, picked, shape, chosen)
             else:
                 if logits is None:
@@ -242,7 +266,7 @@ class SampleTracker:
         return max(1, tokens // min(length, max(TOKENS_PER_ROW, SMALL_ROW // width)))
 
     def _listen(self, logits: Tensor, picked: Tensor, shape: tuple[int, int], chosen: Chosen) -> None:
-        """Find the targets in the gradient of the logits, once backward gets there."""
+        """Take the losses once backward has the gradient of the logits, which tells the targets or confirms them."""
         place, total = len(self._of_step) - 1, torch.logsumexp(picked.float(), dim=-1)
         ticket = self._ticket
 
@@ -250,15 +274,14 @@ class SampleTracker:
             if not self.is_on or not ticket:
                 return
             with self._guarded():
-                targets, known = targets_in(chosen.of(gradient.detach(), shape), picked, total)
-                found = chosen._replace(targets=targets, counts=chosen.counts & known)
-                self._keep(chosen, losses_of(picked, found, total), place)
+                losses = losses_by_gradient(chosen.of(gradient.detach(), shape), picked, chosen, total)
+                self._keep(chosen, losses, place)
 
-        logits.register_hook(see)  # type: ignore[no-untyped-call]
+        # As one that stays behind without a word where the logits are saved.
+        logits.register_hook(unserializable_hook(see))  # type: ignore[no-untyped-call]
 
     def _keep(self, chosen: Chosen, losses: Tensor, place: int = -1) -> None:
         """Keep hash and loss of each chosen row; or, where the user gives ids, all losses for when those come."""
-        self._any = True
         if not self._gives_ids:
             unknown = losses.new_full((chosen.hashes.numel() - losses.numel(),), math.nan)
             self.kept.add(self.step, chosen.hashes, torch.cat([losses, unknown]))
@@ -273,6 +296,13 @@ class SampleTracker:
         if not self.is_on:
             return None
         self._close()
+        self._given = True
+        try:
+            return self._give(losses, ids)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    def _give(self, losses: Any, ids: Any) -> str | None:
         rows = self._of_step
         hashes = torch.cat([each for each, _ in rows]) if ids is None and rows else _hashes_of(ids)
         known = None if losses is None else _losses_of(losses)
@@ -292,21 +322,31 @@ class SampleTracker:
         if hashes.numel() != known.numel():
             whose = "rows of the step's forwards" if ids is None else "samples"
             return f"expected one loss for each of the {hashes.numel()} {whose}, found {known.numel()}"
-        self._any = True
         with self._guarded():
             self.kept.add(self.step, hashes.to(known.device, non_blocking=True), known)
         return None
 
     def next_step(self, step: int) -> None:
         """The step is over."""
+        if self._gives_losses and not self._given:
+            self._close()
+            for hashes, _ in self._of_step:  # met, with a loss that is not known
+                self.kept.add(self.step, hashes, torch.full(hashes.shape, math.nan, device=hashes.device))
         self.step = step
-        self._batch, self._done = None, False
+        self._batch, self._done, self._given = None, False, False
         if self._of_step:
             self._of_step = []
 
+    def take(self, device: torch.device, *, first: int, count: int | None) -> Tensor:
+        """What has been kept since the last reading, as of `Kept.take`; nothing after an error of ours."""
+        with self._guarded():
+            return self.kept.take(device, first=first, count=count)
+        return self.kept.take(device, first=first, count=count)
+
     def check(self, losses: np.ndarray[Any, Any]) -> None:
         """Take note of losses that have been read, to compare them with those that `step()` gets."""
-        self._next_tokens.add(losses)
+        self._any |= bool(np.isfinite(losses).any())
+        self._agreement.add(losses)
 
     def lacking(self, loss: float | None) -> str | None:
         """What is missing for there to be losses of samples, in words; None where nothing is.
@@ -317,14 +357,14 @@ class SampleTracker:
         """
         if self.fault is not None:
             return f"samples are followed no more: {self.fault}"
-        self._next_tokens.compare(loss)
-        if self._next_tokens.refuted is not None:
+        self._agreement.compare(loss)
+        if self._agreement.refuted is not None:
             self.stop()
-            return f"{self._next_tokens.refuted}; {ADVICE}"
+            return f"{self._agreement.refuted}; {ADVICE}"
         if not self.is_on:
             return None
         # In the first forward of all the head may be yet to be found.
-        self._unseen = self._unseen + 1 if self.forwards and not self._any else 0
+        self._unseen = 0 if self._any else self._unseen + 1
         return UNSEEN if self._unseen > 1 else None
 
     def state(self) -> list[Any]:
@@ -378,9 +418,11 @@ def _shape_of(batch: Batch, tokens: torch.Size) -> tuple[int, int] | None:
         return None
     if tokens[0] == size:
         return size, tokens[1:].numel()
-    is_text = batch.rows.ndim == 2 and not batch.rows.is_floating_point()
+    if len(tokens) != 1 or batch.rows.ndim != 2 or batch.rows.is_floating_point():
+        return None
     # Flattened, with or without the last token of each row.
-    return (size, tokens[0] // size) if len(tokens) == 1 and is_text and tokens[0] % size == 0 else None
+    length = batch.rows.shape[1]
+    return next(((size, each) for each in (length, length - 1) if each and tokens[0] == size * each), None)
 
 
 def _losses_of(losses: Any) -> Tensor | str:
@@ -404,6 +446,8 @@ def _hashes_of(ids: Any) -> Tensor | str:
             return f"samples: expected whole numbers [samples], found {found.dtype} of shape {tuple(found.shape)}"
         return mixed_up(found)
     try:
+        if isinstance(ids, str | bytes):
+            raise TypeError
         listed = list(ids)
     except TypeError:
         return f"samples: expected an id for each row of the step's forwards, found {type(ids).__name__}"
