@@ -95,10 +95,12 @@ class Visits:
                 mean of its losses that are finite.
             losses: Of each, before the update, in nats; a visit without a finite loss is in no pair.
         """
-        by_sample: dict[int, list[float]] = {}
-        for sample, loss in zip(samples, losses, strict=True):
-            by_sample.setdefault(int(sample), []).append(float(loss))
         self._drop_lost(step)
+        by_sample: dict[int, list[float]] = {}
+        highest = self.threshold  # most samples are above it
+        for sample, loss in zip(samples, losses, strict=True):
+            if sample <= highest:
+                by_sample.setdefault(int(sample), []).append(float(loss))
         for sample in sorted(by_sample):
             each = [loss for loss in by_sample[sample] if math.isfinite(loss)]
             self._visit(float(step), sample, math.fsum(each) / len(each) if each else math.nan)
