@@ -89,7 +89,7 @@ def test_drift_is_that_of_losses_written_down_by_hand(training, every):
     for reading in readings:
         truth = by_hand(training, reading.step)
         if reading.passes is None:
-            assert reading.step <= STEPS_PER_PASS
+            assert reading.step <= STEPS_PER_PASS + 2  # once more than a few samples have come again
             assert reading.drift_reason == "no sample has come back so far"
             continue
         assert reading.passes == pytest.approx(reading.step / STEPS_PER_PASS, abs=1e-12)
