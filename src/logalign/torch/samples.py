@@ -341,6 +341,7 @@ class SampleTracker:
         """What has been kept since the last reading, as of `Kept.take`; nothing after an error of ours."""
         with self._guarded():
             return self.kept.take(device, first=first, count=count)
+        # After an error nothing is kept any more.
         return self.kept.take(device, first=first, count=count)
 
     def check(self, losses: np.ndarray[Any, Any]) -> None:
