@@ -42,7 +42,7 @@ from logalign.torch.rows import HIGHEST, can_be_hashed, joined_hashes, mixed_up
 TOKENS_PER_ROW = 8
 SMALL_ROW = 8192
 """Logits of a row that are few enough to look at all of its tokens."""
-SHARE_OF_TOKENS = 64
+SHARE_OF_TOKENS = 128
 """Of so many tokens of a forward one is looked at; or as many as have `SMALL` logits, where that is more."""
 SMALL = 131_072
 MOST_ROWS = 1024
