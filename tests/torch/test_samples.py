@@ -274,7 +274,7 @@ def test_a_compiled_model_whose_targets_are_the_next_tokens():
 
     torch._dynamo.reset()
     model = model_of()
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend="aot_eager")
     losses, monitor = train(model, loss_of=loss_of)
     check(losses, monitor)
 
@@ -288,7 +288,7 @@ def test_a_compiled_model_whose_targets_are_others_is_found_out():
 
     torch._dynamo.reset()
     model = model_of()
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend="aot_eager")
     _, monitor = train(model, loss_of=loss_of, lr=0.05)
     last = monitor.readings[-1].main
     assert last.drift is None
@@ -303,7 +303,7 @@ def test_a_compiled_model_with_labels():
 
     torch._dynamo.reset()
     model = model_of(TinyForCausalLM)
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend="aot_eager")
     losses, monitor = train(model, loss_of=loss_of)
     check(losses, monitor)
 
@@ -313,7 +313,7 @@ def test_a_compiled_classifier_asks_for_losses():
     torch._dynamo.reset()
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
     with logalign.watch(model, layers="2", every=1) as monitor:
-        compiled = torch.compile(model)
+        compiled = torch.compile(model, backend="aot_eager")
         for _ in range(3):
             F.cross_entropy(compiled(rows), labels).backward()
             monitor.step()
