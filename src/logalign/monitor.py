@@ -437,7 +437,7 @@ class Monitor:
         self._journal.load_state_dict(state, step=self._step)
         self._recorder.take()
         samples = self._recorder.samples
-        self._read_until, *kept = json.loads(state.get("visits", f"[{self._step}, false, false, []]"))
+        self._read_until, *kept = json.loads(state.get("visits", f"[{self._step}, false, false, [], 0, false]"))
         samples.load(kept)
         samples.settle(threshold=self._journal.samples.visits.threshold)
         if self._journal.samples.is_off:

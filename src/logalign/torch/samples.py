@@ -370,13 +370,14 @@ class SampleTracker:
 
     def state(self) -> list[Any]:
         """What a checkpoint has to keep: what the user gives, and the visits since the last reading."""
-        return [self._gives_ids, self._gives_losses, self.kept.state()]
+        return [self._gives_ids, self._gives_losses, self.kept.state(), self._unseen, self._any]
 
     def load(self, state: Sequence[Any]) -> None:
         """Go on from what `state()` gave."""
         self._gives_ids, self._gives_losses = state[0], state[1]
         self._batch, self._of_step = None, []
         self.kept.load(state[2])
+        self._unseen, self._any = state[3], state[4]
 
     def settle(self, *, threshold: int) -> None:
         """Take up what a reading has found: samples with a higher hash are not tracked."""
