@@ -454,7 +454,7 @@ def test_a_csv_file_of_another_program(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("a.csv", b"step,loss\n0,1.5\n", "line 2: expected a field 'lar', found loss, step"),
+        ("a.csv", b"step,accuracy\n0,1.5\n", "expected 'logalign/lar', 'lar' or a loss such as"),
         ("a.csv", b"step,lar\nzero,1.5\n", "line 2: step: expected a number or null, found 'zero'"),
         ("a.csv", b"", "expected readings with columns 'step' and 'lar', found none"),
         ("a.csv", b"step,lar\n", "expected readings with columns 'step' and 'lar', found none"),
@@ -462,7 +462,7 @@ def test_a_csv_file_of_another_program(tmp_path):
         ("a.jsonl", b"", "expected readings with columns 'step' and 'lar', found none"),
         ("a.jsonl", b"\x80\x00\x01" * 10, "expected readings with columns 'step' and 'lar', found none"),
         ("a.jsonl", b"not\nat\nall\n", "line 1: expected a JSON object, found damage"),
-        ("a.jsonl", b'{"loss": 1}\n{"loss": 2}\n', "line 1: expected a field 'step', found loss"),
+        ("a.jsonl", b'{"loss": 1}\n{"loss": 2}\n', "expected a step or an epoch beside the losses, found only loss"),
     ],
 )
 def test_files_that_are_no_logs(tmp_path, name, content, text):

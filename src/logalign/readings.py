@@ -20,6 +20,10 @@ UNEMBEDDING = "unembedding"
 """The site name of the layer that gives the logits."""
 
 ENERGY_NAMES = ("weight", "input", "output")
+NO_LAR = "the log has no LAR"
+EPOCHS_AS_STEPS = f"{NO_LAR} and no step: its epochs stand for steps"
+ROWS_AS_STEPS = f"{NO_LAR} and no step: its rows are counted instead"
+"""Reasons of readings from logs in which no LAR was recorded: it was not tried, and cannot be had afterwards."""
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
 SOFTMAX_FORMS = ("lar_vocab_centered", "lar_centered")
 """Forms that have a meaning only where a softmax follows."""
@@ -186,6 +190,11 @@ class Readings(Mapping[str, Reading]):
 def finite(value: float) -> float | None:
     """The value, or None where it is NaN or infinite."""
     return value if math.isfinite(value) else None
+
+
+def never_tried(reading: Reading) -> bool:
+    """Whether no LAR was recorded, rather than one that is undefined."""
+    return reading.lar is None and reading.reason in (None, NO_LAR, EPOCHS_AS_STEPS, ROWS_AS_STEPS)
 
 
 def reading_of_record(record: Mapping[str, Any]) -> Reading:

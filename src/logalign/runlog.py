@@ -464,11 +464,12 @@ def _csv_records(path: Path) -> Iterable[tuple[int, Mapping[str, Any]]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, delimiter=delimiter)
         for row in rows:
-            yield rows.line_num, {name: _cell(name, text) for name, text in row.items() if name}
+            yield rows.line_num, {name.strip(): _cell(name.strip(), text) for name, text in row.items() if name}
 
 
 def _cell(name: str, text: str | None) -> Any:
-    if text is None or text == "":
+    text = "" if text is None else text.strip()
+    if not text:
         return None
     if name in TEXT_FIELDS:
         return text

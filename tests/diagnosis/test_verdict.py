@@ -26,6 +26,7 @@ def test_record_is_strict_json_and_keeps_everything():
         "evidence": {"a": 1, "b": None, "c": 0.5},
         "basis": ["one"],
         "limits": ["two", "three"],
+        "held_out": None,
     }
 
 
@@ -38,6 +39,7 @@ def test_text_for_people():
         "evidence: k = 40.62, steps = 1,200"
     )
     assert verdict("undecidable", regime="unknown", step=None, since_step=None).headline() == "undecidable"
+    assert verdict(regime="loss").headline() == "healthy (without LAR) at step 40, since step 10"
     assert verdict(regime="both").headline() == "healthy (both regimes) at step 40, since step 10"
 
 
@@ -69,7 +71,9 @@ def test_what_is_refused():
         "outcome: expected one of healthy, approaching, overfitting, memorizing, generalizing, undecidable, "
         "found 'fine'"
     )
-    with pytest.raises(InputError, match="regime: expected one of grokking, decline, both, unknown, found 'auto'"):
+    with pytest.raises(
+        InputError, match="regime: expected one of grokking, decline, both, loss, unknown, found 'auto'"
+    ):
         verdict(regime="auto")
     with pytest.raises(InputError, match="evidence 'k': expected a finite number or None, found nan"):
         verdict(evidence={"k": float("nan")})

@@ -41,7 +41,7 @@ def test_once_without_utf_8_is_ascii(recorded):
         (None, None, "nothing is there yet"),
         ("x.jsonl", "", "the file is empty yet"),
         ("x.jsonl", "oops\n{}\n", "x.jsonl, line 1: expected a JSON object, found damage"),
-        ("x.csv", "a,b\n1,2\n", "x.csv, line 2: expected a field 'step'"),
+        ("x.csv", "a,b\n1,2\n", "x.csv: expected a column 'logalign/step', 'step'"),
         ("run.json", '{"schema_version": 2}', "expected schema version 1 or earlier, found 2; upgrade logalign"),
         ("notes", "x", "expected a run folder, found no run.json in it, but notes"),
     ],

@@ -299,7 +299,11 @@ def test_tables_grow_by_whole_lines(tmp_path, suffix, delimiter):
         ("run/run.json", "{", "expected a JSON object, found damage"),
         ("run/run.json", '{"schema_version": 99}', "expected schema version 1 or earlier, found 99; upgrade logalign"),
         ("run/notes.txt", "x", "expected a run folder, found no run.json in it, but notes.txt"),
-        ("run/trainer_state.json", '{"log_history": [], "global_step": 1}', "found another tool's log"),
+        (
+            "run/trainer_state.json",
+            '{"log_history": [], "global_step": 1}',
+            "in the Trainer's log history, found nothing",
+        ),
         ("run", "not JSON\nnor this\n", "expected a JSON object, found damage"),
         (
             "run",

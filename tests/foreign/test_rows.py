@@ -81,7 +81,11 @@ def test_the_norm_of_the_weight_is_its_energy():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"loss": 1.0, "a\x1b[31m": 2.0}, "log: expected 'logalign/lar' or 'lar' in the log, found a?[31m, loss; "),
+        (
+            {"gap": 1.0, "a\x1b[31m": 2.0},
+            "log: expected 'logalign/lar', 'lar' or a loss such as 'loss', 'train/loss' or 'val_loss' in the log, "
+            "found a?[31m, gap; ",
+        ),
         ({"lar": "x"}, "log, line 1: lar: expected a number or null, found 'x'"),
         ({"lar": 0.5, "logalign/step": 0.5}, "log, line 1: expected a whole number for the step, found 0.5"),
         ({"lar": 0.5, "logalign/step": float("nan")}, "log, line 1: expected a whole number for the step, found nan"),

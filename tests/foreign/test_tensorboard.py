@@ -107,13 +107,13 @@ def test_a_log_in_a_folder_below_and_several_of_them(tmp_path):
     )
 
 
-def test_a_log_without_lar(tmp_path):
-    write(tmp_path / "log", [("loss", 0, 1.0), ("accuracy", 0, 1.0)])
+def test_a_log_without_lar_and_without_a_loss(tmp_path):
+    write(tmp_path / "log", [("accuracy", 0, 1.0)])
     with pytest.raises(RunError) as caught:
         open_run(tmp_path / "log")
     assert str(caught.value) == (
-        f"{tmp_path / 'log'}: expected 'logalign/lar' or 'lar' in the TensorBoard log, found accuracy, loss; "
-        "record it with logalign.watch(trackers=...)"
+        f"{tmp_path / 'log'}: expected 'logalign/lar', 'lar' or a loss such as 'loss', 'train/loss' or 'val_loss' in "
+        "the TensorBoard log, found accuracy; record LAR with logalign.watch(trackers=...)"
     )
 
 

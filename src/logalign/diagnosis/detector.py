@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 from logalign.diagnosis.baseline import Baseline, main_site, only_site
 from logalign.diagnosis.grokking import GrokDetector, GrokThresholds
+from logalign.diagnosis.held_out import HeldOutMemory
+from logalign.diagnosis.loss_only import LossDetector
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.overfitting import OverfitDetector
 from logalign.diagnosis.verdict import Verdict, combined
 from logalign.errors import InputError
-from logalign.readings import Reading, Readings
+from logalign.readings import Reading, Readings, never_tried
 from logalign.runlog import Run, open_run
 
 Choice = Literal["auto", "grokking", "decline", "both"]
@@ -32,7 +34,8 @@ class Detector:
         baseline: What the decline logic compares with; without one, the run's own first epoch, where it is long enough.
         regime: "grokking" or "decline" for one logic only; "both" for both, where the outcome that comes first in
             `verdict.PRECEDENCE` stands; "auto" for grokking logic while the network interpolates data that repeats and
-            that logic can say something, decline logic otherwise.
+            that logic can say something, decline logic otherwise. While no reading has had a LAR, "auto" judges by loss
+            and epoch alone.
         grokking: Thresholds of the grokking logic.
         decline: Thresholds of the decline logic.
 
@@ -57,10 +60,19 @@ class Detector:
         self.regime = regime
         self.grokking = GrokDetector(thresholds=grokking)
         self.decline = OverfitDetector(baseline=baseline, thresholds=decline)
+        self.without_lar: LossDetector | None = LossDetector()  # None once a LAR was tried
+        self._held_out = HeldOutMemory()
 
     @property
     def verdict(self) -> Verdict:
         """The verdict after the last reading."""
+        verdict = self._verdict()
+        return replace(verdict, held_out=self._held_out.against(verdict.outcome))
+
+    def _verdict(self) -> Verdict:
+        without_lar = self.without_lar
+        if without_lar is not None and without_lar.series.taken and self.regime == "auto":
+            return without_lar.verdict
         grokking, decline = self.grokking.verdict, self.decline.verdict
         if self.regime == "grokking":
             return grokking
@@ -85,6 +97,11 @@ class Detector:
         """
         self.decline.update(reading)
         self.grokking.update(reading)
+        self._held_out.update(reading)
+        if not never_tried(reading):
+            self.without_lar = None
+        elif self.without_lar is not None:
+            self.without_lar.update(reading)
         return self.verdict
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,6 +110,8 @@ class Detector:
             "version": STATE_VERSION,
             "grokking": self.grokking.state_dict(),
             "decline": self.decline.state_dict(),
+            "without_lar": None if self.without_lar is None else self.without_lar.state_dict(),
+            "held_out": self._held_out.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -108,6 +127,11 @@ class Detector:
             )
         self.grokking.load_state_dict(state["grokking"])
         self.decline.load_state_dict(state["decline"])
+        if "held_out" in state:  # older checkpoints have neither
+            self._held_out = HeldOutMemory.from_state(state["held_out"])
+            self.without_lar = None if state["without_lar"] is None else LossDetector()
+            if self.without_lar is not None:
+                self.without_lar.load_state_dict(state["without_lar"])
 
 
 def diagnose(
@@ -119,7 +143,8 @@ def diagnose(
     """Say what a recorded run shows: healthy, approaching, overfitting, memorizing, generalizing or undecidable.
 
     It is what a `Detector` says that takes the readings one by one, so that watching a training and diagnosing its log
-    afterwards agree. Held-out losses in the log are not looked at.
+    afterwards agree. No outcome rests on held-out losses in the log; where they disagree, `Verdict.held_out` says so. A
+    log without LAR is judged by its loss and epoch alone.
 
     Args:
         run: A path, a Run, or readings, such as those of a `Monitor`.

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,9 +60,11 @@ class Judge(ABC):
     """
 
     regime: Regime
+    needs_lar: ClassVar[bool] = True
+    known_limits: ClassVar[tuple[str, ...]] = KNOWN_LIMITS
 
     def __init__(self) -> None:
-        self.series = Series()
+        self.series = Series(needs_lar=self.needs_lar)
         # Of the verdict and of each kind of evidence: since when which outcome has stood, the current one last.
         self._changes: dict[str, list[tuple[int, Outcome]]] = {}
         self._before: dict[str, Outcome] = {}  # what stood before the last reading
@@ -164,7 +166,7 @@ class Judge(ABC):
             suggestion=judgment.suggestion,
             evidence=judgment.evidence,
             basis=judgment.basis,
-            limits=(*judgment.limits, *_limits_of(self.series), *KNOWN_LIMITS),
+            limits=(*judgment.limits, *_limits_of(self.series), *self.known_limits),
         )
 
 

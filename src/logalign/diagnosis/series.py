@@ -47,6 +47,7 @@ class Series:
     Args:
         recent: How many of the last readings to keep.
         capacity: Bins of the history of the whole past.
+        needs_lar: Whether a reading without a defined LAR is passed over.
 
     Attributes:
         site: The layer that the readings are of; None before the first.
@@ -59,7 +60,8 @@ class Series:
         filled: Whether the last reading filled a bin of the history.
     """
 
-    def __init__(self, *, recent: int = 64, capacity: int = 128) -> None:
+    def __init__(self, *, recent: int = 64, capacity: int = 128, needs_lar: bool = True) -> None:
+        self.needs_lar = needs_lar
         self.site: str | None = None
         self.m: int | None = None
         self.n: int | None = None
@@ -146,7 +148,7 @@ class Series:
             self.m = reading.m
         if reading.n is not None and reading.n > 0:
             self.n = reading.n
-        if reading.lar is None or not _possible(reading.lar):
+        if self.needs_lar and (reading.lar is None or not _possible(reading.lar)):
             self.skipped += 1
             return False
         row = self._row(reading)
@@ -183,6 +185,7 @@ class Series:
         """All of it, as lists and numbers that strict JSON can hold."""
         rows = self._rows[len(self._rows) - self._size :].tolist()
         return {
+            "needs_lar": self.needs_lar,
             "site": self.site,
             "m": self.m,
             "n": self.n,
@@ -198,7 +201,7 @@ class Series:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Series:
         """The series that `state()` described."""
-        series = cls(recent=state["recent"])
+        series = cls(recent=state["recent"], needs_lar=state.get("needs_lar", True))
         for name in ("site", "m", "n", "taken", "skipped", "resumes"):
             setattr(series, name, state[name])
         series._size = len(state["rows"])

@@ -11,7 +11,7 @@ from logalign import markup
 from logalign.errors import InputError
 
 Outcome = Literal["healthy", "approaching", "overfitting", "memorizing", "generalizing", "undecidable"]
-Regime = Literal["grokking", "decline", "both", "unknown"]
+Regime = Literal["grokking", "decline", "both", "loss", "unknown"]
 Number = float | int | None
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -63,7 +63,7 @@ class Verdict:
     Attributes:
         outcome: "healthy", "approaching", "overfitting", "memorizing", "generalizing" or "undecidable".
         regime: Which logic judged: "grokking" (the network interpolates its data), "decline" (LAR's fall), "both" where
-            both were asked and agree, "unknown" before there was anything to judge.
+            both were asked and agree, "loss" for a log without LAR, "unknown" before there was anything to judge.
         step: The step of the last reading judged; None before the first.
         since_step: The step from which this outcome has stood without a break; None before the first reading.
         evidence: Numbers by name. None where a number could not be had.
@@ -71,6 +71,8 @@ class Verdict:
         suggestion: What to do, in one sentence.
         basis: What it rests on, with the source of each threshold.
         limits: What may make it wrong.
+        held_out: Where held-out losses were recorded and say otherwise, how they moved, in one sentence; empty where
+            they do not. Nothing else of the verdict rests on them.
 
     Raises:
         InputError: an outcome or regime of another name, or evidence that strict JSON cannot hold.
@@ -103,6 +105,7 @@ class Verdict:
     evidence: Mapping[str, Number] = field(default_factory=dict)
     basis: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    held_out: str = ""
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:
@@ -136,10 +139,13 @@ class Verdict:
             "evidence": dict(self.evidence),
             "basis": list(self.basis),
             "limits": list(self.limits),
+            "held_out": self.held_out or None,
         }
 
     def __str__(self) -> str:
         lines = [self.headline(), f"why: {self.reason}", f"do: {self.suggestion}"]
+        if self.held_out:
+            lines.append(f"but: {self.held_out}")
         numbers = [f"{name} = {shown(value)}" for name, value in self.evidence.items() if value is not None]
         if numbers:
             lines.append(f"evidence: {', '.join(numbers)}")
@@ -152,6 +158,7 @@ class Verdict:
             self.headline(),
             markup.text("why:", self.reason),
             markup.text("what to do:", self.suggestion),
+            markup.text("but:", self.held_out) if self.held_out else "",
             markup.folded("evidence", markup.facts(numbers) if numbers else ""),
             markup.folded("rests on", markup.listed(self.basis)),
             markup.folded("limits", markup.listed(self.limits)),
@@ -162,7 +169,7 @@ class Verdict:
         """Outcome, regime and steps in one line."""
         words: str = self.outcome
         if self.regime != "unknown":
-            words += f" ({self.regime} regime)" if self.regime != "both" else " (both regimes)"
+            words += {"both": " (both regimes)", "loss": " (without LAR)"}.get(self.regime, f" ({self.regime} regime)")
         if self.step is not None:
             words += f" at step {self.step:,}"
         if self.since_step is not None:

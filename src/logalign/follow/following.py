@@ -18,6 +18,7 @@ from typing import Any, Literal
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Choice, Detector
 from logalign.diagnosis.grokking import GrokThresholds
+from logalign.diagnosis.loss_only import LossThresholds
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.verdict import Verdict
 from logalign.errors import InputError, RunError
@@ -32,7 +33,7 @@ PATIENCE = 3
 STALLED, STALLED_INTERVALS = 60.0, 5.0
 """A run is told to have stalled after so many seconds, and so many times the usual seconds a reading."""
 WARNINGS = 3
-K_RATIO, SPREAD = "k_ratio", "spread"
+K_RATIO, SPREAD, MEMORIZED = "k_ratio", "spread", "memorized_share_low"
 DECLINE = OverfitThresholds()
 GROKKING = GrokThresholds()
 
@@ -68,9 +69,10 @@ SIGNALS = (
     ),
     Signal("strain", "strain of LAR", ((DECLINE.strain, "approaching"),)),
     Signal("decline_rate", "rate, LAR per log(step)"),
+    Signal(MEMORIZED, "memorized share of the loss", ((LossThresholds().memorized, "approaching"),)),
 )
 """The first that is known is drawn; that of the grokking logic while it judges, k's spread of classifiers only."""
-OF_DECLINE = frozenset(signal.name for signal in SIGNALS) - {K_RATIO}
+OF_DECLINE = frozenset(signal.name for signal in SIGNALS) - {K_RATIO, MEMORIZED}
 
 
 class Follower:
@@ -255,6 +257,8 @@ class Follower:
                     name: value for name, value in self._detector.decline.verdict.evidence.items() if name in OF_DECLINE
                 }
                 values[K_RATIO] = self._detector.grokking.verdict.evidence.get(K_RATIO)
+                if self._detector.without_lar is not None:
+                    values[MEMORIZED] = self._detector.without_lar.verdict.evidence.get(MEMORIZED)
             except InputError as error:
                 self._detector = None
                 self.verdict = Verdict(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from rich.text import Text
 
+from logalign.diagnosis.loss_only import AFTERWARDS
 from logalign.follow.following import Follower
 from logalign.follow.plot import FEWEST, Curve, in_ascii, number, plot
 from logalign.foreign.rows import printable
@@ -156,6 +157,7 @@ def _verdict(follower: Follower, width: int, *, roomy: bool) -> list[Text]:
         return [Text(" No verdict yet: no reading has been taken.", "bold")]
     head = Text(" ").append(f" {verdict.outcome.upper()} ", STYLES[verdict.outcome] + " reverse")
     regime = f"{verdict.regime} regime" if verdict.regime in ("grokking", "decline") else ""
+    regime = "without LAR" if verdict.regime == "loss" else regime
     since = "" if verdict.since_step is None else f"since step {verdict.since_step:,}"
     head.append("  " + ", ".join(each for each in (since, regime) if each), "bold")
     if verdict.step is not None and verdict.step != follower.last.step:
@@ -164,6 +166,7 @@ def _verdict(follower: Follower, width: int, *, roomy: bool) -> list[Text]:
         head,
         *_labeled("why", verdict.reason, width, most=4 if roomy else 2),
         *_labeled("do", verdict.suggestion, width, most=3 if roomy else 2),
+        *(_labeled("but", verdict.held_out, width, most=2) if verdict.held_out else []),
     ]
 
 
@@ -193,6 +196,8 @@ def _facts(follower: Follower, width: int) -> list[Text]:
         parts.append(f"{last.passes:.3g} passes over the data")
     if last.lr is not None:
         parts.append(f"lr {number(last.lr)}")
+    if follower.verdict.regime == "loss":
+        return [*_joined(parts, width), *_labeled("", f"{AFTERWARDS}.", width, most=2)]
     parts.append("all tokens" if last.kept is None else f"{last.kept:.0%} of tokens kept")
     if last.nonfinite:
         parts.append(f"{last.nonfinite:,} non-finite rows")
@@ -239,7 +244,7 @@ def _troubles(follower: Follower, width: int) -> list[Text]:
             Text(f" ! no reading for {ago(follower.age or 0)}{usual}: is the training still running?", "bold yellow")
         )
     last = follower.last
-    if last is not None and last.lar is None:
+    if last is not None and last.lar is None and follower.verdict.regime != "loss":
         rows.append(Text(f" ! LAR is undefined: {printable(last.reason or 'no reason given')}", "bold yellow"))
     if follower.warnings:
         step, message = follower.warnings[-1]
@@ -308,6 +313,9 @@ def _plots(follower: Follower, choice: Choice, width: int, room: int, ascii_only
         "signal": signal,
     }
     # k says in other units what LAR says, except to the grokking logic: where there is a drift, that is shown instead.
+    if choice.curve == "all" and follower.verdict.regime == "loss":
+        upper = room - PLOT_ROWS if room >= 2 * PLOT_ROWS and follower.signal is not None else room
+        return loss(width, upper) + (signal(width, room - upper) if upper < room else [])
     has_drift = bool(np.isfinite(history.column("drift")).any())
     second = drift if has_drift and follower.verdict.regime != "grokking" else k
     if choice.curve == "all" and width >= NARROW and room >= 2 * PLOT_ROWS:

@@ -4,6 +4,8 @@ Method: each look asks the file system for sizes, and reads only what lies behin
 is kept open between looks, so that a shared disk's server may come and go. The alternative, the kernel's notifications,
 says nothing of what another machine writes.
 
+Another tool's log is read anew, as a whole, whenever one of its files has changed.
+
 Whatever is not plain growth is answered by reading from the beginning: a file that was replaced or cut, a line that was
 taken as whole and then went on, a resume that supersedes readings already given. At every moment the readings given
 since the last restart are those of `open_run(path).readings`, errors included; of CSV files, those of whole lines.
@@ -17,13 +19,13 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from logalign.errors import InputError, RunError
-from logalign.foreign.formats import reader_of
+from logalign.foreign.formats import is_log_file, reader_of
 from logalign.foreign.rows import printable
 from logalign.readings import TEXT_FIELDS, Reading, reading_of_record
 from logalign.runlog import AFTER_TORN_LINE, EVENTS, META, READINGS, open_run
@@ -56,7 +58,7 @@ class Grown:
 
 
 class Tail:
-    """Follows a run folder, a JSONL file, or a CSV file with columns `step` and `lar`.
+    """Follows a run folder, a JSONL or CSV file with columns `step` and `lar`, or another tool's log.
 
     Args:
         path: Where it is or will be.
@@ -107,11 +109,15 @@ class Tail:
         self._passed = 0  # how many of the resumes lie before what was read
         self._highest = -1  # step of what was given
         self._table: list[str] | None = None
+        self._foreign: tuple[tuple[int, ...], ...] | None = None  # what the disk last said of another tool's files
+        self._given: list[Reading] = []  # of another tool's log
 
     def _look(self, most: int) -> Grown:
         why = self._missing()
         if why is not None:
             return Grown(waiting=why)
+        if (read := self._reader()) is not None:
+            return self._anew(read)
         self._had = True
         if self.path.is_dir():
             return self._folder(most)
@@ -128,22 +134,38 @@ class Tail:
         if not is_folder:
             if not self._had and self.path.stat().st_size == 0:
                 return "the file is empty yet"
-            if not self._had and reader_of(self.path) is not None:
-                raise RunError(f"{self.path}: {_FOREIGN}")
             return None
         try:
             (self.path / META).stat()
         except FileNotFoundError:
-            if self._had:
+            if self._had and self._foreign is None:
                 return f"its {META} is gone"
             found = sorted(each.name for each in self.path.iterdir() if not each.name.startswith("."))
             if not found:
                 return f"the folder is empty yet, without {META}"
             if reader_of(self.path) is not None:
-                raise RunError(f"{self.path}: {_FOREIGN}") from None
+                return None
             names = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
             raise RunError(f"{self.path}: expected a run folder, found no {META} in it, but {names}") from None
         return None
+
+    def _reader(self) -> Callable[[Path], list[Reading]] | None:
+        """What reads another tool's log; None where it is a run of logalign."""
+        if self._had and self._foreign is None:
+            return None
+        return None if (self.path / META).exists() else reader_of(self.path)
+
+    def _anew(self, read: Callable[[Path], list[Reading]]) -> Grown:
+        files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*"))
+        logs = [each for each in files if each == self.path or is_log_file(each.relative_to(self.path).as_posix())]
+        stamps = tuple(_stamp(each.stat()) for each in logs)
+        if stamps == self._foreign:
+            return Grown(done=1)
+        readings, before = read(self.path), self._given
+        self._had, self._foreign, self._given = True, stamps, readings
+        if readings[: len(before)] == before:
+            return Grown(readings=readings[len(before) :], done=1)
+        return Grown(readings=readings, restarted=True, done=1)
 
     def _folder(self, most: int) -> Grown:
         stamp = _stamp(os.stat(self.path / META))
@@ -199,19 +221,13 @@ class Tail:
                 if not row:
                     continue
                 if self._table is None:
-                    self._table = row
+                    self._table = [name.strip() for name in row]
                     continue
                 record = {name: _cell(name, cell) for name, cell in zip(self._table, row, strict=False) if name}
                 readings.append(_reading(self.path, self._lines.line - text.count("\n") + rows.line_num - 1, record))
         except csv.Error as error:
             raise RunError(f"{self.path}: expected text in JSONL or CSV form, found: {error}") from error
         return readings, self._lines.behind
-
-
-_FOREIGN = (
-    "expected a run folder, a JSONL or a CSV file with columns 'step' and 'lar', found another tool's log; "
-    "logalign diagnose and logalign report read it"
-)
 
 
 class _ChangedError(Exception):
@@ -375,7 +391,8 @@ def _reading(path: Path, number: int, record: Mapping[str, Any]) -> Reading:
 
 
 def _cell(name: str, text: str) -> Any:
-    if text == "":
+    text = text.strip()
+    if not text:
         return None
     if name in TEXT_FIELDS:
         return text

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from logalign.errors import RunError
-from logalign.foreign import mlflow, table, tensorboard, trainer, wandb
+from logalign.foreign import mlflow, records, table, tensorboard, trainer, wandb
 from logalign.readings import Reading
 
 FORMATS = "a log of TensorBoard, W&B, MLflow or Transformers' Trainer"
@@ -36,6 +36,10 @@ def _reader_of(path: Path) -> Callable[[Path], list[Reading]] | None:
             return wandb.wandb_readings
         if trainer.is_state(path):
             return trainer.trainer_readings
+        if fnmatchcase(path.name, tensorboard.EVENT_FILES):
+            return tensorboard.tensorboard_readings
+        if records.is_records(path):
+            return records.record_readings
         return table.table_readings if table.is_table(path) else None
     if not path.is_dir():
         return None

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from logalign.errors import RunError
-from logalign.foreign.rows import PREFIX, TRAINER_PREFIX, Point, listed, printable, readings_of, rows_by_step
+from logalign.foreign.losses import has_losses
+from logalign.foreign.rows import LARS, PREFIX, Point, listed, printable, readings_of, rows_by_step
 from logalign.readings import Reading
 
 SQLITE_MAGIC = b"SQLite format 3\0"
-LARS = (PREFIX + "lar", "lar", TRAINER_PREFIX + PREFIX + "lar")
 KIND = "MLflow run"
 META, METRICS = "meta.yaml", "metrics"
 
@@ -35,18 +35,34 @@ def folder_readings(path: Path) -> list[Reading]:
     """The readings of a run in a file store.
 
     Raises:
-        RunError: several runs with LAR, none, or a damaged file.
+        RunError: several runs with LAR; none with LAR and several without; a damaged file.
     """
-    folders = run_folders(path)
-    with_lar = [folder for folder in folders if any((folder / METRICS / name).is_file() for name in LARS)]
-    if len(folders) != 1 and len(with_lar) != 1:
-        names = listed(str(folder.relative_to(path)) for folder in with_lar or folders)
-        raise RunError(f"{path}: expected one {KIND} with '{PREFIX}lar', found {names}; give one of them")
-    metrics = (with_lar or folders)[0] / METRICS
-    curves = {
-        file.relative_to(metrics).as_posix(): _points(file) for file in sorted(metrics.rglob("*")) if file.is_file()
-    }
+    metrics = {str(folder.relative_to(path)): _metrics(folder) for folder in run_folders(path)}
+    run = metrics[_only_of({name: list(files) for name, files in metrics.items()}, path)]
+    curves = {name: _points(file) for name, file in run.items()}
     return readings_of(rows_by_step(curves), path=path, kind=KIND)
+
+
+def _metrics(folder: Path) -> dict[str, Path]:
+    metrics = folder / METRICS
+    return {file.relative_to(metrics).as_posix(): file for file in sorted(metrics.rglob("*")) if file.is_file()}
+
+
+def _only_of(metrics: Mapping[str, Sequence[str]], path: Path, give: str = "give one of them") -> str:
+    """The run to read, by the names of each run's metrics: the only one with LAR, else the only one with a loss.
+
+    Raises:
+        RunError: there are several, or none.
+    """
+    if len(metrics) == 1:
+        return next(iter(metrics))
+    with_lar = [run for run, names in metrics.items() if not set(names).isdisjoint(LARS)]
+    with_loss = [run for run, names in metrics.items() if has_losses(names)]
+    best = with_lar or with_loss
+    if len(best) == 1:
+        return best[0]
+    without = "" if with_lar or not metrics else ", none of which has LAR"
+    raise RunError(f"{path}: expected one {KIND} with '{PREFIX}lar', found {listed(best or metrics)}{without}; {give}")
 
 
 def is_database(path: Path) -> bool:
@@ -59,7 +75,7 @@ def is_database(path: Path) -> bool:
 
 
 def database_readings(path: Path) -> list[Reading]:
-    """The readings of a run in a SQLite store: of the only one with LAR, or of that after `#`.
+    """The readings of a run in a SQLite store: of that after `#`, else of the only one with LAR or with a loss.
 
     Raises:
         RunError: no such run, several of them, or a database of something else.
@@ -92,17 +108,11 @@ def _split(path: Path) -> tuple[Path, str]:
 
 
 def _only_run(database: sqlite3.Connection, path: Path) -> str:
-    marks = ", ".join("?" * len(LARS))
-    rows: Iterable[tuple[str]] = database.execute(
-        f"SELECT DISTINCT run_uuid FROM metrics WHERE key IN ({marks}) ORDER BY run_uuid", LARS
-    )
-    runs = [str(run_id) for (run_id,) in rows]
-    if len(runs) != 1:
-        raise RunError(
-            f"{path}: expected one {KIND} with '{PREFIX}lar', found {listed(runs)}; "
-            f"give one of them as {path.name}#RUN_ID"
-        )
-    return runs[0]
+    rows: Iterable[tuple[str, str]] = database.execute("SELECT DISTINCT run_uuid, key FROM metrics ORDER BY run_uuid")
+    metrics: dict[str, list[str]] = {}
+    for run, key in rows:
+        metrics.setdefault(str(run), []).append(str(key))
+    return _only_of(metrics, path, f"give one of them as {path.name}#RUN_ID")
 
 
 def _points(file: Path) -> list[Point]:

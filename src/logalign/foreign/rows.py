@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from logalign.errors import InputError, RunError
+from logalign.foreign.losses import has_losses, loss_readings
 from logalign.readings import (
     ENERGY_NAMES,
     FIELDS,
@@ -46,6 +47,7 @@ OTHER_NAMES: Mapping[str, str] = {
 }
 """What Transformers' Trainer calls them in its log history, and with `train/` and `eval/` where it logs to trackers."""
 TRAINER_PREFIX = "train/"
+LARS = (PREFIX + "lar", "lar", TRAINER_PREFIX + PREFIX + "lar")
 CARRIED = ("epoch", "loss", "lr", "tokens_seen", "n", "m")
 """What is often logged at other steps than LAR: the last value at or before a reading's step stands."""
 HELD_OUT = "val_loss"
@@ -105,6 +107,8 @@ def rows_by_step(curves: Mapping[str, Iterable[Point]]) -> list[Row]:
 def readings_of(rows: Sequence[Row], *, path: Path, kind: str) -> list[Reading]:
     """The readings of a log, in order: one for every row with LAR, and one for every layer beside the main one.
 
+    In a log without LAR, one for every row with a loss: see `losses`.
+
     A step below the one before means that training was resumed there: readings from that step on are superseded.
 
     Args:
@@ -113,14 +117,16 @@ def readings_of(rows: Sequence[Row], *, path: Path, kind: str) -> list[Reading]:
         kind: What the log is, for errors: "W&B run".
 
     Raises:
-        RunError: no LAR in it, or a value that no reading has.
+        RunError: no LAR and no loss in it, or a value that no reading has.
     """
     names = dict.fromkeys(name for row in rows for name in row.values)
     targets = _targets(names)
-    if (UNEMBEDDING, "lar") not in targets.values():
+    if (UNEMBEDDING, "lar") not in targets.values() and not any(_is_verdict(name) for name in names):
+        if has_losses(list(names)):
+            return loss_readings(rows, path=path)
         raise RunError(
-            f"{path}: expected '{PREFIX}lar' or 'lar' in the {kind}, found {listed(names)}; "
-            "record it with logalign.watch(trackers=...)"
+            f"{path}: expected '{PREFIX}lar', 'lar' or a loss such as 'loss', 'train/loss' or 'val_loss' in the "
+            f"{kind}, found {listed(names)}; record LAR with logalign.watch(trackers=...)"
         )
     steps = [name for name in (PREFIX + STEP, TRAINER_PREFIX + PREFIX + STEP) if name in names]
     taken: list[tuple[int, str, dict[str, dict[str, Any]]]] = []
@@ -134,7 +140,7 @@ def readings_of(rows: Sequence[Row], *, path: Path, kind: str) -> list[Reading]:
                 site, field = target
                 sites.setdefault(site, {})[field] = value
                 is_reading = is_reading or (site, field) == (UNEMBEDDING, "lar")
-            is_reading = is_reading or name.removeprefix(TRAINER_PREFIX) == PREFIX + VERDICT
+            is_reading = is_reading or _is_verdict(name)
         main = sites[UNEMBEDDING]
         carried |= {name: main[name] for name in CARRIED if name in main}
         if not is_reading:
@@ -158,6 +164,11 @@ def readings_of(rows: Sequence[Row], *, path: Path, kind: str) -> list[Reading]:
         for site, record in sites.items()
         if "lar" in record
     ]
+
+
+def _is_verdict(name: str) -> bool:
+    """Whether a name marks a reading that was judged, with LAR or an undefined one."""
+    return name.removeprefix(TRAINER_PREFIX) == PREFIX + VERDICT
 
 
 def listed(names: Iterable[str]) -> str:

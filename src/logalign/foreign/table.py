@@ -1,4 +1,4 @@
-"""Tables of other tools as readings: CSV and TSV files with `logalign/lar`, W&B's exports among them.
+"""Tables of other tools as readings: CSV and TSV files with `logalign/lar` or a loss, W&B's exports among them.
 
 W&B's page names columns "RUN - METRIC" and adds "RUN - METRIC__MIN" and "__MAX"; `run.history().to_csv()` names them by
 the metric, beside `_step` and `_timestamp`.
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from logalign.errors import RunError
+from logalign.foreign.names import meaning_of
+from logalign.foreign.records import STEPS, TIMES
 from logalign.foreign.rows import PREFIX, STEP, TRAINER_PREFIX, Row, listed, readings_of
 from logalign.readings import Reading
 
 SUFFIXES = (".csv", ".tsv")
-STEPS = ("train/global_step", "trainer/global_step", "global_step", STEP, "Step", "_step")
-TIMES = ("time", "_timestamp")
 OF_RUN = " - "
 BOUNDS = ("__MIN", "__MAX")
 OWN = (STEP, "time")
@@ -25,27 +25,27 @@ OWN = (STEP, "time")
 
 
 def is_table(path: Path) -> bool:
-    """Whether a CSV or TSV file has other columns than `step` and `lar`, with `logalign/` or W&B's in them."""
+    """Whether a CSV or TSV file has a header, and in it not both `step` and `lar`."""
     if path.suffix.lower() not in SUFFIXES:
         return False
     header = _header(path)
-    is_ours = {STEP, "lar"} <= set(header)
-    return not is_ours and any(PREFIX in name or name in ("_step", "Step") for name in header)
+    return bool(header) and not {STEP, "lar"} <= set(header)
 
 
 def table_readings(path: Path) -> list[Reading]:
     """The readings of a table.
 
     Raises:
-        RunError: no LAR in it, no step, several runs, or damage.
+        RunError: no LAR and no loss in it, no step and no epoch, several runs, or damage.
     """
     names = _names(path, _header(path))
     metrics = set(names.values())
     own_steps = {PREFIX + STEP, TRAINER_PREFIX + PREFIX + STEP}
     step = next((name for name in STEPS if name in metrics), None)
-    if step is None and not own_steps & metrics:
+    counts = own_steps | {name for name in metrics if meaning_of(name) in ("step", "epoch")}
+    if step is None and not counts & metrics:
         raise RunError(
-            f"{path}: expected a column '{PREFIX}{STEP}', 'step', '_step' or 'Step', found {listed(metrics)}"
+            f"{path}: expected a column '{PREFIX}{STEP}', 'step', '_step', 'Step' or 'epoch', found {listed(metrics)}"
         )
     time = next((name for name in TIMES if name in metrics), None)
     rows = []
@@ -73,7 +73,8 @@ def _names(path: Path, header: list[str]) -> dict[str, str]:
 
 def _value(text: str | None) -> float | str | None:
     """A number, or text for an error to tell of; None for an empty cell."""
-    if text is None or text.strip() == "":
+    text = "" if text is None else text.strip()
+    if not text:
         return None
     try:
         return float(text)
@@ -82,12 +83,12 @@ def _value(text: str | None) -> float | str | None:
 
 
 def _header(path: Path) -> list[str]:
-    return next(_lines(path), (1, []))[1]
+    return [name.strip() for name in next(_lines(path), (1, []))[1]]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
     lines = _lines(path)
-    header = next(lines)[1]
+    header = [name.strip() for name in next(lines)[1]]
     own = tuple(header[: len(OWN)]) == OWN
     torn = own and not path.read_bytes().endswith(b"\n")
     last: tuple[int, list[str]] | None = None

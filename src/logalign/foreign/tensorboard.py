@@ -11,7 +11,8 @@ from typing import Any
 
 from logalign.errors import RunError
 from logalign.extras import load
-from logalign.foreign.rows import Point, readings_of, rows_by_step
+from logalign.foreign.names import meaning_of
+from logalign.foreign.rows import LARS, NAMES_TOLD, Point, listed, readings_of, rows_by_step
 from logalign.readings import Reading
 
 EVENT_FILES = "*tfevents*"
@@ -23,17 +24,36 @@ def event_folders(path: Path) -> list[Path]:
 
 
 def tensorboard_readings(path: Path) -> list[Reading]:
-    """The readings of a TensorBoard log folder that has a scalar `logalign/lar` or `lar`.
+    """The readings of a TensorBoard log: a folder, or one event file.
+
+    Of several folders, the only one with LAR stands. Where none has LAR, they are one log if one of them holds the
+    training loss and the others, such as `validation`, hold none.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
-        RunError: several runs, no such scalar, or values that no reading has.
+        RunError: several runs, neither LAR nor a loss, or values that no reading has.
     """
-    folders = event_folders(path)
-    if len(folders) != 1:
-        names = ", ".join(str(folder.relative_to(path)) for folder in folders) or "none"
-        raise RunError(f"{path}: expected one folder with TensorBoard event files, found {names}; give one of them")
-    return readings_of(rows_by_step(_scalars(folders[0])), path=path, kind="TensorBoard log")
+    folders = [path] if path.is_file() else event_folders(path)
+    curves = _scalars(folders[0]) if len(folders) == 1 else _one_of(path, folders)
+    return readings_of(rows_by_step(curves), path=path, kind="TensorBoard log")
+
+
+def _one_of(path: Path, folders: list[Path]) -> dict[str, list[Point]]:
+    """The scalars of several folders that hold one run."""
+    names = [folder.relative_to(path).as_posix() for folder in folders]
+    if len(folders) <= NAMES_TOLD:
+        read = [_scalars(folder) for folder in folders]
+        with_lar = [tags for tags in read if not tags.keys().isdisjoint(LARS)]
+        if len(with_lar) == 1:
+            return with_lar[0]
+        if not with_lar:
+            read = [
+                {tag if name == "." else f"{name}/{tag}": points for tag, points in tags.items()}
+                for name, tags in zip(names, read, strict=True)
+            ]
+            if sum(any(meaning_of(tag) == "loss" for tag in tags) for tags in read) == 1:
+                return {tag: points for tags in read for tag, points in tags.items()}
+    raise RunError(f"{path}: expected one folder with TensorBoard event files, found {listed(names)}; give one of them")
 
 
 def _scalars(folder: Path) -> dict[str, list[Point]]:

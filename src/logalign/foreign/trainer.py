@@ -32,10 +32,10 @@ def is_state(path: Path) -> bool:
 
 
 def trainer_readings(path: Path) -> list[Reading]:
-    """The readings of a Trainer's log history that has `logalign/lar` or `lar`.
+    """The readings of a Trainer's log history.
 
     Raises:
-        RunError: damaged, no such history, or no LAR in it.
+        RunError: damaged, no such history, or no LAR and no loss in it.
     """
     file = path if path.is_file() else trainer_state(path)
     assert file is not None, "reader_of() looked for it"

@@ -33,11 +33,11 @@ def wandb_files(path: Path) -> list[Path]:
 
 
 def wandb_readings(path: Path) -> list[Reading]:
-    """The readings of an offline run that holds `logalign/lar` or `lar`.
+    """The readings of an offline run.
 
     Raises:
         MissingExtraError: wandb is not installed, or is a release without the classes for its records.
-        RunError: several runs, not a run, damaged, or no LAR in it.
+        RunError: several runs, not a run, damaged, or no LAR and no loss in it.
     """
     files = [path] if path.is_file() else wandb_files(path)
     if len(files) != 1:

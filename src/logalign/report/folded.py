@@ -38,7 +38,10 @@ SIGNALS = (
 )
 """Of the decline logic's evidence."""
 GROKKING_SIGNALS = ("k_ratio",)
+LOSS_SIGNALS = ("memorized_share_low",)
+"""Of logs without LAR."""
 OF_REVISITS = tuple(name for name in REVISIT_FIELDS if name not in TEXT_FIELDS)
+HELD_OUT = "val_loss"
 NUMBERS = ("tokens_seen", "n", "m", "epoch", "loss", "loss_mean", "lr", *FORMS)
 
 
@@ -100,6 +103,7 @@ def fold(
     outcomes: list[Outcome] = []
     taken: list[list[float]] = []
     verdict = detector.verdict
+    names = (*SIGNALS, *GROKKING_SIGNALS, *LOSS_SIGNALS)
     for i, reading in enumerate(_readings(columns, site, rows)):
         before = verdict.outcome
         try:
@@ -110,17 +114,18 @@ def fold(
             verdict = _no_verdict(reading, error)
             kept.append(int(rows[i]))
             outcomes.append(verdict.outcome)
-            taken.append([np.nan] * (len(SIGNALS) + len(GROKKING_SIGNALS)))
+            taken.append([np.nan] * len(names))
             break
         if i % stride == 0 or i == len(rows) - 1 or verdict.outcome != before:
             kept.append(int(rows[i]))
             outcomes.append(verdict.outcome)
+            without_lar = {} if detector.without_lar is None else detector.without_lar.verdict.evidence
             taken.append(
                 [_number(detector.decline.verdict.evidence.get(name)) for name in SIGNALS]
                 + [_number(detector.grokking.verdict.evidence.get(name)) for name in GROKKING_SIGNALS]
+                + [_number(without_lar.get(name)) for name in LOSS_SIGNALS]
             )
-    table = np.array(taken, dtype=np.float64).reshape(len(taken), len(SIGNALS) + len(GROKKING_SIGNALS))
-    names = (*SIGNALS, *GROKKING_SIGNALS)
+    table = np.array(taken, dtype=np.float64).reshape(len(taken), len(names))
     return Folded(
         verdict=verdict,
         folded=len(rows),
@@ -152,11 +157,14 @@ def _readings(columns: Columns, site: str, rows: Vector) -> list[Reading]:
     if "drift_reason" in columns:
         lists["drift_reason"] = [reason or None for reason in columns["drift_reason"][rows].tolist()]
     lars = lists.pop("lar")
+    lists["reason"] = [reason or None for reason in columns["reason"][rows].tolist()]
+    held_out = columns.get(HELD_OUT, np.full(len(columns["step"]), np.nan))[rows].tolist()
     return [
         Reading(
             step=step,
             site=site,
             lar=lars[i],
+            extra={} if held_out[i] != held_out[i] else {HELD_OUT: held_out[i]},
             energies=None if weights[i] != weights[i] else {"weight": weights[i], "input": None, "output": None},
             **{name: column[i] for name, column in lists.items()},
         )

@@ -178,12 +178,15 @@ def _card(card: Card) -> dict[str, Any]:
         since.append(f"last reading at step {verdict.step:,}")
     if verdict.regime in ("grokking", "decline"):
         since.append(f"{verdict.regime} regime")
+    if verdict.regime == "loss":
+        since.append("without LAR")
+    facts = [("Why", verdict.reason), ("What to do", verdict.suggestion), ("But", verdict.held_out)]
     return {
         "name": card.name,
         "outcome": verdict.outcome,
         "mark": MARKS[verdict.outcome],
         "since": ", ".join(since),
-        "facts": [("Why", _sentence(verdict.reason)), ("What to do", _sentence(verdict.suggestion))],
+        "facts": [(label, _sentence(text)) for label, text in facts if text],
         "notes": list(card.notes),
         "details": [
             *(f"Rests on: {each}." for each in verdict.basis),

@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from logalign.diagnosis.grokking import GrokThresholds
+from logalign.diagnosis.loss_only import LossThresholds
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.verdict import OUTCOMES
 from logalign.report import figures, signal_figures
@@ -198,7 +199,9 @@ def run_color(i: int, runs: Sequence[ShownRun]) -> str:
 
 
 def lar_panels(runs: Sequence[ShownRun]) -> list[Panel]:
-    """LAR: all forms of one run, or plain and centered of several."""
+    """LAR: all forms of one run, or plain and centered of several; nothing of logs without LAR."""
+    if all(run.folded.verdict.regime == "loss" for run in runs):
+        return []
     names = [run.name for run in runs]
     if len(runs) == 1:
         run = runs[0]
@@ -240,7 +243,11 @@ def lar_panels(runs: Sequence[ShownRun]) -> list[Panel]:
         for i, run in enumerate(runs):
             if known(run.drawn, form):
                 traces.append(line(f"r{i}", form, label(run.name), run_color(i, runs)))
-            if form == "lar" and (~np.isfinite(np.asarray(run.drawn["lar"], dtype=np.float64))).any():
+            if (
+                form == "lar"
+                and run.folded.verdict.regime != "loss"
+                and (~np.isfinite(np.asarray(run.drawn["lar"], dtype=np.float64))).any()
+            ):
                 traces.append(undefined(f"r{i}", f"undefined reading of {label(run.name)}"))
         own = [
             {**run.drawn, "lar": run.drawn[form]}
@@ -338,6 +345,12 @@ def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
             "k_ratio",
             "k / k on the memorization plateau",
             [(g.fall_of_k, "generalizing, where steep"), (g.fall_alone, "generalizing")],
+            260,
+        ),
+        (
+            "memorized_share_low",
+            "memorized share of the loss, two standard errors taken off",
+            [(LossThresholds().memorized, "approaching, where the loss hardly falls inside passes")],
             260,
         ),
     ):

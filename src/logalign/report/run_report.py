@@ -16,6 +16,7 @@ import numpy as np
 
 from logalign.columns import Columns
 from logalign.diagnosis.baseline import Baseline
+from logalign.diagnosis.loss_only import AFTERWARDS
 from logalign.errors import InputError
 from logalign.report import panels
 from logalign.report.drift_panels import drift_cell, drift_facts, drift_panels, drift_text
@@ -132,6 +133,8 @@ def _in_words(run: ShownRun) -> str:
     columns = run.columns
     lar = np.asarray(columns["lar"], dtype=np.float64)
     known = np.isfinite(lar)
+    if not known.any() and run.folded.verdict.regime == "loss":
+        return f"{AFTERWARDS}."
     if not known.any():
         return f"None of the {lar.size} readings is defined; the facts below say why."
     lars, steps = lar[known], columns["step"][known]
@@ -172,7 +175,7 @@ def _parts(runs: Sequence[ShownRun], tables: Tables) -> list[Part]:
         Part(heading="Signals and thresholds", text=SIGNALS_TEXT, panels=panels.signal_panels(runs)),
         Part(
             heading="Loss",
-            text="As it was passed to the monitor. A held-out loss is drawn to check by; the verdict does not use it.",
+            text="As it was recorded. A held-out loss is drawn to check by; the verdict does not use it.",
             panels=panels.loss_panels(runs),
         ),
         Part(

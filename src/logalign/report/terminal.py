@@ -37,8 +37,9 @@ def print_verdict(verdict: Verdict, *, name: str, console: Console) -> None:
     """
     headline = Text(f"{name}: ").append(verdict.headline(), style=STYLES[verdict.outcome])
     console.print(headline, soft_wrap=True)
-    for label, sentence in (("why", verdict.reason), ("what to do", verdict.suggestion)):
-        console.print(_paragraph(label, sentence))
+    for label, sentence in (("why", verdict.reason), ("what to do", verdict.suggestion), ("but", verdict.held_out)):
+        if sentence:
+            console.print(_paragraph(label, sentence))
     known = {label: value for label, value in verdict.evidence.items() if value is not None}
     if known:
         table = Table("evidence", box=None, padding=(0, 2, 0, 0), header_style="bold")

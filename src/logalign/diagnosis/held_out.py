@@ -1,0 +1,129 @@
+"""Held-out losses in a log: whether they say otherwise than the verdict, which does not use them.
+
+Method: a centered moving mean of the evaluations, its lowest value and its last. They disagree with a verdict that
+trains on where the last lies above the lowest by more than 2 % of it and three standard errors; and with an alarm where
+it lies above it by no more than one standard error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from logalign.diagnosis.trend import History, Vector, noise
+from logalign.diagnosis.verdict import Outcome
+from logalign.readings import Reading
+
+NAME = "val_loss"
+SMOOTHING = 5
+LEAST = 4
+"""Evaluations below which nothing is said."""
+RISE, ERRORS = 0.02, 3.0
+"""A rise is material beyond this share of the lowest value, and beyond so many standard errors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """How recorded held-out losses have moved.
+
+    Attributes:
+        lowest: The lowest of the smoothed losses.
+        lowest_step: Its step.
+        last: The smoothed loss at the end.
+        last_step: The step of the last evaluation.
+        error: Standard error of the difference of two smoothed losses.
+    """
+
+    lowest: float
+    lowest_step: int
+    last: float
+    last_step: int
+    error: float
+
+    @property
+    def has_risen(self) -> bool:
+        """Whether it lies materially above its lowest value, beyond its noise."""
+        return self.last - self.lowest > max(RISE * abs(self.lowest), ERRORS * self.error)
+
+    @property
+    def is_lowest(self) -> bool:
+        """Whether it lies above its lowest value by no more than its noise."""
+        return self.last - self.lowest <= self.error
+
+    def against(self, outcome: Outcome) -> str:
+        """In one sentence, how it disagrees with an outcome; empty where it does not."""
+        unused = "the verdict does not use it"
+        if self.has_risen and outcome in ("healthy", "generalizing", "undecidable"):
+            share = (self.last - self.lowest) / abs(self.lowest) if self.lowest else math.inf
+            rise = f"by {share:.0%}" if share < 10 else f"to {self.last:.4g}"
+            since = f"was lowest at step {self.lowest_step:,} ({self.lowest:.4g}) and has risen {rise} since"
+            return f"the recorded held-out loss {since}; {unused}."
+        if self.is_lowest and outcome in ("overfitting", "memorizing"):
+            return (
+                f"the recorded held-out loss is at its lowest ({self.last:.4g} at step {self.last_step:,}); {unused}."
+            )
+        return ""
+
+
+def held_out(steps: Vector, losses: Vector) -> HeldOut | None:
+    """How held-out losses have moved; None for fewer than four evaluations.
+
+    The moving mean is of five evaluations, of fewer than fifteen evaluations of a third, and of what there is of it at
+    both ends.
+    """
+    known = np.isfinite(losses)
+    steps, losses = steps[known], losses[known]
+    if losses.size < LEAST:
+        return None
+    half = min(SMOOTHING, max(1, losses.size // 3)) // 2
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    at = np.arange(losses.size)
+    first, end = np.maximum(at - half, 0), np.minimum(at + half + 1, losses.size)
+    smooth = (sums[end] - sums[first]) / (end - first)
+    lowest = int(smooth.argmin())
+    error = noise(losses) * math.sqrt(1 / (end - first)[lowest] + 1 / (end - first)[-1])
+    return HeldOut(
+        lowest=float(smooth[lowest]),
+        lowest_step=round(float(steps[lowest])),
+        last=float(smooth[-1]),
+        last_step=round(float(steps[-1])),
+        error=error,
+    )
+
+
+class HeldOutMemory:
+    """The held-out losses among readings, in bounded memory: of more than 256 evaluations, means of neighbors."""
+
+    def __init__(self) -> None:
+        self._history = History((NAME,), capacity=256)
+
+    def update(self, reading: Reading) -> None:
+        """Take one reading in; a step that is not above the last means that training was resumed there."""
+        last = self._history.last_x
+        if last is not None and reading.step <= last:
+            self._history.truncate(reading.step)
+        loss = reading.extra.get(NAME)
+        if loss is not None and math.isfinite(loss):
+            self._history.append(reading.step, loss)
+
+    def against(self, outcome: Outcome) -> str:
+        """As of `HeldOut`; empty where there are too few evaluations."""
+        if self._history.size < LEAST:
+            return ""
+        found = held_out(self._history.x, self._history.y)
+        return "" if found is None else found.against(outcome)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as lists and numbers that strict JSON can hold."""
+        return self._history.state()
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> HeldOutMemory:
+        """The memory that `state()` described."""
+        memory = cls()
+        memory._history = History.from_state(state)
+        return memory
