@@ -77,8 +77,8 @@ class _Commands(TyperGroup):
 
 RUN_HELP = (
     "A run folder; a JSONL or CSV file with columns step and lar; or what TensorBoard, W&B (an offline run, an export),"
-    " MLflow (a run folder, mlflow.db#RUN_ID) or Transformers' Trainer (trainer_state.json) recorded. A URL such as"
-    " s3://bucket/run will do."
+    " MLflow (a run folder, mlflow.db#RUN_ID), Transformers' Trainer (trainer_state.json), Lightning or Keras (CSV,"
+    " JSON) recorded, with LAR or with a loss alone. A URL such as s3://bucket/run will do."
 )
 
 app = typer.Typer(
@@ -300,7 +300,9 @@ def diagnose(
 def follow(
     run: Annotated[
         str,
-        typer.Argument(metavar="RUN", help="A run folder, a JSONL or a CSV file; it need not be there yet."),
+        typer.Argument(
+            metavar="RUN", help="A run folder, a JSONL or a CSV file, or another tool's log; it need not be there yet."
+        ),
     ],
     baseline: Annotated[
         list[Path] | None,

@@ -33,6 +33,7 @@ from logalign.readings import (
     TEXT_FIELDS,
     UNEMBEDDING,
     Reading,
+    never_tried,
     reading_of_record,
 )
 from logalign.remote import NOTHING_THERE, fetch, fetch_folder, hint_of, is_remote, shown
@@ -190,7 +191,8 @@ class Run:
         facts |= {name: markup.number(value) for name, value in others.items() if value is not None}
         if last.drift is not None:
             facts["drift"] = f"{markup.measured(last.drift, last.drift_error)} nats a pass"
-        if len(known) < len(main):
+        is_without_lar = all(never_tried(reading) for reading in main)
+        if len(known) < len(main) and not is_without_lar:
             facts["undefined"] = f"{len(main) - len(known):,} readings"
         if len(sites) > 1:
             facts["other layers"] = f"{len(sites) - 1:,}"
@@ -199,6 +201,13 @@ class Run:
             markup.Drawn("LAR", markup.BLUE, steps, [reading.lar for reading in main]),
             markup.Drawn("centered", markup.ORANGE, steps, [reading.lar_centered for reading in main]),
         ]
+        if is_without_lar:
+            held_out = [(reading.step, reading.extra.get("val_loss")) for reading in main]
+            held_out = [each for each in held_out if each[1] is not None]
+            drawn = [
+                markup.Drawn("loss", markup.BLUE, steps, [reading.loss for reading in main]),
+                markup.Drawn("held out", markup.ORANGE, [step for step, _ in held_out], [loss for _, loss in held_out]),
+            ]
         shown = [each for each in drawn if any(value is not None for value in each.y)]
         return markup.card(f"Run {self.name}", markup.facts(facts), markup.curves(shown, x_name="step"))
 
@@ -206,11 +215,13 @@ class Run:
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open what was recorded: a run folder, a JSONL or CSV file with columns `step` and `lar`, or another tool's log.
 
+    Of a log without LAR, one that has losses and a step or an epoch, the readings have no LAR and the reason for it.
+
     A URL that fsspec knows, such as s3://bucket/run, is copied into a temporary folder, as it is now; docs/compare.md
     says what of it and how credentials are given. Nothing is ever written there.
 
-    The other tools are TensorBoard, W&B (offline runs, exports), MLflow (local stores) and Transformers' Trainer;
-    docs/run-format.md says what is given for each, and which names are taken.
+    The other tools are TensorBoard, W&B (offline runs, exports), MLflow (local stores), Transformers' Trainer, and what
+    writes tables or JSON; docs/run-format.md says what is given for each, and which names are taken.
 
     Raises:
         RunError: nothing there, not a run, damaged, or written by a later version of the format; a URL that cannot be

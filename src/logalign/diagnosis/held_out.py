@@ -1,8 +1,8 @@
 """Held-out losses in a log: whether they say otherwise than the verdict, which does not use them.
 
 Method: a centered moving mean of the evaluations, its lowest value and its last. They disagree with a verdict that
-trains on where the last lies above the lowest by more than 2 % of it and three standard errors; and with an alarm where
-it lies above it by no more than one standard error.
+trains on where the last lies above the lowest by more than 2 % of it, 0.2 % of what the losses range over, and three
+standard errors; and with an alarm where it lies above it by no more than one standard error.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NAME = "val_loss"
 SMOOTHING = 5
 LEAST = 4
 """Evaluations below which nothing is said."""
-RISE, ERRORS = 0.02, 3.0
-"""A rise is material beyond this share of the lowest value, and beyond so many standard errors."""
+RISE, OF_RANGE, ERRORS = 0.02, 0.002, 3.0
+"""A rise is material beyond these shares of the lowest value and of the range, and beyond so many standard errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class HeldOut:
         lowest_step: Its step.
         last: The smoothed loss at the end.
         last_step: The step of the last evaluation.
+        range: From the lowest of the smoothed losses to the highest.
         error: Standard error of the difference of two smoothed losses.
     """
 
@@ -42,12 +43,14 @@ class HeldOut:
     lowest_step: int
     last: float
     last_step: int
+    range: float
     error: float
 
     @property
     def has_risen(self) -> bool:
         """Whether it lies materially above its lowest value, beyond its noise."""
-        return self.last - self.lowest > max(RISE * abs(self.lowest), ERRORS * self.error)
+        least = max(RISE * abs(self.lowest), OF_RANGE * self.range, ERRORS * self.error)
+        return self.last - self.lowest > least
 
     @property
     def is_lowest(self) -> bool:
@@ -58,8 +61,8 @@ class HeldOut:
         """In one sentence, how it disagrees with an outcome; empty where it does not."""
         unused = "the verdict does not use it"
         if self.has_risen and outcome in ("healthy", "generalizing", "undecidable"):
-            share = (self.last - self.lowest) / abs(self.lowest) if self.lowest else math.inf
-            rise = f"by {share:.0%}" if share < 10 else f"to {self.last:.4g}"
+            doubles = self.last - self.lowest >= abs(self.lowest)
+            rise = f"to {self.last:.4g}" if doubles else f"by {(self.last - self.lowest) / abs(self.lowest):.0%}"
             since = f"was lowest at step {self.lowest_step:,} ({self.lowest:.4g}) and has risen {rise} since"
             return f"the recorded held-out loss {since}; {unused}."
         if self.is_lowest and outcome in ("overfitting", "memorizing"):
@@ -91,6 +94,7 @@ def held_out(steps: Vector, losses: Vector) -> HeldOut | None:
         lowest_step=round(float(steps[lowest])),
         last=float(smooth[-1]),
         last_step=round(float(steps[-1])),
+        range=float(np.ptp(smooth)),
         error=error,
     )
 

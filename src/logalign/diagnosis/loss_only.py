@@ -262,5 +262,5 @@ def last_drop(series: Series) -> float | None:
     between = float(completed[n:].mean() - completed[:n].mean())
     if begun < 1 or between <= 0 or (rates[1:] < LR_DROP * rates[:-1]).any():
         return None
-    drop = float(losses[:n].mean() - losses[n:].mean())
-    return drop * begun / between
+    drop: float = losses[:n].mean() - losses[n:].mean()
+    return float(drop * begun / between)

@@ -138,8 +138,10 @@ class Tail:
         try:
             (self.path / META).stat()
         except FileNotFoundError:
-            if self._had and self._foreign is None:
-                return f"its {META} is gone"
+            if self._had:
+                if self._foreign is None:
+                    return f"its {META} is gone"
+                return gone if reader_of(self.path) is None else None
             found = sorted(each.name for each in self.path.iterdir() if not each.name.startswith("."))
             if not found:
                 return f"the folder is empty yet, without {META}"
