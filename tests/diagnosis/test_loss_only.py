@@ -43,6 +43,14 @@ def test_the_sum_of_drops_is_that_of_the_staircase(readings):
     assert evidence["memorized_share"] == pytest.approx(counted / (loss + counted))
 
 
+def test_whole_epochs_are_as_good():
+    """As Lightning logs them."""
+    readings = [replace(each, epoch=float(int(each.epoch))) for each in staircase(drop=0.15, inside=0.02)]
+    verdict = judged(readings).verdict
+    assert verdict.evidence["memorized"] == pytest.approx(1.05, rel=0.03)
+    assert verdict.outcome == "overfitting"
+
+
 def test_the_rule_by_what_the_loss_does_inside_a_pass():
     outcomes = {
         inside: judged(staircase(drop=0.2, inside=inside, start=3.0)).verdict.outcome for inside in (-0.15, -0.02, 0.02)

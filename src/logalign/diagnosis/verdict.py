@@ -143,9 +143,10 @@ class Verdict:
         }
 
     def __str__(self) -> str:
-        lines = [self.headline(), f"why: {self.reason}", f"do: {self.suggestion}"]
+        lines = [self.headline(), f"why: {self.reason}"]
         if self.held_out:
             lines.append(f"but: {self.held_out}")
+        lines.append(f"do: {self.suggestion}")
         numbers = [f"{name} = {shown(value)}" for name, value in self.evidence.items() if value is not None]
         if numbers:
             lines.append(f"evidence: {', '.join(numbers)}")
@@ -157,8 +158,8 @@ class Verdict:
         return markup.card(
             self.headline(),
             markup.text("why:", self.reason),
-            markup.text("what to do:", self.suggestion),
             markup.text("but:", self.held_out) if self.held_out else "",
+            markup.text("what to do:", self.suggestion),
             markup.folded("evidence", markup.facts(numbers) if numbers else ""),
             markup.folded("rests on", markup.listed(self.basis)),
             markup.folded("limits", markup.listed(self.limits)),

@@ -165,8 +165,8 @@ def _verdict(follower: Follower, width: int, *, roomy: bool) -> list[Text]:
     return [
         head,
         *_labeled("why", verdict.reason, width, most=4 if roomy else 2),
-        *_labeled("do", verdict.suggestion, width, most=3 if roomy else 2),
         *(_labeled("but", verdict.held_out, width, most=2) if verdict.held_out else []),
+        *_labeled("do", verdict.suggestion, width, most=3 if roomy else 2),
     ]
 
 

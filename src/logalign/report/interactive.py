@@ -180,7 +180,7 @@ def _card(card: Card) -> dict[str, Any]:
         since.append(f"{verdict.regime} regime")
     if verdict.regime == "loss":
         since.append("without LAR")
-    facts = [("Why", verdict.reason), ("What to do", verdict.suggestion), ("But", verdict.held_out)]
+    facts = [("Why", verdict.reason), ("But", verdict.held_out), ("What to do", verdict.suggestion)]
     return {
         "name": card.name,
         "outcome": verdict.outcome,

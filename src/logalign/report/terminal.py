@@ -37,7 +37,7 @@ def print_verdict(verdict: Verdict, *, name: str, console: Console) -> None:
     """
     headline = Text(f"{name}: ").append(verdict.headline(), style=STYLES[verdict.outcome])
     console.print(headline, soft_wrap=True)
-    for label, sentence in (("why", verdict.reason), ("what to do", verdict.suggestion), ("but", verdict.held_out)):
+    for label, sentence in (("why", verdict.reason), ("but", verdict.held_out), ("what to do", verdict.suggestion)):
         if sentence:
             console.print(_paragraph(label, sentence))
     known = {label: value for label, value in verdict.evidence.items() if value is not None}
