@@ -125,7 +125,7 @@ def test_diagnose_says_what_a_run_shows_and_exits_with_it(cli, arguments, status
     assert headline.startswith(record["outcome"])
     assert set(record) == {
         "run", "outcome", "regime", "step", "since_step", "is_alarm", "reason", "suggestion", "evidence", "basis",
-        "limits",
+        "limits", "held_out",
     }  # fmt: skip
 
 
@@ -370,4 +370,4 @@ def test_what_a_file_holds_does_not_steer_the_terminal(cli, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"\\u001b[2Jstep": 1}\n')
     result = cli("diagnose", "bad.jsonl")
     assert (result.exit_code, "\x1b" in result.stderr) == (1, False)
-    assert "\\x1b[2Jstep" in result.stderr
+    assert "?[2Jstep" in result.stderr

@@ -67,7 +67,8 @@ class Detector:
     def verdict(self) -> Verdict:
         """The verdict after the last reading."""
         verdict = self._verdict()
-        return replace(verdict, held_out=self._held_out.against(verdict.outcome))
+        said = self._held_out.against(verdict.outcome)
+        return replace(verdict, held_out=said) if said else verdict
 
     def _verdict(self) -> Verdict:
         without_lar = self.without_lar

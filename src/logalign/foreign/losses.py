@@ -23,8 +23,8 @@ CARRIED = ("epoch", "lr", "tokens_seen")
 """What is often logged at other steps than a loss: the last value at or before its step stands."""
 OF_THE_TRAINER = ({"train/loss", "train/epoch"}, {"loss", "epoch", "learning_rate"})
 """Names by which Transformers' Trainer logs, whose loss is the mean of the steps since it logged before."""
-SUMMARY = "train_runtime"
-"""Marks the Trainer's last row, in which `train_loss` is the mean over the whole training."""
+SUMMARY, OF_THE_WHOLE = "train_runtime", "train_loss"
+"""What marks the Trainer's last row, and the mean loss over the whole training in it."""
 
 
 def has_losses(names: Sequence[str]) -> bool:
@@ -73,7 +73,7 @@ def loss_readings(rows: Sequence[Row], *, path: Path) -> list[Reading]:
 def _without_summary(row: Row) -> Row:
     if not any(name.endswith(SUMMARY) for name in row.values):
         return row
-    kept = {name: value for name, value in row.values.items() if meaning_of(name) != "loss"}
+    kept = {name: value for name, value in row.values.items() if name.rpartition("/")[2] != OF_THE_WHOLE}
     return row._replace(values=kept)
 
 
