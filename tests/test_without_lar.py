@@ -45,6 +45,12 @@ def test_diagnose(cli):
     assert json.loads(cli("diagnose", RISES, "--json").stdout)["held_out"].startswith("the recorded held-out loss")
 
 
+def test_a_baseline_is_not_used():
+    verdict = diagnose(STATE, baseline=STATE.parent.parent / "lm_fresh.jsonl")
+    assert verdict.limits[0] == "the baseline is not used: a log without LAR cannot be compared with it"
+    assert verdict.outcome == diagnose(STATE).outcome
+
+
 def test_the_verdict_of_the_report_is_that_of_diagnose():
     for path in (STATE, RISES):
         assert shown_run(open_run(path), "run").folded.verdict == diagnose(path)

@@ -25,6 +25,7 @@ from logalign.runlog import Run, open_run
 Choice = Literal["auto", "grokking", "decline", "both"]
 CHOICES: tuple[Choice, ...] = ("auto", "grokking", "decline", "both")
 STATE_VERSION = 1
+NO_BASELINE = "the baseline is not used: a log without LAR cannot be compared with it"
 
 
 class Detector:
@@ -73,7 +74,8 @@ class Detector:
     def _verdict(self) -> Verdict:
         without_lar = self.without_lar
         if without_lar is not None and without_lar.series.taken and self.regime == "auto":
-            return without_lar.verdict
+            verdict = without_lar.verdict
+            return verdict if self.decline.baseline is None else replace(verdict, limits=(NO_BASELINE, *verdict.limits))
         grokking, decline = self.grokking.verdict, self.decline.verdict
         if self.regime == "grokking":
             return grokking
