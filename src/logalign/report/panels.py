@@ -349,7 +349,7 @@ def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
         ),
         (
             "memorized_share_low",
-            "memorized share of the loss, two standard errors taken off",
+            "memorized share, less two standard errors",
             [(LossThresholds().memorized, "approaching, where the loss hardly falls inside passes")],
             260,
         ),
