@@ -183,3 +183,12 @@ def test_thresholds_move_the_rule():
     outcomes = [strict.update(each).outcome for each in staircase(drop=0.15, inside=0.02)]
     assert set(outcomes) <= {"healthy", "undecidable"}
     assert all(first != second for first, second in pairwise(dict.fromkeys(outcomes)))
+
+
+def test_a_loss_that_is_no_number_any_more_has_diverged():
+    readings = staircase()
+    broken = [replace(each, loss=None) for each in readings[100:]]
+    verdict = diagnose([*readings[:100], *broken])
+    assert (verdict.outcome, verdict.since_step) == ("diverged", broken[2].step)
+    held_out = [replace(each, loss=None, extra={"val_loss": 2.0}) for each in readings[100:]]
+    assert diagnose([*readings[:100], *held_out]).outcome != "diverged"
