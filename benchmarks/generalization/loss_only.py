@@ -1,7 +1,6 @@
 """What a log without LAR can tell: the runs without their LAR, judged as `logalign diagnose` judges such logs.
 
-Scored by regret: the held-out loss at the checkpoint that the first alarm makes the user keep, less the run's lowest,
-both smoothed. `python -m benchmarks.generalization.loss_only [--fitting]` prints the scores.
+Scored by the regret of `regret.cost`. `python -m benchmarks.generalization.loss_only [--fitting]` prints the scores.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import numpy as np
 
 from benchmarks.generalization import configs
 from benchmarks.generalization.configs import FAMILIES
+from benchmarks.generalization.regret import cost
 from benchmarks.generalization.store import Made, load
 from benchmarks.generalization.truth import outcome
 from benchmarks.generalization.verdicts import ALARMS, first_of, readings_of
@@ -21,8 +21,6 @@ from logalign.diagnosis.detector import Detector
 from logalign.diagnosis.verdict import Outcome
 from logalign.readings import NO_LAR, Reading
 
-SMOOTHING = 5
-"""Evaluations of the centered moving mean of the held-out loss."""
 OF_A_LOG = ("step", "epoch", "loss", "loss_mean", "lr")
 
 
@@ -79,21 +77,6 @@ def outcomes_without_lar(run: Made, *, single_batches: bool = False) -> tuple[Ou
     return tuple(detector.update(reading).outcome for reading in without_lar(run, single_batches=single_batches))
 
 
-def smoothed(run: Made) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and the centered moving mean of the held-out loss, of what there is of five evaluations at both ends."""
-    known = np.flatnonzero(np.isfinite(run.columns["val_loss"]))
-    losses, half = run.columns["val_loss"][known], SMOOTHING // 2
-    means = [losses[max(0, i - half) : i + half + 1].mean() for i in range(losses.size)]
-    return run.columns["step"][known], np.array(means)
-
-
-def regret(run: Made, reading: int | None) -> float:
-    """The smoothed held-out loss at a reading, at the last one for None, less its lowest value."""
-    steps, losses = smoothed(run)
-    step = steps[-1] if reading is None else run.columns["step"][reading]
-    return float(np.interp(step, steps, losses) - losses.min())
-
-
 def loss_only(runs: Sequence[Made], *, single_batches: bool = False) -> list[LossOnly]:
     """Scores of each family and of all runs."""
     said = {run.name: outcomes_without_lar(run, single_batches=single_batches) for run in runs}
@@ -108,8 +91,8 @@ def _score(family: str, runs: Sequence[Made], said: dict[str, tuple[Outcome, ...
     overfit = [run for run in runs if outcome(run) == "overfit"]
     healthy = [run for run in runs if outcome(run) == "healthy"]
     alarms = {run.name: first_of(said[run.name], ALARMS) for run in runs}
-    regrets = [regret(run, alarms[run.name]) for run in overfit]
-    later = [regret(run, first_of(said[run.name], ("overfitting",))) for run in overfit]
+    regrets = [cost(run, alarms[run.name]).regret for run in overfit]
+    later = [cost(run, first_of(said[run.name], ("overfitting",))).regret for run in overfit]
     return LossOnly(
         family=family,
         overfit=len(overfit),
@@ -117,7 +100,7 @@ def _score(family: str, runs: Sequence[Made], said: dict[str, tuple[Outcome, ...
         regret=_mean(regrets),
         regret_median=float(np.median(regrets)) if regrets else float("nan"),
         regret_of_overfitting=_mean(later),
-        regret_without=_mean([regret(run, None) for run in overfit]),
+        regret_without=_mean([cost(run, None).regret for run in overfit]),
         healthy=len(healthy),
         false_alarms=sum(alarms[run.name] is not None for run in healthy),
         decided=sum(_decided(run, said[run.name]) for run in runs),

@@ -1,9 +1,8 @@
 """Verdicts without LAR on the benchmark's runs: what is scored, and that nothing of LAR or of the truth is in it."""
 
-import numpy as np
 import pytest
 
-from benchmarks.generalization.loss_only import loss_only, outcomes_without_lar, regret, smoothed, without_lar
+from benchmarks.generalization.loss_only import loss_only, outcomes_without_lar, without_lar
 from benchmarks.generalization.store import load
 from benchmarks.generalization.truth import outcome
 
@@ -19,16 +18,6 @@ def test_the_readings_hold_loss_and_epoch_alone(runs):
         for reading in without_lar(runs[0], single_batches=single):
             assert (reading.lar, reading.n, reading.energies, dict(reading.extra)) == (None, None, None, {})
             assert (reading.loss_mean is None) == single
-
-
-def test_regret_is_zero_at_the_lowest_and_what_it_is_at_the_end(runs):
-    run = runs[0]
-    steps, losses = smoothed(run)
-    lowest = int(np.flatnonzero(run.columns["step"] == steps[losses.argmin()])[0])
-    assert regret(run, lowest) == 0
-    assert regret(run, None) == pytest.approx(losses[-1] - losses.min())
-    known = run.columns["val_loss"][np.isfinite(run.columns["val_loss"])]
-    assert losses[2] == pytest.approx(known[:5].mean())
 
 
 def test_the_scores_of_two_runs(runs):

@@ -202,17 +202,18 @@ class LossDetector(Judge):
             return "undecidable", self._why_undecidable()
         now = last[-1]
         said = (
-            f"{now.share:.0%} of the loss that unseen samples would have is memorized, by its drops where passes begin"
+            f"the training loss has lost {now.share:.0%} of what unseen samples would have, in drops where passes begin"
         )
         beyond = all(each.share_low > t.memorized for each in last)
         stands = previous in ALARMS and now.share > t.keep * t.memorized
+        hardly = [each.inside > -t.falls * each.unseen for each in last]
+        inside = "rises" if now.inside > 0 else "hardly falls" if hardly[-1] else "falls"
         if (beyond and all(each.inside > 0 for each in last)) or (stands and previous == "overfitting"):
-            rises = "rises" if now.inside > 0 else "falls"
-            return "overfitting", f"{said}; inside a pass the loss {rises}."
-        if (beyond and all(each.inside > -t.falls * each.unseen for each in last)) or stands:
-            return "approaching", f"{said}; inside a pass the loss hardly falls."
-        if now.share_low > t.memorized:
-            return "healthy", f"{said}, but inside a pass the loss still falls."
+            return "overfitting", f"{said}; inside a pass it {inside}."
+        if (beyond and all(hardly)) or stands:
+            return "approaching", f"{said}; inside a pass it {inside}."
+        if beyond:
+            return "healthy", f"{said}, but inside a pass it still falls."
         return "healthy", f"{said}; {t.memorized:.0%} mark the approach of overfitting."
 
     def _why_undecidable(self) -> str:
