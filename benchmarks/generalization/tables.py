@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.generalization import configs, fit, score, signals, verdicts
+from benchmarks.generalization import comparing, configs, fit, score, signals, verdicts
 from benchmarks.generalization.configs import FAMILIES
 from benchmarks.generalization.score import Context, Detected, Interval, Signal
 from benchmarks.generalization.store import Made
 from benchmarks.generalization.truth import outcome, phases
-from logalign.diagnosis import ranking
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
 SCORED = ("language", "finetuning", "vision")
@@ -45,6 +44,9 @@ def build(runs: Sequence[Made]) -> Tables:
         "detection-families": families_table(found),
         "detection-left-out": left_out_table(found),
         "ranking": ranking_table(found),
+        "compare": comparing.table(
+            [context.run for context in testing if context.run.config.family in SCORED], group_of
+        ),
         "dimension": dimension_table(runs),
         "phases": phases_table(found),
     }
@@ -186,23 +188,16 @@ def group_of(run: Made) -> str:
 
 def ranking_table(found: Sequence[Context]) -> list[Row]:
     """(d) Spearman of each signal at the end with the final held-out loss, within groups of comparable runs."""
-    groups = list(dict.fromkeys(group_of(c.run) for c in found if c.run.config.family in SCORED))
-    compared = {group: compare_score([c for c in found if group_of(c.run) == group]) for group in groups}
-    rows = [{"signal": "**`logalign compare`**"} | {group: number(compared[group]) for group in groups}]
+    found = [context for context in found if context.run.config.family in SCORED]
+    groups = list(dict.fromkeys(group_of(context.run) for context in found))
+    orders = comparing.comparisons([context.run for context in found], group_of)
+    compared = {order.name: comparing.spearman(order) for order in orders}
+    rows = [{"signal": "**`logalign compare`**"} | {group: number(compared.get(group, math.nan)) for group in groups}]
     for name, signal in ALL_SIGNALS.items():
-        scores = score.ranking([c for c in found if c.run.config.family in SCORED], signal, group_of)
+        scores = score.ranking(found, signal, group_of)
         row = {"signal": name} | {group: number(scores.get(group, math.nan)) for group in groups}
         rows.append(row)
     return rows
-
-
-def compare_score(found: Sequence[Context]) -> float:
-    """Spearman of the order of `logalign compare`, best first, with the final held-out losses."""
-    columns = [{**c.run.columns, "loss_mean": c.run.columns["train_loss"]} for c in found]
-    quantity, scored = ranking.scores(columns)
-    sign = 1.0 if quantity == ranking.HELD_OUT_LOSS else -1.0
-    order = np.array([sign * each for each, _ in scored])
-    return score.spearman(order, np.array([c.run.truth["val_final"] for c in found]))
 
 
 def dimension_table(runs: Sequence[Made]) -> list[Row]:
