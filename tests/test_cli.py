@@ -214,7 +214,7 @@ def test_compare_aligns_runs_on_tokens_and_draws_them(cli, tmp_path):
     assert {(each["align"], each["at"]) for each in json.loads(as_json.stdout)} == {("tokens", 3_053_568)}
     refused = cli("compare", *runs, "--align", "epoch")
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
-    assert "short: 1 readings up to epoch 0.3" in refused.stderr
+    assert "short: 3 readings up to epoch 0.3" in refused.stderr
 
 
 def test_compare_gives_drift_where_the_runs_are_compared(cli, tmp_path):

@@ -160,7 +160,7 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
     for name, run in zip(names, runs, strict=True):
         try:
             opened[name] = run if isinstance(run, Run) else open_run(run)
-            parts[name] = _columns(opened[name], site)
+            parts[name] = columns_of(opened[name], site)
         except (RunError, InputError) as error:
             left_out[name] = str(error).removeprefix(f"{name}: ")
     _leave_out(parts, left_out, {name: why for name, part in parts.items() if (why := _fault(part, align))})
@@ -171,11 +171,22 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
     return Ranking(runs=ranked, opened=compared, left_out=left_out, quantity=quantity, align=align, at=at)
 
 
+def columns_of(run: Run, site: str | None = None) -> Columns:
+    """The columns of a run's layer: passes over the data as the epoch, and mean losses as the loss, where recorded."""
+    columns = run.columns(site or main_site(run))
+    epochs = passes_of(columns["step"], columns["passes"], columns["epoch"])
+    if epochs.size and np.isnan(epochs).all() and columns["drift_reason"][-1] == NOTHING_CAME_BACK:
+        epochs = columns["step"] / (columns["step"][-1] + 1)  # the first pass is not over
+    means = columns["loss_mean"]
+    losses = np.where(np.isfinite(means), means, columns["loss"])
+    return {**columns, "epoch": epochs, "loss": losses}
+
+
 def choose(parts: dict[str, Columns], left_out: dict[str, str]) -> Quantity:
     """The first quantity that fits these runs.
 
     Args:
-        parts: Columns of each run, as `Run.columns()` gives them, up to where all are judged. Those that do not compare
+        parts: Columns of each run, as `columns_of` gives them, up to where all are judged. Those that do not compare
             are taken out.
         left_out: Where the reasons are put.
 
@@ -209,7 +220,7 @@ def order(parts: Mapping[str, Columns], quantity: Quantity) -> list[Ranked]:
     """Order runs by a quantity that all of them have, best first.
 
     Args:
-        parts: Columns of each run, as `Run.columns()` gives them, up to where all are judged.
+        parts: Columns of each run, as `columns_of` gives them, up to where all are judged.
         quantity: What to order them by.
     """
     scores = {name: _score(part, quantity) for name, part in parts.items()}
@@ -263,17 +274,6 @@ def position(align: Align, at: float) -> str:
     if align == "epoch":
         return f"epoch {at:.4g}"
     return f"step {at:,.0f}" if align == "step" else f"{at:,.0f} tokens"
-
-
-def _columns(run: Run, site: str | None) -> Columns:
-    """The columns of the layer: passes over the data as the epoch, and mean losses as the loss, where recorded."""
-    columns = run.columns(site or main_site(run))
-    epochs = passes_of(columns["step"], columns["passes"], columns["epoch"])
-    if epochs.size and np.isnan(epochs).all() and columns["drift_reason"][-1] == NOTHING_CAME_BACK:
-        epochs = columns["step"] / (columns["step"][-1] + 1)  # the first pass is not over
-    means = columns["loss_mean"]
-    losses = np.where(np.isfinite(means), means, columns["loss"])
-    return {**columns, "epoch": epochs, "loss": losses}
 
 
 def _fault(columns: Columns, align: Align) -> str | None:
