@@ -51,7 +51,7 @@ def pairs_of(operation: str, p: int) -> tuple[Tensor, Tensor]:
 def train_algorithmic(config: Config, work: Path) -> tuple[Recorder, dict[str, Any]]:
     """Train one network on a share of all pairs."""
     settings = config.settings
-    kind, p, steps = settings["model"], settings["p"], ALGORITHMIC_STEPS[settings["model"]]
+    kind, p, steps = settings["model"], settings["p"], settings.get("steps") or ALGORITHMIC_STEPS[settings["model"]]
     pairs, labels = pairs_of(settings["operation"], p)
     order = torch.randperm(p * p, generator=torch.Generator().manual_seed(config.seed))
     size = round(settings["share"] * p * p)

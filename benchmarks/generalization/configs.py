@@ -1,4 +1,4 @@
-"""The runs of the benchmark: four families, every configuration with its seeds, and the split into two halves.
+"""The runs of the benchmark: six families, every configuration with its seeds, and the split into two halves.
 
 A run's name says all that decides its numbers. A *recipe* is what two runs must share for one to be the baseline of the
 other: data, model shape and schedule, but not how often the data repeat, nor the regularization or the seed.
@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-FAMILIES = ("language", "finetuning", "vision", "algorithmic")
+from benchmarks.generalization.third_batch import third_batch
+
+FAMILIES = ("language", "finetuning", "vision", "tables and texts", "other losses", "algorithmic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +231,8 @@ def _algorithmic() -> Iterator[Config]:
 def all_configs() -> list[Config]:
     """Every run of the benchmark, by family."""
     language = [*_language(), *_more_language()]
-    configs = [*language, *_finetuning(), *_more_finetuning(), *_vision(), *_algorithmic()]
+    third = [Config(family=family, settings=settings, seed=seed, batch=3) for family, settings, seed in third_batch()]
+    configs = [*language, *_finetuning(), *_more_finetuning(), *_vision(), *_algorithmic(), *third]
     names = [config.name for config in configs]
     assert len(set(names)) == len(names)
     return configs

@@ -49,15 +49,21 @@ def tokens_of(text: str, work: Path, *, tokenizer_of: str | None = None) -> tupl
 def _documents(text: str) -> corpus.Documents:
     if text == "python":
         return corpus.read_documents()
-    program = shutil.which("bible")
-    if program is None:
-        raise SystemExit("the prose of the benchmark is Debian's package bible-kjv: apt-get install bible-kjv")
-    verses = subprocess.run([program, "-f", "gen1:1-rev22:21"], capture_output=True, text=True, check=True).stdout
-    prose = "\n".join(re.sub(r"^\S+ ", "", verse) for verse in verses.splitlines())
+    prose = "\n".join(verse for _, verse in verses())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prose.txt"
         path.write_text(prose)
         return corpus.read_documents([path])
+
+
+def verses() -> list[tuple[str, str]]:
+    """The King James Bible, verse by verse: the short name of the book, and the verse."""
+    program = shutil.which("bible")
+    if program is None:
+        raise SystemExit("the prose of the benchmark is Debian's package bible-kjv: apt-get install bible-kjv")
+    said = subprocess.run([program, "-f", "gen1:1-rev22:21"], capture_output=True, text=True, check=True).stdout
+    found = [re.match(r"(?:([1-3]?[A-Za-z]+)[\d:]+ )?(.*)", line) for line in said.splitlines()]
+    return [(match[1] or "", match[2]) for match in found if match]
 
 
 def blocks(tokens: Tokens, context: int, *, count: int) -> Tokens:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from benchmarks.generalization.recorder import Recorder
 from logalign.demos.gpt import GPT
 
 BATCH, CONTEXT, LAYERS, HEADS = 16, 64, 2, 4
-HELD_OUT = 128
+HELD_OUT, MOST_KEPT_APART = 128, 200
 EVERY = 10
 WARM_UP = 50
 PRETRAINING_STEPS, PRETRAINING_WIDTH = 1000, 96
@@ -35,27 +35,50 @@ def train_language(config: Config, work: Path) -> tuple[Recorder, dict[str, Any]
     steps = settings.get("steps", LANGUAGE_STEPS)
     unique = settings["unique"] or steps * BATCH * CONTEXT + 1
     torch.manual_seed(config.seed)
-    model = GPT(
-        vocabulary=VOCABULARY,
-        width=settings["width"],
-        layers=LAYERS,
-        heads=HEADS,
-        context=CONTEXT,
-        tied=settings["tied"],
-        dropout=settings["dropout"],
-    )
+    model: nn.Module
+    if settings.get("model") == "lstm":
+        model, others = LSTM(VOCABULARY, settings["width"]), []
+    else:
+        model = GPT(
+            vocabulary=VOCABULARY,
+            width=settings["width"],
+            layers=LAYERS,
+            heads=HEADS,
+            context=CONTEXT,
+            tied=settings["tied"],
+            dropout=settings["dropout"],
+        )
+        others = ["blocks.0.query_key_value", f"blocks.{LAYERS - 1}.mlp.2"]
     return _train(
         model,
         "lm_head",
-        ["blocks.0.query_key_value", f"blocks.{LAYERS - 1}.mlp.2"],
+        others,
         train[:unique],
+        train[unique:],
         held_out,
         steps=steps,
         lr=settings["lr"],
         schedule=settings["schedule"],
         decay=settings["decay"],
         seed=config.seed,
+        scale=settings.get("scale", 1.0),
+        smoothing=settings.get("smoothing", 0.0),
     )
+
+
+class LSTM(nn.Module):
+    """Two layers of an LSTM whose unembedding is its embedding."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.cells = nn.LSTM(width, width, 2, batch_first=True)
+        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+        nn.init.normal_(self.tokens.weight, std=0.05)
+        self.lm_head.weight = self.tokens.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return cast(Tensor, self.lm_head(self.cells(self.tokens(tokens))[0]))
 
 
 def train_finetuning(config: Config, work: Path) -> tuple[Recorder, dict[str, Any]]:
@@ -80,6 +103,7 @@ def train_finetuning(config: Config, work: Path) -> tuple[Recorder, dict[str, An
         f"{prefix}lm_head",
         [],
         train[:unique],
+        train[unique:],
         held_out,
         steps=steps,
         every=settings.get("every", EVERY),
@@ -118,6 +142,7 @@ def _train(
     head: str,
     others: list[str],
     tokens: Tokens,
+    unseen: Tokens,
     held_out: Tokens,
     *,
     steps: int,
@@ -126,24 +151,32 @@ def _train(
     decay: float,
     seed: int,
     every: int = EVERY,
+    scale: float = 1.0,
+    smoothing: float = 0.0,
 ) -> tuple[Recorder, dict[str, Any]]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, betas=(0.9, 0.95))
     windows = torch.from_numpy(blocks(held_out, CONTEXT, count=HELD_OUT))
+    kept_apart = kept_apart_of(unseen, (len(tokens) - 1) // CONTEXT)
     rare = torch.from_numpy(rare_types(tokens))
     recorder = Recorder(model, head, steps=steps, every=every, evaluate_every=20, others=others)
+
+    def losses_of(windows: Tensor) -> Tensor:
+        return torch.cat(
+            [
+                F.cross_entropy(model(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten(), reduction="none")
+                .view(len(part), -1)
+                .mean(1)
+                for part in torch.split(windows, 32)
+            ]
+        )
 
     @torch.no_grad()
     def evaluate() -> dict[str, Any]:
         model.eval()
-        losses = [
-            F.cross_entropy(model(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten(), reduction="none")
-            .view(len(part), -1)
-            .mean(1)
-            for part in torch.split(windows, 32)
-        ]
+        found = {"losses": losses_of(windows).numpy(), **shares_of(kept_apart, losses_of)}
         model.train()
-        return {"losses": torch.cat(losses).numpy()}
+        return found
 
     source = batches(tokens, seed=seed)
     for step in range(steps):
@@ -152,22 +185,50 @@ def _train(
         _set_lr(optimizer, rate)
         recorder.rare(targets, rare)
         logits = model(inputs)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing)
         optimizer.zero_grad()
-        losses.mean().backward()
-        recorder.step(step, logits, targets, losses, lr=rate, epoch=epoch, evaluate=evaluate)
+        (scale * losses.mean()).backward()
+        recorder.step(step, logits, targets, losses, lr=rate, epoch=epoch, evaluate=evaluate, scale=scale)
         optimizer.step()
     return recorder, {"epochs": epoch, "per_epoch": (len(tokens) - 1) // CONTEXT // BATCH}
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: str) -> float:
-    """Linear warm-up, then constant, or a cosine down to a tenth of the peak."""
+    """Linear warm-up, then constant, a cosine down to a tenth of the peak, or one of three ways down to zero."""
     if step < WARM_UP:
         return peak * (step + 1) / WARM_UP
-    if schedule == "constant":
-        return peak
     share = (step - WARM_UP) / max(1, steps - WARM_UP)
+    if schedule != "cosine":
+        return peak * multiplier(share, schedule)
     return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2)
+
+
+def multiplier(share: float, schedule: str) -> float:
+    """What the learning rate is multiplied by after this share of the steps; "wsd0" falls in the last fifth."""
+    falls = {
+        "constant": 1.0,
+        "linear0": 1 - share,
+        "cosine0": (1 + math.cos(math.pi * share)) / 2,
+        "wsd0": min(1.0, (1 - share) / 0.2),
+    }
+    return falls[schedule]
+
+
+def kept_apart_of(unseen: Tokens, sequences: int) -> Tensor:
+    """Sequences that a user would keep out of the training, a twentieth as many as it has; the first fifth of them,
+    a hundredth. Where the text is used up, none."""
+    count = min(MOST_KEPT_APART, max(1, round(sequences / 20)))
+    if len(unseen) < count * CONTEXT + 1:
+        return torch.empty(0, CONTEXT + 1, dtype=torch.int64)
+    return torch.from_numpy(unseen[np.arange(count)[:, None] * CONTEXT + np.arange(CONTEXT + 1)])
+
+
+def shares_of(kept_apart: Tensor, losses_of: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """The mean losses of a hundredth and of a twentieth, kept apart."""
+    if not len(kept_apart):
+        return {}
+    losses = losses_of(kept_apart)
+    return {"val1_loss": float(losses[: max(1, round(len(losses) / 5))].mean()), "val5_loss": float(losses.mean())}
 
 
 def batches(tokens: Tokens, *, seed: int) -> Iterator[tuple[Tensor, Tensor, float]]:

@@ -26,6 +26,7 @@ SMOOTHING = 5  # evaluations in the moving mean of the held-out loss
 ALPHAS = 8  # readings at which WeightWatcher is asked, evenly over the run
 WATCHED = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
 SPECTRAL = ("weight_participation", "input_participation", "coherence")
+REVISITS = ("drift", "drift_error", "gain", "gain_error", "revisited", "passes")
 
 Evaluate = Callable[[], Mapping[str, Any]]
 
@@ -40,6 +41,8 @@ class Recorder:
         every: Steps between readings.
         evaluate_every: Steps between evaluations on held-out samples, a multiple of `every`.
         others: Names of further layers to watch.
+        classifies: Whether a softmax over classes follows the head.
+        monitor: One that watches the model already, whose steps are another's to take.
     """
 
     def __init__(
@@ -51,14 +54,19 @@ class Recorder:
         every: int = 10,
         evaluate_every: int = 10,
         others: Sequence[str] = (),
+        classifies: bool = True,
+        monitor: logalign.Monitor | None = None,
     ) -> None:
         self._model = model
         self._head = model.get_submodule(head)
         self._every, self._evaluate_every = every, evaluate_every
         self._others = dict(zip(others, ("site_first", "site_last"), strict=False))
         self._alpha_at = {round(i * (steps - 1) / (ALPHAS - 1)) // every * every for i in range(ALPHAS)}
-        self._monitor = logalign.watch(model, layers=["unembedding", *others], every=every, spectra_every=every)
+        self._classifies = classifies
+        layers = ["unembedding", *others]
+        self._monitor = monitor or logalign.watch(model, layers=layers, every=every, spectra_every=every)
         self._handle = self._head.register_forward_hook(self._keep)
+        self.visits = _kept_visits(self._monitor)
         self._seen: tuple[Tensor, Tensor] | None = None
         self._recent: list[float] = []
         self.rows: list[dict[str, float]] = []
@@ -78,35 +86,55 @@ class Recorder:
         self._targets, self._rare = targets.reshape(-1), is_rare
 
     def step(
-        self, step: int, logits: Tensor, targets: Tensor, losses: Tensor, *, lr: float, epoch: float, evaluate: Evaluate
+        self,
+        step: int,
+        logits: Tensor,
+        targets: Tensor,
+        losses: Tensor,
+        *,
+        lr: float,
+        epoch: float,
+        evaluate: Evaluate,
+        scale: float = 1.0,
+        give_losses: bool = False,
     ) -> None:
-        """Record a step whose per-sample training losses are `losses`."""
-        self._recent.append(float(losses.detach().mean()))
+        """Record a step whose per-sample training losses are `losses`, and whose loss is `scale` times their mean.
+
+        `give_losses` hands them to the monitor, as one would who trains with a loss that it does not know.
+        """
+        self._recent.append(scale * float(losses.detach().mean()))
+        given = {"losses": losses.detach()} if give_losses else {}
         if not self.is_monitored:
-            self._monitor.step()
+            self._monitor.step(**given)
             return
         started = time.perf_counter()
-        row = self._rivals(step, logits.detach(), losses.detach())
+        row = self.rivals(step, logits.detach(), losses.detach())
         self.seconds["rivals"] += time.perf_counter() - started
+        if self._classifies:
+            row["train_acc"] = float((logits.detach().argmax(-1) == targets).float().mean())
         started = time.perf_counter()
-        readings = self._monitor.step(loss=self._recent[-1], lr=lr, epoch=epoch)
+        readings = self._monitor.step(loss=self._recent[-1], lr=lr, epoch=epoch, **given)
         self.seconds["monitor"] += time.perf_counter() - started
         assert readings is not None
+        row |= {"epoch": epoch, "lr": lr, "loss": self._recent[-1], "train_loss": fmean(self._recent)}
+        self._recent.clear()
+        self.keep(readings, row, evaluate if step % self._evaluate_every == 0 else None)
+
+    def keep(self, readings: logalign.Readings, row: dict[str, float], evaluate: Evaluate | None) -> None:
+        """Make a row of a reading, of what else is known of its step, and of an evaluation."""
         main = readings.main
-        row |= {"step": step, "epoch": epoch, "lr": lr, "loss": self._recent[-1], "train_loss": fmean(self._recent)}
-        row |= {name: _number(getattr(main, name)) for name in (*WATCHED, *SPECTRAL)}
+        row |= {"step": readings.step}
+        row |= {name: _number(getattr(main, name)) for name in (*WATCHED, *SPECTRAL, *REVISITS)}
         row |= {f"energy_{name}": _number(value) for name, value in (main.energies or {}).items()}
-        row |= {"n": main.n, "m": main.m, "tokens": main.tokens, "tokens_seen": main.tokens_seen}
+        row |= {name: _number(getattr(main, name)) for name in ("n", "m", "tokens", "tokens_seen")}
         for name, column in self._others.items():
             row[f"{column}_lar"] = _number(readings[name].lar)
             row[f"{column}_lar_token_centered"] = _number(readings[name].lar_token_centered)
-        self._recent.clear()
-        row["train_acc"] = float((logits.detach().argmax(-1) == targets).float().mean())
-        if step % self._evaluate_every == 0:
+        if evaluate is not None:
             found = dict(evaluate())
             held_out = np.asarray(found.pop("losses"), dtype=np.float64)
             self._losses.append(held_out)
-            self._loss_steps.append(step)
+            self._loss_steps.append(readings.step)
             row |= {"val_loss": float(held_out.mean()), **{name: float(value) for name, value in found.items()}}
         self.rows.append(row)
 
@@ -123,25 +151,31 @@ class Recorder:
             self._seen = (args[0].detach(), output.detach())
 
     @torch.no_grad()
-    def _rivals(self, step: int, logits: Tensor, losses: Tensor) -> dict[str, float]:
+    def rivals(self, step: int, logits: Tensor | None, losses: Tensor | None) -> dict[str, float]:
+        """The rivals' signals of the step under way, after its backward; without logits, of those that were seen."""
         assert self._seen is not None
+        logits = self._seen[1] if logits is None else logits
         weight = self._head.weight.detach()
         inputs = self._seen[0].reshape(-1, weight.shape[1])
+        if not all(bool(torch.isfinite(each).all()) for each in (weight, inputs, logits)):
+            return {}  # it has diverged
         singular = torch.linalg.eigvalsh(weight.double().T @ weight.double()).clamp(min=0).sqrt()
         directions = torch.linalg.eigvalsh(inputs.double().T @ inputs.double()).clamp(min=0).sqrt()
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         trained = [p for p in self._model.parameters() if p.requires_grad]
-        log_p = logits.reshape(-1, logits.shape[-1]).float().log_softmax(-1)
         row = {
             "stable_rank": float((singular**2).sum() / singular.max() ** 2),
             "entropy_rank": _exp_entropy(singular),
             "rankme": _exp_entropy(directions),
             "weight_norm": math.sqrt(sum(float(p.square().sum()) for p in trained)),
             "gradient_norm": math.sqrt(sum(float(g.square().sum()) for g in gradients)),
-            "prediction_entropy": float(-(log_p.exp() * log_p).sum(-1).mean()),
-            "loss_spread": float(losses.std()),
         }
-        if self._rare is not None and self._targets is not None:
+        if self._classifies:
+            log_p = logits.reshape(-1, logits.shape[-1]).float().log_softmax(-1)
+            row["prediction_entropy"] = float(-(log_p.exp() * log_p).sum(-1).mean())
+        if losses is not None:
+            row["loss_spread"] = float(losses.std())
+        if self._rare is not None and self._targets is not None and losses is not None:
             rare = self._rare[self._targets]
             outputs = self._seen[1].reshape(-1, weight.shape[0])
             for name, mask in (("rare", rare), ("common", ~rare)):
@@ -177,13 +211,31 @@ class Recorder:
         }
 
 
+def _kept_visits(monitor: logalign.Monitor) -> list[tuple[float, int, float]]:
+    """Step, sample and loss of every visit that the monitor takes from here on, so that other estimates of drift can be
+    tried on them without training anew."""
+    taken: list[tuple[float, int, float]] = []
+    record = monitor._journal.samples
+    add = record.add
+
+    def keep(step: float, samples: Any, losses: Any) -> None:
+        taken.extend((step, int(sample), float(loss)) for sample, loss in zip(samples, losses, strict=True))
+        add(step, samples, losses)
+
+    record.add = keep  # type: ignore[method-assign]
+    return taken
+
+
 def truth(steps: Sequence[int], losses: Sequence[np.ndarray[Any, Any]]) -> dict[str, float]:
     """The lowest point of the smoothed held-out loss, and how far the end lies above it, with its standard error.
 
     Smoothed by a centered moving mean of 5 evaluations. The standard error is that of the mean difference between end
-    and lowest point, over the held-out units.
+    and lowest point, over the held-out units. Where the run diverged, all is of the evaluations before it.
     """
-    curve = np.stack(losses)  # [evaluations, S]
+    finite = [bool(np.isfinite(each).all()) for each in losses]
+    whole = finite.index(False) if False in finite else len(losses)
+    diverged = {} if whole == len(losses) else {"diverged_step": int(steps[whole])}
+    curve = np.stack(losses[:whole])  # [evaluations, S]
     half = SMOOTHING // 2
     smooth = np.stack([curve[max(0, i - half) : i + half + 1].mean(axis=0) for i in range(len(curve))])
     mean = smooth.mean(axis=1)
@@ -195,6 +247,8 @@ def truth(steps: Sequence[int], losses: Sequence[np.ndarray[Any, Any]]) -> dict[
         "val_final": float(mean[-1]),
         "rise": float(rise.mean()),
         "rise_se": float(rise.std(ddof=1) / math.sqrt(rise.size)),
+        "val_first": float(curve[0].mean()),
+        **diverged,
     }
 
 

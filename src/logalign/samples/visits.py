@@ -11,11 +11,12 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from logalign.samples.drift import Revisits, from_pairs
+from logalign.samples.drift import ROUNDING, Revisits, from_pairs
 from logalign.samples.passes import PassClock
 
 HIGHEST = 2**63 - 1
@@ -24,7 +25,7 @@ TRACKED = 512
 """Error and cost of other numbers: docs/revisits.md."""
 PAIRS_PER_SAMPLE = 8
 """Pairs that are kept at most, for each tracked sample."""
-KEPT_PASSES = 1.5
+KEPT_PASSES = 2.1
 LOST_PASSES = 2.0
 """A sample that has not been met for so many passes is tracked no longer: its next visit would be in no pair."""
 NOTHING_CAME_BACK = "no sample has come back so far"
@@ -59,6 +60,7 @@ class Visits:
         self._highest: int | None = None  # the threshold, until samples come or go
         self._seen = 0  # visits of tracked samples
         self._again = 0  # those of samples that were known
+        self._found: tuple[int, Revisits] | None = None  # the last complete pass, and what was found at its end
 
     @property
     def threshold(self) -> int:
@@ -111,12 +113,12 @@ class Visits:
         return self._clock.is_whole
 
     def at(self, step: float, *, steps_per_pass: float | None = None, passes: float | None = None) -> Revisits:
-        """Drift and gain at a step, not before that of the last visit.
+        """Drift and gain of the last complete pass at a step, not before that of the last visit.
 
         Args:
-            step: Where.
+            step: Where; its own visits are among those that were taken.
             steps_per_pass: The length of a pass, where it is known otherwise.
-            passes: Passes so far, where they are known otherwise.
+            passes: Passes before that step, where they are known otherwise.
         """
         length = self._clock.steps_per_pass if steps_per_pass is None else steps_per_pass
         passes = self._clock.passes(step) if passes is None else passes
@@ -129,8 +131,13 @@ class Visits:
             self._pairs.popleft()
         if not self._pairs:
             return Revisits(reason=LOST)
-        first, second, change = np.array(self._pairs, dtype=np.float64).T
-        return from_pairs((first - step) / length, (second - step) / length, change, passes=passes)
+        complete = math.floor(passes + 1 / length + ROUNDING)
+        if self._found is None or self._found[0] != complete:
+            end = step - (passes - complete) * length
+            first, second, change = np.array(self._pairs, dtype=np.float64).T
+            found = from_pairs((first - end) / length, (second - end) / length, change, passes=complete)
+            self._found = complete, found
+        return self._found[1]
 
     def _visit(self, step: float, sample: int, loss: float) -> None:
         before = self._last.get(sample)
@@ -172,6 +179,7 @@ class Visits:
             "pairs": [list(pair) for pair in self._pairs],
             "seen": self._seen,
             "again": self._again,
+            "found": None if self._found is None else [self._found[0], asdict(self._found[1])],
         }
 
     @classmethod
@@ -185,6 +193,8 @@ class Visits:
         }
         visits._pairs.extend((float(first), float(second), float(change)) for first, second, change in state["pairs"])
         visits._seen, visits._again = int(state["seen"]), int(state["again"])
+        found = state.get("found")
+        visits._found = None if found is None else (int(found[0]), Revisits(**found[1]))
         return visits
 
 
