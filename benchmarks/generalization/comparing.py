@@ -18,6 +18,7 @@ from benchmarks.generalization import score
 from benchmarks.generalization.store import Column, Made
 from logalign.diagnosis import ranking
 from logalign.diagnosis.ranking import ESTIMATE, LOSS_AND_LAR, Columns, Quantity, Ranked
+from logalign.errors import InputError
 
 FRACTIONS = (0.5, 0.75, 1.0)
 """Of the steps in common, at which constants are fitted."""
@@ -54,16 +55,19 @@ class Comparison:
 
 
 def comparisons(runs: Sequence[Made], group: Group, fraction: float = 1.0) -> Iterator[Comparison]:
-    """Each group of at least two runs, in the order of `logalign compare`."""
+    """Each group of at least two runs that compare, in the order of `logalign compare`."""
     groups: dict[str, list[Made]] = defaultdict(list)
     for run in runs:
         groups[group(run)].append(run)
     for name, mine in groups.items():
         if len(mine) < 2:
             continue
-        last = fraction * min(run.columns["step"][-1] for run in mine)
-        columns: dict[str, Columns] = {run.name: _until(run, last) for run in mine}
-        quantity = ranking.choose(dict(columns), {})
+        try:
+            whole, at = ranking.aligned({run.name: _until(run, math.inf) for run in mine}, {}, "step")
+            columns = {run.name: _until(run, fraction * at) for run in mine if run.name in whole}
+            quantity = ranking.choose(columns, {})
+        except InputError:
+            continue  # fewer than two of them compare
         ranked = ranking.order(columns, quantity)
         truth = {each: _truth(columns[each]["val_loss"]) for each in columns}
         yield Comparison(name, quantity, ranked, columns, truth, {run.name: run for run in mine})
@@ -220,7 +224,7 @@ def _margin(pairs: Sequence[_Pair]) -> float:
 def _until(run: Made, last: float) -> Columns:
     kept = run.columns["step"] <= last
     columns: dict[str, Column] = {name: values[kept] for name, values in run.columns.items()}
-    return {**columns, "loss": columns["train_loss"]}
+    return {"nonfinite": np.zeros(int(kept.sum())), **columns, "loss": columns["train_loss"]}
 
 
 def _truth(losses: Column) -> float:

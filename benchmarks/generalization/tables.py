@@ -179,11 +179,21 @@ def _detection_row(name: str, found: Sequence[Detected]) -> Row:
     return row
 
 
+GROUPS = {
+    "language": ("text", "model", "scale", "smoothing"),
+    "finetuning": ("direction", "model"),
+    "vision": ("model", "samples", "batch"),
+    "tables and texts": ("data", "model"),
+    "other losses": ("data", "loss"),
+    "algorithmic": ("model", "operation"),
+}
+"""The settings that runs share whose held-out losses compare, where they have them."""
+
+
 def group_of(run: Made) -> str:
     """Runs whose held-out losses compare: one text, one direction, one model, one size of data."""
     settings = run.config.settings
-    keys = {"language": ("text",), "finetuning": ("direction",), "vision": ("model", "samples")}
-    return ", ".join(str(settings[key]) for key in keys.get(run.config.family, ("model", "operation")))
+    return ", ".join(str(settings[key]) for key in GROUPS[run.config.family] if key in settings)
 
 
 def ranking_table(found: Sequence[Context]) -> list[Row]:

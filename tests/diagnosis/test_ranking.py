@@ -116,7 +116,7 @@ def test_a_run_killed_early_is_left_out_and_the_others_are_ordered():
 
 def bad_runs(folder):
     """Runs of which each is bad in its own way, and what is said of it."""
-    yield write(folder / "killed.jsonl", readings=15, steps_per_pass=100), "short: it ends at step 140, where half"
+    yield write(folder / "killed.jsonl", readings=12, steps_per_pass=100), "short: it ends at step 110, where half"
     yield write(folder / "torn.jsonl", readings=3, steps_per_pass=100), "short: 3 readings of the layer, fewer than 10"
     yield write(folder / "coarse.jsonl", readings=10, every=100, steps_per_pass=100), "short: 4 readings up to step 390"
     yield write(folder / "lost.jsonl", steps_per_pass=100, loss=math.nan), "0 readings with loss, fewer than 10"

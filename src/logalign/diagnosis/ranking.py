@@ -51,7 +51,7 @@ SEEN_INTO = 6.0
 """Readings that a classifier's pass needs: fewer, and the three before its beginning are not apart from those after."""
 EQUAL_PASSES = 1.1
 """Largest ratio of passes over the data that count as equal."""
-SHORT = 0.5
+SHORT = 1 / 3
 """A run is short if it ends before so much of what half of the runs have reached."""
 
 Quantity = Literal["estimated held-out loss", "training loss and LAR", "passes over the data", "LAR"]
@@ -142,7 +142,7 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
         The order. All runs are judged at the last step, token or epoch that all of them have reached, so that a longer
         run is not taken for a better one. A run that does not compare is left out with the reason: it cannot be read,
         has diverged, has no readings of the layer, fewer than ten up to there, or none of what the others are compared
-        by, or it ends before half of what half of the runs have reached.
+        by, or it ends before a third of what half of the runs have reached.
 
     Raises:
         InputError: fewer than two runs, the same run twice, or fewer than two that compare.
@@ -163,8 +163,7 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
             parts[name] = columns_of(opened[name], site)
         except (RunError, InputError) as error:
             left_out[name] = str(error).removeprefix(f"{name}: ")
-    _leave_out(parts, left_out, {name: why for name, part in parts.items() if (why := _fault(part, align))})
-    parts, at = _aligned(parts, left_out, align)
+    parts, at = aligned(parts, left_out, align)
     quantity = choose(parts, left_out)
     ranked = order(parts, quantity)
     compared = {each.run: opened[each.run] for each in ranked}
@@ -180,6 +179,40 @@ def columns_of(run: Run, site: str | None = None) -> Columns:
     means = columns["loss_mean"]
     losses = np.where(np.isfinite(means), means, columns["loss"])
     return {**columns, "epoch": epochs, "loss": losses}
+
+
+def aligned(parts: dict[str, Columns], left_out: dict[str, str], align: Align) -> tuple[dict[str, Columns], float]:
+    """The readings up to the last place that all runs have reached, and that place.
+
+    Args:
+        parts: Columns of each run, as `columns_of` gives them. Those that have diverged or are short are taken out.
+        left_out: Where the reasons are put.
+        align: Along what the runs are aligned.
+
+    Raises:
+        InputError: fewer than two runs compare.
+    """
+    _leave_out(parts, left_out, {name: why for name, part in parts.items() if (why := _fault(part, align))})
+    axis = ALIGNMENTS[align]
+    reached = {name: float(np.nanmax(part[axis])) for name, part in parts.items()}
+    usual = median_low(reached.values())
+    short = {
+        name: f"short: it ends at {position(align, end)}, where half of the runs reach {position(align, usual)}"
+        for name, end in reached.items()
+        if end < SHORT * usual
+    }
+    _leave_out(parts, left_out, short)
+    while True:
+        at = min(reached[name] for name in parts)
+        kept = {name: _until(part, axis, at) for name, part in parts.items()}
+        few = {
+            name: f"short: {part['step'].size} readings up to {position(align, at)}, fewer than {MIN_READINGS}"
+            for name, part in kept.items()
+            if part["step"].size < MIN_READINGS
+        }
+        if not few:
+            return kept, at
+        _leave_out(parts, left_out, few)
 
 
 def choose(parts: dict[str, Columns], left_out: dict[str, str]) -> Quantity:
@@ -288,30 +321,6 @@ def _fault(columns: Columns, align: Align) -> str | None:
     if not np.isfinite(columns[ALIGNMENTS[align]]).any():
         return f"no {ALIGNMENTS[align]} recorded to align it on"
     return None
-
-
-def _aligned(parts: dict[str, Columns], left_out: dict[str, str], align: Align) -> tuple[dict[str, Columns], float]:
-    """The readings up to the last place that all runs have reached, and that place; short runs are left out."""
-    axis = ALIGNMENTS[align]
-    reached = {name: float(np.nanmax(part[axis])) for name, part in parts.items()}
-    usual = median_low(reached.values())
-    short = {
-        name: f"short: it ends at {position(align, end)}, where half of the runs reach {position(align, usual)}"
-        for name, end in reached.items()
-        if end < SHORT * usual
-    }
-    _leave_out(parts, left_out, short)
-    while True:
-        at = min(reached[name] for name in parts)
-        kept = {name: _until(part, axis, at) for name, part in parts.items()}
-        few = {
-            name: f"short: {part['step'].size} readings up to {position(align, at)}, fewer than {MIN_READINGS}"
-            for name, part in kept.items()
-            if part["step"].size < MIN_READINGS
-        }
-        if not few:
-            return kept, at
-        _leave_out(parts, left_out, few)
 
 
 def _leave_out(parts: dict[str, Columns], left_out: dict[str, str], reasons: Mapping[str, str]) -> None:
