@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.generalization import score
 from benchmarks.generalization.store import Column, Made
 from logalign.diagnosis import ranking
-from logalign.diagnosis.ranking import ESTIMATE, LOSS_AND_LAR, Columns, Quantity, Ranked
+from logalign.diagnosis.comparable import Columns, aligned
+from logalign.diagnosis.ranking import ESTIMATE, LOSS_AND_LAR, Quantity, Ranked
 from logalign.errors import InputError
 
 FRACTIONS = (0.5, 0.75, 1.0)
@@ -25,7 +26,7 @@ FRACTIONS = (0.5, 0.75, 1.0)
 EVALUATIONS = 5
 """The last evaluations, whose mean is the truth."""
 FEWEST = 5
-"""Runs of a group that a rank correlation is shown for."""
+"""Runs that a rank correlation is taken over."""
 TOO_CLOSE = 0.02
 """Nats that held-out losses have to differ by for one order to be wrong."""
 LEVEL = 0.95
@@ -63,7 +64,7 @@ def comparisons(runs: Sequence[Made], group: Group, fraction: float = 1.0) -> It
         if len(mine) < 2:
             continue
         try:
-            whole, at = ranking.aligned({run.name: _until(run, math.inf) for run in mine}, {}, "step")
+            whole, at = aligned({run.name: _until(run, math.inf) for run in mine}, {}, "step")
             columns = {run.name: _until(run, fraction * at) for run in mine if run.name in whole}
             quantity = ranking.choose(columns, {})
         except InputError:
@@ -78,9 +79,8 @@ def table(runs: Sequence[Made], group: Group) -> list[dict[str, str]]:
     by_recipe = {each.name: each for each in comparisons(runs, lambda run: f"{group(run)}: {run.config.recipe}")}
     rows = []
     for found in comparisons(runs, group):
-        if len(found.ranked) < FEWEST:
-            continue
-        recipes = [each for name, each in by_recipe.items() if name.startswith(f"{found.name}: ")]
+        parts = [each for name, each in by_recipe.items() if name.startswith(f"{found.name}: ")]
+        recipes = [each for each in parts if len(each.ranked) < len(found.ranked)]
         rows.append(
             {
                 "group": found.name,
@@ -90,8 +90,8 @@ def table(runs: Sequence[Made], group: Group) -> list[dict[str, str]]:
                 "Spearman of plain LAR": _number(_against(found, lambda run: -run["lar"][-10:].mean())),
                 "of the training loss": _number(_against(found, lambda run: run["loss"][-6:].mean())),
                 "of the first pass and drift": _number(_against(found, drifted)),
-                "intervals that hold": _share([held for each in (found, *recipes) for held in held_intervals(each)]),
-                "neighbors surely in order": _share([right for each in (found, *recipes) for right in sure(each)]),
+                "intervals right": _share([held for each in (found, *recipes) for held in held_intervals(each)]),
+                "sure neighbors right": _share([right for each in (found, *recipes) for right in sure(each)]),
             }
         )
     return rows
@@ -113,8 +113,8 @@ def drifted(columns: Columns) -> float:
 
 def spearman(found: Comparison) -> float:
     """Of the order with the truth."""
-    order = np.array([each.score for each in found.ranked])
-    return score.spearman(order, np.array([found.truth[each.run] for each in found.ranked]))
+    scores = {each.run: each.score for each in found.ranked}
+    return _correlation([(scores[name], found.truth[name]) for name in scores])
 
 
 def held_intervals(found: Comparison) -> list[bool]:
@@ -232,8 +232,11 @@ def _truth(losses: Column) -> float:
 
 
 def _against(found: Comparison, value: Callable[[Columns], float]) -> float:
-    names = [each.run for each in found.ranked]
-    return score.spearman(np.array([value(found.columns[n]) for n in names]), np.array([found.truth[n] for n in names]))
+    return _correlation([(value(columns), found.truth[name]) for name, columns in found.columns.items()])
+
+
+def _correlation(pairs: Sequence[tuple[float, float]]) -> float:
+    return score.spearman(*np.array(pairs).T) if len(pairs) >= FEWEST else math.nan
 
 
 def _number(value: float) -> str:

@@ -129,6 +129,9 @@ def bad_runs(folder):
     unlogged = folder / "nan.jsonl"
     end_badly(unlogged, lines, {"loss": None}, 20)
     yield unlogged, "diverged: no finite loss after step 190"
+    back = folder / "back.jsonl"
+    end_badly(back, lines, {"epoch": 0.5}, 5)
+    yield back, "passes over the data that go back"
     damaged = folder / "damaged.jsonl"
     damaged.write_text("{}\n{}\n")
     yield damaged, "line 1: "

@@ -25,19 +25,16 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_low
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from logalign.diagnosis.baseline import main_site
+from logalign.diagnosis.comparable import Align, Columns, aligned, columns_of, first, keep_equal, leave_out
 from logalign.diagnosis.epochs import MIN_READINGS, memorized
 from logalign.diagnosis.trend import Vector
 from logalign.errors import InputError, RunError
 from logalign.remote import shown
 from logalign.runlog import Run, open_run
-from logalign.samples.passes import passes_of
-from logalign.samples.visits import NOTHING_CAME_BACK
 
 SIGMAS = 2.5
 """An order by the estimate is sure where two estimates differ by more than so many errors of the difference."""
@@ -51,21 +48,13 @@ SEEN_INTO = 6.0
 """Readings that a classifier's pass needs: fewer, and the three before its beginning are not apart from those after."""
 EQUAL_PASSES = 1.1
 """Largest ratio of passes over the data that count as equal."""
-SHORT = 1 / 3
-"""A run is short if it ends before so much of what half of the runs have reached."""
-
 Quantity = Literal["estimated held-out loss", "training loss and LAR", "passes over the data", "LAR"]
 ESTIMATE: Quantity = "estimated held-out loss"
 LOSS_AND_LAR: Quantity = "training loss and LAR"
 PASSES: Quantity = "passes over the data"
 LAR: Quantity = "LAR"
 
-Align = Literal["step", "tokens", "epoch"]
-ALIGNMENTS: Mapping[str, str] = {"step": "step", "tokens": "tokens_seen", "epoch": "epoch"}
-"""The column of each."""
-
 RunLike = str | os.PathLike[str] | Run
-Columns = Mapping[str, Vector]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,51 +159,6 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
     return Ranking(runs=ranked, opened=compared, left_out=left_out, quantity=quantity, align=align, at=at)
 
 
-def columns_of(run: Run, site: str | None = None) -> Columns:
-    """The columns of a run's layer: passes over the data as the epoch, and mean losses as the loss, where recorded."""
-    columns = run.columns(site or main_site(run))
-    epochs = passes_of(columns["step"], columns["passes"], columns["epoch"])
-    if epochs.size and np.isnan(epochs).all() and columns["drift_reason"][-1] == NOTHING_CAME_BACK:
-        epochs = columns["step"] / (columns["step"][-1] + 1)  # the first pass is not over
-    means = columns["loss_mean"]
-    losses = np.where(np.isfinite(means), means, columns["loss"])
-    return {**columns, "epoch": epochs, "loss": losses}
-
-
-def aligned(parts: dict[str, Columns], left_out: dict[str, str], align: Align) -> tuple[dict[str, Columns], float]:
-    """The readings up to the last place that all runs have reached, and that place.
-
-    Args:
-        parts: Columns of each run, as `columns_of` gives them. Those that have diverged or are short are taken out.
-        left_out: Where the reasons are put.
-        align: Along what the runs are aligned.
-
-    Raises:
-        InputError: fewer than two runs compare.
-    """
-    _leave_out(parts, left_out, {name: why for name, part in parts.items() if (why := _fault(part, align))})
-    axis = ALIGNMENTS[align]
-    reached = {name: float(np.nanmax(part[axis])) for name, part in parts.items()}
-    usual = median_low(reached.values())
-    short = {
-        name: f"short: it ends at {position(align, end)}, where half of the runs reach {position(align, usual)}"
-        for name, end in reached.items()
-        if end < SHORT * usual
-    }
-    _leave_out(parts, left_out, short)
-    while True:
-        at = min(reached[name] for name in parts)
-        kept = {name: _until(part, axis, at) for name, part in parts.items()}
-        few = {
-            name: f"short: {part['step'].size} readings up to {position(align, at)}, fewer than {MIN_READINGS}"
-            for name, part in kept.items()
-            if part["step"].size < MIN_READINGS
-        }
-        if not few:
-            return kept, at
-        _leave_out(parts, left_out, few)
-
-
 def choose(parts: dict[str, Columns], left_out: dict[str, str]) -> Quantity:
     """The first quantity that fits these runs.
 
@@ -226,8 +170,8 @@ def choose(parts: dict[str, Columns], left_out: dict[str, str]) -> Quantity:
     Raises:
         InputError: fewer than two runs compare.
     """
-    _keep_equal(parts, left_out, "m")
-    classifies = all(_first(part["m"]) <= _first(part["n"]) for part in parts.values())
+    keep_equal(parts, left_out, "m")
+    classifies = all(first(part["m"]) <= first(part["n"]) for part in parts.values())
     if classifies and any(_readings_per_pass(part) < SEEN_INTO for part in parts.values()):
         wanted = [LOSS_AND_LAR, LAR, PASSES]
     else:
@@ -239,9 +183,9 @@ def choose(parts: dict[str, Columns], left_out: dict[str, str]) -> Quantity:
             continue
         if quantity == ESTIMATE and any(estimate(part) is None for part in able):
             continue
-        _leave_out(parts, left_out, lacking)
+        leave_out(parts, left_out, lacking)
         if "lar" in NEEDED[quantity]:
-            _keep_equal(parts, left_out, "n")
+            keep_equal(parts, left_out, "n")
         return quantity
     raise InputError(
         f"expected runs with at least {MIN_READINGS} readings of loss and epoch, or of LAR, found too few; pass loss= "
@@ -297,53 +241,6 @@ def interval(difference: float, error: float) -> tuple[float, float]:
     return low, HIGH * difference + CLOSE
 
 
-def position(align: Align, at: float) -> str:
-    """A place on what runs are aligned on, in words.
-
-    Example:
-        >>> position("step", 1200.0), position("tokens", 5e6), position("epoch", 1.5)
-        ('step 1,200', '5,000,000 tokens', 'epoch 1.5')
-    """
-    if align == "epoch":
-        return f"epoch {at:.4g}"
-    return f"step {at:,.0f}" if align == "step" else f"{at:,.0f} tokens"
-
-
-def _fault(columns: Columns, align: Align) -> str | None:
-    """Why a run compares with no other, if so."""
-    if columns["step"].size < MIN_READINGS:
-        return f"short: {columns['step'].size} readings of the layer, fewer than {MIN_READINGS}"
-    if columns["nonfinite"][-1] > 0:
-        return f"diverged: NaN or infinite values at step {columns['step'][-1]:,}"
-    known = np.flatnonzero(np.isfinite(columns["loss"]))
-    if known.size and columns["loss"].size - 1 - known[-1] >= MIN_READINGS:
-        return f"diverged: no finite loss after step {columns['step'][known[-1]]:,}"
-    if not np.isfinite(columns[ALIGNMENTS[align]]).any():
-        return f"no {ALIGNMENTS[align]} recorded to align it on"
-    return None
-
-
-def _leave_out(parts: dict[str, Columns], left_out: dict[str, str], reasons: Mapping[str, str]) -> None:
-    """Take runs out, and refuse to go on with fewer than two."""
-    left_out.update(reasons)
-    for name in reasons:
-        del parts[name]
-    if len(parts) < 2:
-        whys = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        raise InputError(f"expected at least two runs that compare, found {len(parts)} ({whys})")
-
-
-def _keep_equal(parts: dict[str, Columns], left_out: dict[str, str], name: str) -> None:
-    """Leave out runs whose layer has another size than that of most."""
-    sizes = {run: size for run, part in parts.items() if math.isfinite(size := _first(part[name]))}
-    usual = Counter(sizes.values()).most_common(1)[0][0] if sizes else math.nan
-    _leave_out(
-        parts,
-        left_out,
-        {run: f"{name} = {size:.0f}, others have {usual:.0f}" for run, size in sizes.items() if size != usual},
-    )
-
-
 NEEDED: Mapping[Quantity, Sequence[str]] = {
     ESTIMATE: ("loss", "epoch"),
     LOSS_AND_LAR: ("loss", "lar"),
@@ -359,6 +256,8 @@ def _lacks(columns: Columns, quantity: Quantity) -> str | None:
         count = int(np.isfinite(columns[name]).sum())
         if count < MIN_READINGS:
             return f"{count} readings with {'a defined LAR' if name == 'lar' else name}, fewer than {MIN_READINGS}"
+    if quantity == ESTIMATE and (np.diff(columns["epoch"][np.isfinite(columns["epoch"])]) < 0).any():
+        return "passes over the data that go back"
     return None
 
 
@@ -394,13 +293,3 @@ def _readings_per_pass(columns: Columns) -> float:
     """Infinite where passes are not known: short ones were then not seen."""
     known = columns["epoch"][np.isfinite(columns["epoch"])]
     return (known.size - 1) / float(np.ptp(known)) if known.size > 1 and np.ptp(known) > 0 else math.inf
-
-
-def _until(columns: Columns, axis: str, last: float) -> Columns:
-    kept = columns[axis] <= last
-    return {name: values[kept] for name, values in columns.items()}
-
-
-def _first(values: Vector) -> float:
-    known = values[np.isfinite(values)]
-    return float(known[0]) if known.size else math.nan

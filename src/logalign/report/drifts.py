@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from logalign.diagnosis.baseline import main_site
-from logalign.diagnosis.ranking import ALIGNMENTS, Ranking
+from logalign.diagnosis.comparable import ALIGNMENTS
+from logalign.diagnosis.ranking import Ranking
 from logalign.markup import measured
 from logalign.readings import Reading
 from logalign.runlog import Run

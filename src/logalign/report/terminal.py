@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from logalign.diagnosis.ranking import ESTIMATE, LAR, LOSS_AND_LAR, PASSES, Quantity, Ranking, position
+from logalign.diagnosis.comparable import position
+from logalign.diagnosis.ranking import ESTIMATE, LAR, LOSS_AND_LAR, PASSES, Quantity, Ranking
 from logalign.diagnosis.verdict import Outcome, Verdict, shown
 from logalign.report.drifts import UNIT, Drift
 from logalign.report.names import short_names
