@@ -9,6 +9,7 @@ import pytest
 from logalign import Reading, open_run
 from logalign.diagnosis.grokking import GrokDetector, GrokThresholds, decide
 from logalign.diagnosis.judge import loss_limit
+from logalign.diagnosis.series import Series
 from logalign.errors import InputError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -16,8 +17,9 @@ SHAPE = {"m": 59, "n": 64}
 
 
 def outcomes(readings, detector=None):
-    """(step, outcome) wherever the outcome changes, and the detector."""
-    detector = GrokDetector() if detector is None else detector
+    """(step, outcome) wherever the outcome changes, and the detector; a series by hand begins inside a training."""
+    if detector is None:
+        detector = GrokDetector(any_loss=readings[0].loss is None or readings[0].loss < 1)
     changes = []
     for reading in readings:
         verdict = detector.update(reading)
@@ -151,7 +153,7 @@ def test_a_network_that_fits_with_few_directions_never_memorized():
     ("fields", "reason"),
     [
         ({"loss": None}, "the training loss is not known in all of the last 3 readings"),
-        ({"m": None}, "the layer's shape (m, n) is not recorded"),
+        ({"m": None}, "the loss did not begin near log m"),
         ({"n": None}, "the layer's shape (m, n) is not recorded"),
         ({"loss": 0.3}, "the training loss, 0.3, is not under 0.204 (5 % of log m)"),
         ({"epoch": 0.5}, "no data has repeated so far"),
@@ -170,7 +172,7 @@ def test_without_an_epoch_data_is_taken_to_repeat_and_that_is_said():
 
 
 def test_a_constant_series_is_no_measurement():
-    detector = GrokDetector()
+    detector = GrokDetector(any_loss=True)
     for step in range(100):
         verdict = detector.update(Reading(step=step, lar=0.55, lar_centered=0.55, loss=0.0, epoch=9.0, **SHAPE))
         assert not verdict.is_alarm
@@ -189,9 +191,27 @@ def test_the_rule_is_a_function_of_signals_and_stands_by_what_it_said():
     assert outcomes(recorded("modadd59_wd1"), GrokDetector(thresholds=strict))[0][-1][1] == "memorizing"
 
 
-def test_loss_limit():
-    assert loss_limit(59) == pytest.approx(0.05 * np.log(59))
-    assert loss_limit(None) is None
+@pytest.mark.parametrize(
+    ("m", "first", "limit"),
+    [
+        (59, np.log(59), 0.05 * np.log(59)),  # an untrained classifier
+        (59, 1.3 * np.log(59), 0.05 * np.log(59)),
+        (59, 0.8 * np.log(59), 0.04 * np.log(59)),  # focal loss
+        (100, np.log(2), None),  # a hundred labels, each yes or no
+        (10, 1.0, None),  # squares of ten outputs
+        (10, 100 * np.log(10), None),  # a loss times a hundred
+        (1024, 3.0, None),  # fine-tuning
+        (None, 4.0, None),
+        (1, 0.7, None),
+        (59, None, None),
+    ],
+)
+def test_a_network_interpolates_only_where_its_loss_is_a_cross_entropy(m, first, limit):
+    series = Series()
+    series.add(Reading(step=0, lar=0.5, loss=first, m=m, n=64))
+    series.add(Reading(step=10, lar=0.5, loss=0.001, m=m, n=64))
+    assert loss_limit(series) == (None if limit is None else pytest.approx(limit))
+    assert loss_limit(series, any_loss=True) == (pytest.approx(0.05 * np.log(m)) if m not in (None, 1) else None)
 
 
 # Resumed and damaged series ----------------------------------------------------------------------------------------

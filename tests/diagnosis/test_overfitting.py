@@ -524,8 +524,8 @@ def test_readings_of_a_classifier():
 
 
 def test_a_classifier_that_has_fitted_its_data_at_once_cannot_be_judged_so():
-    spent = classifying(1.0, loss=1e-4)
-    changes, detector = outcomes(spent)
+    first, *rest = classifying(1.0, loss=1e-4)
+    changes, detector = outcomes([replace(first, loss=np.log(10)), *rest])
     assert {outcome for _, outcome in changes} == {"undecidable"}
     assert "take readings more often" in detector.verdict.reason
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from logalign.diagnosis.verdict import EXIT_STATUS, OUTCOMES, PRECEDENCE, Verdict, combined
+from logalign.diagnosis.verdict import EXIT_STATUS, OUTCOMES, PRECEDENCE, Episode, Verdict, combined
 from logalign.errors import InputError
 
 
@@ -26,6 +26,7 @@ def test_record_is_strict_json_and_keeps_everything():
         "evidence": {"a": 1, "b": None, "c": 0.5},
         "basis": ["one"],
         "limits": ["two", "three"],
+        "earlier": [],
     }
 
 
@@ -49,11 +50,29 @@ def test_text_for_people():
         ("generalizing", 0, False),
         ("overfitting", 3, True),
         ("memorizing", 3, True),
+        ("diverged", 3, True),
         ("undecidable", 4, False),
     ],
 )
 def test_exit_status_and_alarm(outcome, status, alarm):
     assert (verdict(outcome).exit_status, verdict(outcome).is_alarm) == (status, alarm)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "earlier", "status"),
+    [
+        ("healthy", "overfitting", 3),
+        ("undecidable", "overfitting", 3),
+        ("generalizing", "overfitting", 3),
+        ("generalizing", "memorizing", 0),
+        ("healthy", "memorizing", 3),
+    ],
+)
+def test_an_alarm_that_has_ended_is_part_of_the_verdict(outcome, earlier, status):
+    found = verdict(outcome, earlier=(Episode(earlier, 50, 1246),))
+    assert found.exit_status == status
+    assert found.headline().endswith(f"since step 10; earlier {earlier} from step 50 to 1,246")
+    assert found.record()["earlier"] == [{"outcome": earlier, "first": 50, "last": 1246}]
 
 
 def test_every_outcome_has_a_status_and_a_place():
@@ -66,8 +85,8 @@ def test_what_is_refused():
     with pytest.raises(InputError) as caught:
         verdict("fine")
     assert str(caught.value) == (
-        "outcome: expected one of healthy, approaching, overfitting, memorizing, generalizing, undecidable, "
-        "found 'fine'"
+        "outcome: expected one of healthy, approaching, overfitting, memorizing, generalizing, diverged, "
+        "undecidable, found 'fine'"
     )
     with pytest.raises(InputError, match="regime: expected one of grokking, decline, both, unknown, found 'auto'"):
         verdict(regime="auto")

@@ -15,14 +15,16 @@ from logalign.diagnosis.baseline import Baseline, main_site, only_site
 from logalign.diagnosis.grokking import GrokDetector, GrokThresholds
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.overfitting import OverfitDetector
-from logalign.diagnosis.verdict import Verdict, combined
+from logalign.diagnosis.present import Present
+from logalign.diagnosis.verdict import ALARMS, Episode, Outcome, Verdict, combined
 from logalign.errors import InputError
 from logalign.readings import Reading, Readings
 from logalign.runlog import Run, open_run
 
 Choice = Literal["auto", "grokking", "decline", "both"]
 CHOICES: tuple[Choice, ...] = ("auto", "grokking", "decline", "both")
-STATE_VERSION = 1
+STATE_VERSION = 2
+REMEMBERED_EPISODES = 64
 
 
 class Detector:
@@ -55,12 +57,50 @@ class Detector:
     ) -> None:
         check_regime(regime)
         self.regime = regime
-        self.grokking = GrokDetector(thresholds=grokking)
+        self.grokking = GrokDetector(thresholds=grokking, any_loss=regime in ("grokking", "both"))
         self.decline = OverfitDetector(baseline=baseline, thresholds=decline)
+        self._present = Present()
+        self._episodes: list[Episode] = []  # what was said from which step to which, the latest last
+        self._step: int | None = None  # of the last reading
+        self._verdict = self._judged()
 
     @property
     def verdict(self) -> Verdict:
         """The verdict after the last reading."""
+        return self._verdict
+
+    def update(self, reading: Reading) -> Verdict:
+        """Take one reading in; `OverfitDetector.update` says how resumed, duplicated and undefined ones are taken.
+
+        Raises:
+            InputError: it is of another layer than the readings before, or of another shape than they or the baseline.
+        """
+        self.decline.update(reading)
+        self.grokking.update(reading)
+        if self._step is not None and reading.step <= self._step:
+            self._present.rewind(reading.step)
+            kept = [each for each in self._episodes if each.first < reading.step]
+            self._episodes = [replace(each, last=min(each.last, reading.step - 1)) for each in kept]
+        self._step = reading.step
+        self._present.take(reading)
+        said = self._judged()
+        self._remember(said.outcome, reading.step)
+        self._verdict = self._with_episodes(said)
+        return self._verdict
+
+    def _judged(self) -> Verdict:
+        """What the rules say of the last reading, whatever was said before."""
+        now = self._present.judgment
+        if now is not None:
+            return Verdict(
+                outcome=now.outcome,
+                regime="unknown",
+                step=self._step,
+                since_step=self._step,
+                reason=now.reason,
+                suggestion=now.suggestion,
+                limits=self.decline.verdict.limits,
+            )
         grokking, decline = self.grokking.verdict, self.decline.verdict
         if self.regime == "grokking":
             return grokking
@@ -77,15 +117,19 @@ class Detector:
             return decline
         return replace(grokking, reason=f"{grokking.reason} And: {decline.reason}", suggestion=decline.suggestion)
 
-    def update(self, reading: Reading) -> Verdict:
-        """Take one reading in; `OverfitDetector.update` says how resumed, duplicated and undefined ones are taken.
+    def _remember(self, outcome: Outcome, step: int) -> None:
+        last = self._episodes[-1] if self._episodes else None
+        if last is not None and last.outcome == outcome:
+            self._episodes[-1] = replace(last, last=step)
+        else:
+            self._episodes = [*self._episodes, Episode(outcome, step, step)][-REMEMBERED_EPISODES:]
 
-        Raises:
-            InputError: it is of another layer than the readings before, or of another shape than they or the baseline.
-        """
-        self.decline.update(reading)
-        self.grokking.update(reading)
-        return self.verdict
+    def _with_episodes(self, said: Verdict) -> Verdict:
+        """With the step since which the outcome has stood, and the alarms that have ended."""
+        if not self._episodes:
+            return said
+        ended = tuple(each for each in self._episodes[:-1] if each.outcome in ALARMS)
+        return replace(said, since_step=self._episodes[-1].first, earlier=ended)
 
     def state_dict(self) -> dict[str, Any]:
         """All that it knows but baseline and thresholds, as lists and numbers that JSON and `torch.save` can hold."""
@@ -93,6 +137,9 @@ class Detector:
             "version": STATE_VERSION,
             "grokking": self.grokking.state_dict(),
             "decline": self.decline.state_dict(),
+            "present": self._present.state(),
+            "episodes": [[each.outcome, each.first, each.last] for each in self._episodes],
+            "step": self._step,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -108,6 +155,10 @@ class Detector:
             )
         self.grokking.load_state_dict(state["grokking"])
         self.decline.load_state_dict(state["decline"])
+        self._present = Present.from_state(state["present"])
+        self._episodes = [Episode(outcome, first, last) for outcome, first, last in state["episodes"]]
+        self._step = state["step"]
+        self._verdict = self._with_episodes(self._judged())
 
 
 def diagnose(

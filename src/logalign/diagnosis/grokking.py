@@ -136,6 +136,8 @@ def signals_of(
     plateau: Sequence[tuple[int, float]],
     slingshot_step: int | None,
     thresholds: GrokThresholds,
+    *,
+    any_loss: bool = False,
 ) -> GrokSignals:
     """The signals after the last reading; `plateau` holds (step, LAR) of the memorization plateau so far."""
     hold = thresholds.hold if form == CENTERED else thresholds.hold_plain
@@ -154,7 +156,7 @@ def signals_of(
     return GrokSignals(
         form=form,
         loss=_median_loss(series, thresholds.loss_readings),
-        loss_limit=loss_limit(series.m, thresholds.interpolation),
+        loss_limit=loss_limit(series, thresholds.interpolation, any_loss=any_loss),
         loss_long=_median_loss(series, thresholds.lost_readings) if plateau else None,
         epoch=series.last("epoch"),
         plateau_readings=len(plateau),
@@ -178,7 +180,12 @@ def decide(signals: GrokSignals, thresholds: GrokThresholds, previous: Outcome |
             f"the training loss is not known in all of the last {thresholds.loss_readings} readings, so neither is "
             "whether the network interpolates."
         )
-    if s.loss_limit is None or s.k is None:
+    if s.loss_limit is None:
+        return "undecidable", (
+            "the loss did not begin near log m, as the cross entropy of an untrained classifier does, so it does not "
+            "say whether the network interpolates."
+        )
+    if s.k is None:
         return "undecidable", "the layer's shape (m, n) is not recorded, or there are too few readings."
     if not s.interpolates:
         return "undecidable", (
@@ -235,10 +242,11 @@ class GrokDetector(Judge):
 
     Args:
         thresholds: When to call it what.
+        any_loss: Take every loss for a softmax cross entropy, also one that did not begin near log m.
 
     Example:
         >>> from logalign import Reading
-        >>> detector = GrokDetector()
+        >>> detector = GrokDetector(any_loss=True)
         >>> for step in range(0, 400, 10):
         ...     verdict = detector.update(Reading(step=step, lar=0.55 + 1e-6 * step, loss=0.01, m=59, n=64, epoch=step))
         >>> verdict.outcome, verdict.since_step
@@ -247,7 +255,8 @@ class GrokDetector(Judge):
 
     regime = "grokking"
 
-    def __init__(self, *, thresholds: GrokThresholds | None = None) -> None:
+    def __init__(self, *, thresholds: GrokThresholds | None = None, any_loss: bool = False) -> None:
+        self._any_loss = any_loss
         super().__init__()
         self.thresholds = GrokThresholds() if thresholds is None else thresholds
         self._plateau: list[tuple[int, float]] = []  # step, LAR
@@ -258,14 +267,17 @@ class GrokDetector(Judge):
     def signals(self) -> GrokSignals:
         """The numbers that the verdict after the last reading rests on."""
         form = self._form or self._recorded_form()
-        return signals_of(self.series, form, self._plateau, self._slingshot_step, self.thresholds)
+        return signals_of(
+            self.series, form, self._plateau, self._slingshot_step, self.thresholds, any_loss=self._any_loss
+        )
 
     def _recorded_form(self) -> str:
         return PLAIN if self.series.last(CENTERED) is None else CENTERED
 
     def _follow(self) -> None:
         series, thresholds = self.series, self.thresholds
-        loss, limit = _median_loss(series, thresholds.loss_readings), loss_limit(series.m, thresholds.interpolation)
+        loss = _median_loss(series, thresholds.loss_readings)
+        limit = loss_limit(series, thresholds.interpolation, any_loss=self._any_loss)
         epoch = series.last("epoch")
         if loss is None or limit is None or loss >= limit or (epoch is not None and epoch < 1):
             return

@@ -23,15 +23,30 @@ STATE_VERSION = 2
 REMEMBERED_CHANGES = 16
 VERDICT = "verdict"
 INTERPOLATION = 0.05
-"""Training loss, as a share of log m, under which a network interpolates its data."""
+"""Share of the loss that it began with, under which a network interpolates its data."""
+BEGINS = (0.5, 1.5)
+"""The first loss of an untrained classifier, as a multiple of log m: between these."""
 
 Standing = Mapping[str, Outcome]
 """The outcome that stands, of the verdict (`VERDICT`) and of each kind of evidence by name."""
 
 
-def loss_limit(m: int | None, share: float = INTERPOLATION) -> float | None:
-    """The training loss under which a network of m classes interpolates; None where m is not known."""
-    return None if m is None else share * math.log(m)
+def loss_limit(series: Series, share: float = INTERPOLATION, *, any_loss: bool = False) -> float | None:
+    """The training loss under which a network interpolates its data; None where that cannot be known.
+
+    `share` of the lesser of log m and the first loss, for a softmax cross entropy, which begins near log m. A loss that
+    begins elsewhere is another one, or that of a network that was trained before, and says nothing about interpolation
+    unless `any_loss`: then it is taken for a cross entropy.
+    """
+    if series.m is None or series.m < 2:
+        return None
+    guess = math.log(series.m)
+    if any_loss:
+        return share * guess
+    first = None if series.first_loss is None else series.first_loss[1]
+    if first is None or not BEGINS[0] * guess <= first <= BEGINS[1] * guess:
+        return None
+    return share * min(first, guess)
 
 
 @dataclass(frozen=True, kw_only=True)

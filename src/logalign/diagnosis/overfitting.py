@@ -57,13 +57,13 @@ def _dropped(series: Series, warm_up: float | None) -> bool:
 
 def _interpolates(series: Series) -> bool:
     """Whether the network interpolates its data."""
-    loss, limit = series.last("loss"), loss_limit(series.m)
+    loss, limit = series.last("loss"), loss_limit(series)
     return loss is not None and limit is not None and loss < limit
 
 
 def _spent_early(series: Series) -> bool:
     """Whether the network interpolated its data within the first readings."""
-    history, limit = series.history, loss_limit(series.m)
+    history, limit = series.history, loss_limit(series)
     early = history.column("loss")[: max(1, EARLY_READINGS // history.stride)]
     early = early[np.isfinite(early)]
     return limit is not None and bool(early.size) and bool(early.min() < limit)

@@ -57,6 +57,7 @@ class Series:
         resumes: How often a step was not above the one before.
         history: The whole past: `COLUMNS` by step.
         filled: Whether the last reading filled a bin of the history.
+        first_loss: The first training loss, and its step; None before it.
     """
 
     def __init__(self, *, recent: int = 64, capacity: int = 128) -> None:
@@ -66,6 +67,7 @@ class Series:
         self.taken = self.skipped = self.resumes = 0
         self.history = History(COLUMNS, capacity=capacity)
         self.filled = False
+        self.first_loss: tuple[int, float] | None = None
         self._rows = np.full((recent, 1 + len(COLUMNS)), np.nan)  # step and COLUMNS, the latest last
         self._size = 0
         self._epochs = GivenEpochs()
@@ -129,6 +131,8 @@ class Series:
     def rewind(self, step: int) -> None:
         """Forget what is at this step and beyond; older readings come back from the history, as fine as it has them."""
         self.resumes += 1
+        if self.first_loss is not None and self.first_loss[0] >= step:
+            self.first_loss = None
         self.history.truncate(step)
         kept = self._rows[len(self._rows) - self._size :][self.steps < step]
         older = self.history.rows()
@@ -153,6 +157,8 @@ class Series:
         self._rows[:-1] = self._rows[1:]
         self._rows[-1] = row
         self._size = min(self._size + 1, len(self._rows))
+        if self.first_loss is None and math.isfinite(loss := row[1 + COLUMNS.index("loss")]):
+            self.first_loss = (reading.step, loss)
         self.filled = self.history.append(*row)
         self.taken += 1
         return True
@@ -193,6 +199,7 @@ class Series:
             "rows": [[None if math.isnan(value) else value for value in row] for row in rows],
             "history": self.history.state(),
             "epochs": self._epochs.state(),
+            "first_loss": None if self.first_loss is None else list(self.first_loss),
         }
 
     @classmethod
@@ -207,6 +214,8 @@ class Series:
         series.history = History.from_state(state["history"])
         if "epochs" in state:  # checkpoints from before 0.2 have none
             series._epochs = GivenEpochs.from_state(state["epochs"])
+        first = state.get("first_loss")
+        series.first_loss = None if first is None else (int(first[0]), float(first[1]))
         return series
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from logalign import markup
 from logalign.errors import InputError
 
-Outcome = Literal["healthy", "approaching", "overfitting", "memorizing", "generalizing", "undecidable"]
+Outcome = Literal["healthy", "approaching", "overfitting", "memorizing", "generalizing", "diverged", "undecidable"]
 Regime = Literal["grokking", "decline", "both", "unknown"]
 Number = float | int | None
 
@@ -23,11 +23,14 @@ EXIT_STATUS: Mapping[Outcome, int] = {
     "generalizing": 0,
     "overfitting": 3,
     "memorizing": 3,
+    "diverged": 3,
     "undecidable": 4,
 }
-"""What `logalign diagnose` exits with; 1 is an error."""
+"""What `logalign diagnose` exits with where there was no alarm before; 1 is an error."""
+ALARMS: tuple[Outcome, ...] = ("overfitting", "memorizing", "diverged")
 
 PRECEDENCE: tuple[Outcome, ...] = (
+    "diverged",
     "overfitting",
     "memorizing",
     "generalizing",
@@ -45,15 +48,36 @@ KNOWN_LIMITS = (
 """What holds of every verdict."""
 
 
+SHOWN = 3
+"""Earlier alarms that a headline names."""
+
 COLORS: Mapping[Outcome, str] = {
     "healthy": "#2e9e5b",
     "generalizing": "#2e9e5b",
     "approaching": "#c98a00",
     "overfitting": "#d9534f",
     "memorizing": "#d9534f",
+    "diverged": "#d9534f",
     "undecidable": "currentColor",
 }
 """Of a headline in a notebook; read on white and on black."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An outcome and the steps from which to which it stood.
+
+    Example:
+        >>> print(Episode("overfitting", 50, 246))
+        overfitting from step 50 to 246
+    """
+
+    outcome: Outcome
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.outcome} from step {self.first:,} to {self.last:,}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +85,7 @@ class Verdict:
     """What a run's readings say at one step.
 
     Attributes:
-        outcome: "healthy", "approaching", "overfitting", "memorizing", "generalizing" or "undecidable".
+        outcome: "healthy", "approaching", "overfitting", "memorizing", "generalizing", "diverged" or "undecidable".
         regime: Which logic judged: "grokking" (the network interpolates its data), "decline" (LAR's fall), "both" where
             both were asked and agree, "unknown" before there was anything to judge.
         step: The step of the last reading judged; None before the first.
@@ -71,6 +95,7 @@ class Verdict:
         suggestion: What to do, in one sentence.
         basis: What it rests on, with the source of each threshold.
         limits: What may make it wrong.
+        earlier: Alarms that have ended, the latest last.
 
     Raises:
         InputError: an outcome or regime of another name, or evidence that strict JSON cannot hold.
@@ -103,6 +128,7 @@ class Verdict:
     evidence: Mapping[str, Number] = field(default_factory=dict)
     basis: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    earlier: tuple[Episode, ...] = ()
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:
@@ -115,13 +141,17 @@ class Verdict:
 
     @property
     def is_alarm(self) -> bool:
-        """Whether it is overfitting or memorizing."""
-        return self.outcome in ("overfitting", "memorizing")
+        """Whether it is overfitting, memorizing or diverged."""
+        return self.outcome in ALARMS
 
     @property
     def exit_status(self) -> int:
-        """What `logalign diagnose` exits with: 0, 3 for an alarm, 4 for undecidable."""
-        return EXIT_STATUS[self.outcome]
+        """What `logalign diagnose` exits with: 0, 3 for an alarm, now or earlier, 4 for undecidable.
+
+        A network that generalizes has memorized before, which is no alarm any more.
+        """
+        ended = [each for each in self.earlier if self.outcome != "generalizing" or each.outcome == "overfitting"]
+        return EXIT_STATUS["overfitting"] if ended else EXIT_STATUS[self.outcome]
 
     def record(self) -> dict[str, Any]:
         """The verdict as an object that strict JSON can hold."""
@@ -136,6 +166,7 @@ class Verdict:
             "evidence": dict(self.evidence),
             "basis": list(self.basis),
             "limits": list(self.limits),
+            "earlier": [asdict(each) for each in self.earlier],
         }
 
     def __str__(self) -> str:
@@ -167,6 +198,8 @@ class Verdict:
             words += f" at step {self.step:,}"
         if self.since_step is not None:
             words += f", since step {self.since_step:,}"
+        if self.earlier:
+            words += f"; earlier {', '.join(map(str, self.earlier[-SHOWN:]))}"
         return words
 
 

@@ -7,9 +7,10 @@ t1 < t2, in passes over the data, is modeled as
     l2 - l1 = F(t2) - F(t1) - gain
 
 with F piecewise linear, one knot every half pass, and now the end of the last complete pass. `drift = F(now) -
-F(now - 1)`, in nats a pass, is the movement that training on other samples gives: negative while it generalizes, positive once samples are forgotten faster than anything
-carries over. `gain`, in nats, is what one visit buys of the sample itself. The two are told apart because the times
-between visits differ. The fit is least squares with Huber weights over the pairs of the last pass.
+F(now - 1)`, in nats a pass, is the movement that training on other samples gives: negative while it generalizes,
+positive once samples are forgotten faster than anything carries over. `gain`, in nats, is what one visit buys of the
+sample itself. The two are told apart because the times between visits differ. The fit is least squares with Huber
+weights over the pairs of the last pass.
 
 The ends of passes are where samples are met at all times between visits, from none to two passes. A window that ends
 inside a pass lacks the long ones, and what is forgotten soon after a visit then passes for drift: on five recorded runs
