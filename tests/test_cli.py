@@ -180,28 +180,41 @@ def test_compare_puts_the_run_that_overfits_last(cli):
     runs = [DATA / "lm_repeat200k.jsonl", DATA / "lm_fresh.jsonl"]
     result = cli("compare", *runs)
     assert result.exit_code == 0
-    assert "estimated held-out loss" in result.stdout
+    assert "held-out loss above the first" in result.stdout
     assert result.stdout.index("lm_fresh") < result.stdout.index("lm_repeat200k")
     as_json = json.loads(cli("compare", *runs, "--json").stdout)
     assert [each["run"] for each in as_json] == [str(runs[1]), str(runs[0])]
-    assert {"run", "score", "low", "high"} <= set(as_json[0])
+    assert {"run", "low", "high", "is_sure", "left_out"} <= set(as_json[0])
+    assert 0 < as_json[1]["low"] < 1.9 < as_json[1]["high"]  # the held-out losses that were recorded differ by 1.9
     alone = cli("compare", runs[0])
     assert (alone.exit_code, alone.stderr) == (1, "error: expected at least two runs to compare, found 1\n")
+
+
+def test_compare_names_what_it_leaves_out_and_orders_the_others(cli):
+    runs = [DATA / "killed" / f"{name}.jsonl" for name in ("a", "b", "killed")]
+    result = cli("compare", *runs, "nowhere", "--html", "all.html")
+    assert result.exit_code == 0
+    assert result.stdout.index("a.jsonl") < result.stdout.index("b.jsonl") < result.stdout.index("left out: ")
+    assert "killed.jsonl: short: 3 readings of the layer, fewer than 10\n" in result.stdout
+    assert "left out: nowhere: expected a run folder, a JSONL or a CSV file, found nothing there\n" in result.stdout
+    assert "left out: nowhere" in Path("all.html").read_text()
+    as_json = json.loads(cli("compare", *runs, "--json").stdout)
+    assert [bool(each["left_out"]) for each in as_json] == [False, False, True]
 
 
 def test_compare_aligns_runs_on_tokens_and_draws_them(cli, tmp_path):
     runs = [DATA / "lm_repeat200k.jsonl", DATA / "lm_fresh.jsonl"]
     result = cli("compare", *runs, "--align", "tokens", "--html", "<b>.html")
     assert result.exit_code == 0
-    assert "At 3,053,568 tokens, the last that all runs have; less is better." in result.stdout
+    assert "at 3,053,568 tokens, the last that all runs have." in result.stdout
     assert result.stdout.endswith("overlay: <b>.html\n")
     page = (tmp_path / "<b>.html").read_text()
-    assert page.index("Order by estimated held-out loss") < page.index("At 3,053,568 tokens")
+    assert page.index("Order by estimated held-out loss") < page.index("at 3,053,568 tokens")
     as_json = cli("compare", *runs, "--align", "tokens", "--html", "b.html", "--json")
     assert {(each["align"], each["at"]) for each in json.loads(as_json.stdout)} == {("tokens", 3_053_568)}
     refused = cli("compare", *runs, "--align", "epoch")
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
-    assert "expected at least 10 readings up to epoch 0.3" in refused.stderr
+    assert "short: 3 readings up to epoch 0.3" in refused.stderr
 
 
 def test_compare_gives_drift_where_the_runs_are_compared(cli, tmp_path):
@@ -214,9 +227,9 @@ def test_compare_gives_drift_where_the_runs_are_compared(cli, tmp_path):
     at = next(reading for reading in readings if reading.step == without[-1].step)
     assert at.drift != readings[-1].drift
     shown = f"{at.drift:.3f} ± {at.drift_error:.3f}"
-    rows = {words[1]: " ".join(words[6:]) for line in result.stdout.splitlines() if (words := line.split())[0] in "12"}
-    assert rows["repeated.jsonl"].startswith(shown)
-    assert rows["shorter.jsonl"].startswith("-")
+    rows = {words[1]: line for line in result.stdout.splitlines() if (words := line.split())[0] in "12"}
+    assert shown in rows["repeated.jsonl"]
+    assert shown not in rows["shorter.jsonl"]
     assert "(nats a pass)" in result.stdout
     assert "above zero they raise it" in result.stdout
     page = (tmp_path / "both.html").read_text()

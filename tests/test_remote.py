@@ -139,7 +139,7 @@ def test_what_takes_runs_takes_urls(tmp_path, s3):
     assert there.evidence == here.evidence
     assert (there.outcome, there.since_step, there.reason) == (here.outcome, here.since_step, here.reason)
     assert Baseline.from_run(fresh, repeated).source == "runs"
-    assert [each.run for each in rank([repeated, fresh])] == [fresh, repeated]
+    assert [each.run for each in rank([repeated, fresh]).runs] == [fresh, repeated]
 
 
 def test_a_run_that_grows_is_read_as_it_is_now(tmp_path, s3):

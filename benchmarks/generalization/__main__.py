@@ -5,6 +5,7 @@
     python -m benchmarks.generalization collect                put them into one Parquet file
     python -m benchmarks.generalization status                 how many runs there are
     python -m benchmarks.generalization fit                    fit the thresholds of the rule on the fitting half
+    python -m benchmarks.generalization compare                fit the constants of `logalign compare`, and score them
     python -m benchmarks.generalization tables                 rebuild docs/benchmark.md and its figures, no training
     python -m benchmarks.generalization subset                 make three runs anew, compare them with the stored ones
 
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmark.md and images/")
     fit = commands.add_parser("fit", help="fit the thresholds of the rule on the fitting half, and print them")
     subset = commands.add_parser("subset", help="make three runs anew and compare them with those of the Parquet file")
+    compare = commands.add_parser("compare", help="fit the constants of `logalign compare`, and rebuild its table")
+    compare.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmark.md")
     for each in (train, tables, fit, subset):
         each.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of runs under way")
@@ -63,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         collect(options.work, options.stored)
     elif options.command == "tables":
         rebuild(options.stored, options.docs, options.jobs)
+    elif options.command == "compare":
+        fit_compare(options.stored, options.docs)
     elif options.command == "fit":
         fit_thresholds(options.stored, options.jobs)
     elif options.command == "subset":
@@ -126,6 +131,17 @@ def fit_thresholds(stored: Path, jobs: int) -> None:
     fitting = [context for context in found if configs.is_for_fitting(context.run.config)]
     verdicts.prepare(fitting, jobs=jobs)
     print("\n".join(tables.markdown(fit.summary(fitting))))
+
+
+def fit_compare(stored: Path, docs: Path) -> None:
+    """Print the constants that the fitting half gives for `logalign compare`, and write the table of the other half."""
+    from benchmarks.generalization import comparing, tables
+
+    runs = [run for run in _stored_runs(stored) if run.config.family in tables.SCORED]
+    fitting = [run for run in runs if configs.is_for_fitting(run.config)]
+    print("\n".join(tables.markdown(comparing.fit(fitting, tables.group_of))))
+    scored = [run for run in runs if not configs.is_for_fitting(run.config)]
+    tables.write({"compare": comparing.table(scored, tables.group_of)}, docs / "benchmark.md")
 
 
 def compare_subset(stored: Path, jobs: int) -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.generalization import configs, fit, score, signals, verdicts
+from benchmarks.generalization import comparing, configs, fit, score, signals, verdicts
 from benchmarks.generalization.configs import FAMILIES
 from benchmarks.generalization.score import Context, Detected, Interval, Signal
 from benchmarks.generalization.store import Made
 from benchmarks.generalization.truth import outcome, phases
-from logalign.diagnosis import ranking
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
 SCORED = ("language", "finetuning", "vision")
@@ -45,6 +44,9 @@ def build(runs: Sequence[Made]) -> Tables:
         "detection-families": families_table(found),
         "detection-left-out": left_out_table(found),
         "ranking": ranking_table(found),
+        "compare": comparing.table(
+            [context.run for context in testing if context.run.config.family in SCORED], group_of
+        ),
         "dimension": dimension_table(runs),
         "phases": phases_table(found),
     }
@@ -177,32 +179,35 @@ def _detection_row(name: str, found: Sequence[Detected]) -> Row:
     return row
 
 
+GROUPS = {
+    "language": ("text", "model", "scale", "smoothing"),
+    "finetuning": ("direction", "model"),
+    "vision": ("model", "samples", "batch"),
+    "tables and texts": ("data", "model"),
+    "other losses": ("data", "loss"),
+    "algorithmic": ("model", "operation"),
+}
+"""The settings that runs share whose held-out losses compare, where they have them."""
+
+
 def group_of(run: Made) -> str:
     """Runs whose held-out losses compare: one text, one direction, one model, one size of data."""
     settings = run.config.settings
-    keys = {"language": ("text",), "finetuning": ("direction",), "vision": ("model", "samples")}
-    return ", ".join(str(settings[key]) for key in keys.get(run.config.family, ("model", "operation")))
+    return ", ".join(str(settings[key]) for key in GROUPS[run.config.family] if key in settings)
 
 
 def ranking_table(found: Sequence[Context]) -> list[Row]:
     """(d) Spearman of each signal at the end with the final held-out loss, within groups of comparable runs."""
-    groups = list(dict.fromkeys(group_of(c.run) for c in found if c.run.config.family in SCORED))
-    compared = {group: compare_score([c for c in found if group_of(c.run) == group]) for group in groups}
-    rows = [{"signal": "**`logalign compare`**"} | {group: number(compared[group]) for group in groups}]
+    found = [context for context in found if context.run.config.family in SCORED]
+    groups = list(dict.fromkeys(group_of(context.run) for context in found))
+    orders = comparing.comparisons([context.run for context in found], group_of)
+    compared = {order.name: comparing.spearman(order) for order in orders}
+    rows = [{"signal": "**`logalign compare`**"} | {group: number(compared.get(group, math.nan)) for group in groups}]
     for name, signal in ALL_SIGNALS.items():
-        scores = score.ranking([c for c in found if c.run.config.family in SCORED], signal, group_of)
+        scores = score.ranking(found, signal, group_of)
         row = {"signal": name} | {group: number(scores.get(group, math.nan)) for group in groups}
         rows.append(row)
     return rows
-
-
-def compare_score(found: Sequence[Context]) -> float:
-    """Spearman of the order of `logalign compare`, best first, with the final held-out losses."""
-    columns = [{**c.run.columns, "loss_mean": c.run.columns["train_loss"]} for c in found]
-    quantity, scored = ranking.scores(columns)
-    sign = 1.0 if quantity == ranking.HELD_OUT_LOSS else -1.0
-    order = np.array([sign * each for each, _ in scored])
-    return score.spearman(order, np.array([c.run.truth["val_final"] for c in found]))
 
 
 def dimension_table(runs: Sequence[Made]) -> list[Row]:

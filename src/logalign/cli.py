@@ -339,34 +339,35 @@ def compare(
         bool,
         typer.Option(
             "--json",
-            help="Print a list of {run, score, low, high, quantity, step, align, at}, best first; with "
+            help="Print a list of {run, low, high, is_sure, step, left_out, quantity, align, at}, best first; with "
             "drift and drift_error where any run has a drift.",
         ),
     ] = False,
 ) -> None:
     """Order runs by how well they are likely to generalize, without held-out data.
 
-    Where data comes in passes of several readings, by an estimate of the held-out loss; elsewhere by LAR. All runs are
-    judged at the last step, token or epoch that all of them have reached.
+    By an estimate of the held-out loss; in classifiers whose passes are short, by training loss and LAR. All runs are
+    judged at the last step, token or epoch that all of them have reached. A run that does not compare is left out and
+    named: it was killed early, has diverged, or has not recorded what the others have.
     """
     from logalign.diagnosis.ranking import rank
     from logalign.report.drifts import drift_records, drifts_of
-    from logalign.runlog import open_run
 
-    opened = [open_run(run) for run in runs]
-    ranked = rank(opened, align=align.value)
-    drifts = drifts_of(opened, ranked)
+    ranking = rank(runs, align=align.value)
+    drifts = drifts_of(ranking)
     if as_json:
-        records = [each.record() | drift for each, drift in zip(ranked, drift_records(drifts), strict=True)]
+        records = ranking.records()
+        for record, drift in zip(records, drift_records(drifts), strict=False):
+            record.update(drift)
         typer.echo(json.dumps(records, indent=2, allow_nan=False))
     else:
         from logalign.report.terminal import print_ranking
 
-        print_ranking(ranked, console=Console(highlight=False), drifts=drifts)
+        print_ranking(ranking, console=Console(highlight=False), drifts=drifts)
     if html is not None:
         from logalign.report.compared import write_comparison
 
-        typer.echo(f"overlay: {write_comparison(opened, ranked, html)}", err=as_json)
+        typer.echo(f"overlay: {write_comparison(ranking, html)}", err=as_json)
 
 
 @app.command("export")

@@ -10,8 +10,8 @@ from benchmarks.generalization.store import collect
 from .test_store import keep
 
 NAMES = (
-    "runs", "within", "across", "detection", "detection-families", "detection-left-out", "ranking", "dimension",
-    "phases",
+    "runs", "within", "across", "detection", "detection-families", "detection-left-out", "ranking", "compare",
+    "dimension", "phases",
 )  # fmt: skip
 DIMENSIONS = ("dimension", "dimension_additive", "dimension_energy")
 PAGE = "# A page\n\n" + "\n\n".join(f"<!-- begin: {name} -->\nold\n<!-- end: {name} -->\nText." for name in NAMES)

@@ -208,9 +208,11 @@ def test_the_estimate_is_the_one_that_runs_are_ranked_by(digits, tmp_path):
             for loss, epoch in steps_of(model, digits, repeats=True):
                 monitor.step(loss=loss, epoch=epoch)
         estimates[str(folder)] = held_out_loss(monitor)
-    from logalign.diagnosis.ranking import rank
+    from logalign.diagnosis.comparable import columns_of
+    from logalign.diagnosis.ranking import estimate
 
-    assert {each.run: each.score for each in rank(list(estimates))} == pytest.approx(estimates, rel=1e-12)
+    for folder, estimated in estimates.items():
+        assert estimate(columns_of(logalign.open_run(folder)))[0] == pytest.approx(estimated, rel=1e-12)
 
 
 def test_a_diverged_trial_has_no_estimate_and_fails(digits):

@@ -50,7 +50,8 @@ def test_runs_are_given_drift_at_the_last_reading_up_to_where_they_are_compared(
         open_run(write_log(tmp_path / "short.jsonl", of=40, seed=1)),
         open_run(write_log(tmp_path / "gap.jsonl", of=60, gaps=[39])),
     ]
-    found = dict(zip([each.run for each in rank(runs)], drifts_of(runs, rank(runs)), strict=True))
+    ranking = rank(runs)
+    found = dict(zip([each.run for each in ranking.runs], drifts_of(ranking), strict=True))
     assert found == {run.name: Drift.of(run.readings[39]) for run in runs}
     assert found[runs[2].name] is None
     assert found[runs[0].name] != Drift.of(runs[0].readings[-1])

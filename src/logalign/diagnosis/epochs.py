@@ -139,9 +139,11 @@ class Memorized:
 
 
 def memorized(epochs: Vector, losses: Vector) -> Memorized | None:
-    """Sum the drops of the training loss at the beginnings of passes: means of three readings after, less three before.
+    """Sum the drops of the training loss where passes begin: mean of three readings before, less that of three after.
 
-    None where a pass has fewer than 1.5 readings, losses or epochs are missing, or there are fewer than ten readings.
+    Rises count as drops below zero, so that scatter does not add up over many passes. Where a pass has fewer than three
+    readings, those after its beginning reach beyond its end, and the sum is taken less by as much. None where a pass
+    has fewer than 1.5 readings, losses or epochs are missing, or there are fewer than ten readings.
     """
     known = np.isfinite(epochs) & np.isfinite(losses)
     epochs, losses = epochs[known], losses[known]
@@ -155,12 +157,13 @@ def memorized(epochs: Vector, losses: Vector) -> Memorized | None:
     for i in begins:
         before, after = losses[max(0, i - DROP_READINGS) : i], losses[i : i + DROP_READINGS]
         if after.size == DROP_READINGS:
-            total += max(0.0, float(before.mean() - after.mean()))
+            total += float(before.mean() - after.mean())
             boundaries += 1
     moves = np.diff(losses)[np.diff(np.floor(epochs)) < 1]  # those inside passes
     if moves.size < DROP_READINGS:
         return None
     scatter = MAD_TO_SIGMA * float(np.median(np.abs(moves))) / math.sqrt(2)
     last = losses[-2 * DROP_READINGS :]
-    error = scatter * math.sqrt(1 / last.size + 2 * boundaries / DROP_READINGS)
-    return Memorized(drops=total, loss=float(last.mean()), error=error)
+    share = min(1.0, (epochs.size - 1) / span / DROP_READINGS)
+    error = scatter * math.sqrt(1 / last.size + share**2 * 2 * boundaries / DROP_READINGS)
+    return Memorized(drops=share * total, loss=float(last.mean()), error=error)

@@ -1,41 +1,58 @@
 """Ranking: which of several trainings generalizes best, by what their own readings say, without held-out data.
 
-Method: one quantity for all runs of a comparison, the first of these that every run can give:
+Method: all runs of a comparison are ordered by one quantity, the first of these that fits them:
 
-1. **Estimated held-out loss**: the training loss, plus all that it dropped at the beginnings of passes, which is what
-   was memorized. For data that comes in passes of several readings; where none has repeated, nothing was memorized.
-2. **Vocabulary-centered LAR** (plain, where that was not recorded): the more directions the head needs, the less of
-   what it fits is a rule. For runs on the same data that fit it about equally well, as with label noise.
+1. **Training loss and LAR**, in classifiers whose passes have fewer than six readings: `loss + 10 (1 - LAR)`. LAR falls
+   as single samples are fitted, and a training loss that is left is left on other samples, too.
+2. **Estimated held-out loss**: the training loss, plus all that it dropped where passes begin, which is about what was
+   memorized.
+3. **Passes over the data**, where they are too short for the estimate and runs differ in them: fewer are better.
+4. **LAR** alone, where losses or passes were not recorded.
 
-The alternative, the training loss, orders neither: it is lowest for the run that memorized most. Compare runs of one
-task at equal steps: an estimate is of the training distribution of its own run.
+The last two are never called sure. The estimate orders runs well and is no measure of the held-out loss: it is off by
+half a nat and more, by how held-out data differ from the training data, which no training loss knows. That part is the
+same for all runs of a task. So what is given is by how much a run's held-out loss lies above that of the first, as an
+interval that held for 95 % of runs whose recipe it was not fitted on. The constants below are fitted and scored by
+`python -m benchmarks.generalization compare`.
+
+The alternative, the training loss alone, orders neither kind: it is lowest for the run that memorized most.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from logalign.diagnosis.epochs import memorized
-from logalign.diagnosis.series import FORM_NAMES
-from logalign.diagnosis.trend import Vector, noise
-from logalign.errors import InputError
-from logalign.readings import UNEMBEDDING
+from logalign.diagnosis.comparable import Align, Columns, aligned, columns_of, first, keep_equal, leave_out
+from logalign.diagnosis.epochs import MIN_READINGS, memorized
+from logalign.diagnosis.trend import Vector
+from logalign.errors import InputError, RunError
+from logalign.remote import shown
 from logalign.runlog import Run, open_run
-from logalign.samples.passes import passes_of
 
-LAST_READINGS = 10
-"""Readings at the end of a run whose mean LAR is compared."""
-SIGMAS = 1.96
-HELD_OUT_LOSS = "estimated held-out loss"
-
-Align = Literal["step", "tokens", "epoch"]
-ALIGNMENTS: Mapping[str, str] = {"step": "step", "tokens": "tokens_seen", "epoch": "epoch"}
-"""The column of each."""
+SIGMAS = 2.5
+"""An order by the estimate is sure where two estimates differ by more than so many errors of the difference."""
+LOW, HIGH, CLOSE = 0.05, 1.0, 0.4
+"""Where estimates differ by `d`, held-out losses do by `LOW d` to `HIGH d + CLOSE`; from `-CLOSE` on, if not sure."""
+NATS_PER_LAR = 10.0
+"""What a LAR that is lower by one counts for beside the training loss of a classifier."""
+MARGIN = 0.2
+"""An order by training loss and LAR is sure where it is by so much, in runs that have seen their data equally often."""
+SEEN_INTO = 6.0
+"""Readings that a classifier's pass needs: fewer, and the three before its beginning are not apart from those after."""
+EQUAL_PASSES = 1.1
+"""Largest ratio of passes over the data that count as equal."""
+Quantity = Literal["estimated held-out loss", "training loss and LAR", "passes over the data", "LAR"]
+ESTIMATE: Quantity = "estimated held-out loss"
+LOSS_AND_LAR: Quantity = "training loss and LAR"
+PASSES: Quantity = "passes over the data"
+LAR: Quantity = "LAR"
 
 RunLike = str | os.PathLike[str] | Run
 
@@ -46,45 +63,62 @@ class Ranked:
 
     Attributes:
         run: The run's path.
-        score: The quantity that was compared.
-        low: Lower end of its 95 % interval, from the scatter of readings; how far runs of other seeds lie is not in it.
+        score: What the order is by, less being better. It orders runs of one comparison and says no more.
+        low: By how many nats its held-out loss lies above that of the first run, lower end of a 95 % interval; None for
+            the first run, and where the order is by LAR or by passes.
         high: Upper end.
-        quantity: "estimated held-out loss", where less is better, or a form of LAR, where more is.
-        step: This run's last step that was compared.
-        align: Along what the runs were aligned: "step", "tokens" or "epoch".
-        at: Where on it they were judged, the last that all of them have; with "step", the step.
+        is_sure: Whether it stands before the next run for sure; so for the last.
+        step: Its last step that was compared.
     """
 
     run: str
     score: float
-    low: float
-    high: float
-    quantity: str
-    step: int
-    align: Align = "step"
-    at: float | None = None
-
-    def is_surely_before(self, after: Ranked | None) -> bool:
-        """Whether the intervals of this run and of the one after it in the order lie apart; so for the last run."""
-        if after is None:
-            return True
-        return self.high < after.low if self.quantity == HELD_OUT_LOSS else self.low > after.high
-
-    def record(self) -> dict[str, Any]:
-        """The entry as an object that strict JSON can hold."""
-        return {
-            "run": self.run,
-            "score": self.score,
-            "low": self.low,
-            "high": self.high,
-            "quantity": self.quantity,
-            "step": self.step,
-            "align": self.align,
-            "at": self.step if self.at is None else self.at,
-        }
+    low: float | None = None
+    high: float | None = None
+    is_sure: bool = True
+    step: int = 0
 
 
-def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "step") -> list[Ranked]:
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Runs in their order.
+
+    Attributes:
+        runs: The runs, best first.
+        opened: Each of them, as it was opened, by its path.
+        left_out: Why each run that is not among them was left out, by its path.
+        quantity: What they are ordered by.
+        align: Along what they were aligned: "step", "tokens" or "epoch".
+        at: Where on it they were judged, the last that all of them have.
+    """
+
+    runs: Sequence[Ranked]
+    opened: Mapping[str, Run]
+    left_out: Mapping[str, str]
+    quantity: Quantity
+    align: Align
+    at: float
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every run as an object that strict JSON can hold: in their order, then those that were left out."""
+        common = {"quantity": self.quantity, "align": self.align, "at": self.at}
+        ranked = [
+            {
+                "run": each.run,
+                "low": each.low,
+                "high": each.high,
+                "is_sure": each.is_sure,
+                "step": each.step,
+                "left_out": None,
+                **common,
+            }
+            for each in self.runs
+        ]
+        nothing = dict.fromkeys(("low", "high", "is_sure", "step"))
+        return ranked + [{"run": run, **nothing, "left_out": why, **common} for run, why in self.left_out.items()]
+
+
+def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "step") -> Ranking:
     """Order runs by estimated generalization, best first.
 
     Args:
@@ -94,127 +128,168 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
             aligned. Steps do not compare where batches have other sizes.
 
     Returns:
-        One entry a run. All runs are judged at the last step, token or epoch that all of them have reached, so that a
-        longer run is not taken for a better one.
+        The order. All runs are judged at the last step, token or epoch that all of them have reached, so that a longer
+        run is not taken for a better one. A run that does not compare is left out with the reason: it cannot be read,
+        has diverged, has no readings of the layer, fewer than ten up to there, or none of what the others are compared
+        by, or it ends before a third of what half of the runs have reached.
 
     Raises:
-        RunError: a run cannot be read.
-        InputError: fewer than two runs, the same run twice, layers that do not compare (`scores`), fewer than ten
-            readings with a defined LAR before the last step in common, or a run without what they are aligned on.
+        InputError: fewer than two runs, the same run twice, or fewer than two that compare.
     """
     if align not in get_args(Align):
         raise InputError(f"align: expected one of {', '.join(get_args(Align))}, found {align!r}")
-    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
-    names = [run.name for run in opened]
-    if len(opened) < 2:
-        raise InputError(f"expected at least two runs to compare, found {len(opened)}")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if len(runs) < 2:
+        raise InputError(f"expected at least two runs to compare, found {len(runs)}")
+    names = [each.name if isinstance(each, Run) else shown(str(each)) for each in runs]
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise InputError(f"expected different runs, found {twice[0]} twice")
-    columns = [_with_passes(run.columns(site or str(run.meta.get("main", UNEMBEDDING)))) for run in opened]
-    for name, each in zip(names, columns, strict=True):
-        if np.isfinite(each["lar"]).sum() < LAST_READINGS:
-            found = int(np.isfinite(each["lar"]).sum())
-            raise InputError(f"{name}: expected at least {LAST_READINGS} readings with a defined LAR, found {found}")
-        if not np.isfinite(each[ALIGNMENTS[align]]).any():
-            raise InputError(
-                f"{name}: expected readings with {ALIGNMENTS[align]} to align the runs on, found none; align on steps"
-            )
-    last = min(float(np.nanmax(each[ALIGNMENTS[align]])) for each in columns)
-    parts = [_until(each, ALIGNMENTS[align], last) for each in columns]
-    for name, each in zip(names, parts, strict=True):
-        if np.isfinite(each["lar"]).sum() < LAST_READINGS:
-            raise InputError(
-                f"{name}: expected at least {LAST_READINGS} readings up to {position(align, last)}, the last that all "
-                f"runs have, found {int(np.isfinite(each['lar']).sum())}"
-            )
-    quantity, scored = scores(parts)
-    ranked = [
-        Ranked(
-            run=name,
-            score=score,
-            low=score - SIGMAS * error,
-            high=score + SIGMAS * error,
-            quantity=quantity,
-            step=int(part["step"].max()),
-            align=align,
-            at=last,
-        )
-        for name, part, (score, error) in zip(names, parts, scored, strict=True)
-    ]
-    less_is_better = quantity == HELD_OUT_LOSS
-    return sorted(ranked, key=lambda each: (each.score if less_is_better else -each.score, each.run))
+    opened: dict[str, Run] = {}
+    left_out: dict[str, str] = {}
+    parts: dict[str, Columns] = {}
+    for name, run in zip(names, runs, strict=True):
+        try:
+            opened[name] = run if isinstance(run, Run) else open_run(run)
+            parts[name] = columns_of(opened[name], site)
+        except (RunError, InputError) as error:
+            left_out[name] = str(error).removeprefix(f"{name}: ")
+    parts, at = aligned(parts, left_out, align)
+    quantity = choose(parts, left_out)
+    ranked = order(parts, quantity)
+    compared = {each.run: opened[each.run] for each in ranked}
+    return Ranking(runs=ranked, opened=compared, left_out=left_out, quantity=quantity, align=align, at=at)
 
 
-def _with_passes(columns: Mapping[str, Vector]) -> dict[str, Vector]:
-    """With the passes over the data as the epoch, where samples tell them."""
-    return {**columns, "epoch": passes_of(columns["step"], columns["passes"], columns["epoch"])}
-
-
-def position(align: Align, at: float) -> str:
-    """A place on what runs are aligned on, in words.
-
-    Example:
-        >>> position("step", 1200.0), position("tokens", 5e6), position("epoch", 1.5)
-        ('step 1,200', '5,000,000 tokens', 'epoch 1.5')
-    """
-    if align == "epoch":
-        return f"epoch {at:.4g}"
-    return f"step {at:,.0f}" if align == "step" else f"{at:,.0f} tokens"
-
-
-def scores(parts: Sequence[Mapping[str, Vector]]) -> tuple[str, list[tuple[float, float]]]:
-    """The quantity that several runs are compared by, and (score, standard error) of each.
+def choose(parts: dict[str, Columns], left_out: dict[str, str]) -> Quantity:
+    """The first quantity that fits these runs.
 
     Args:
-        parts: Columns of each run as `Run.columns()` gives them, up to the step at which all are judged.
+        parts: Columns of each run, as `columns_of` gives them, up to where all are judged. Those that do not compare
+            are taken out.
+        left_out: Where the reasons are put.
 
     Raises:
-        InputError: layers whose numbers do not compare: other vocabularies, or, where LAR decides, other fan-ins.
+        InputError: fewer than two runs compare.
     """
-    _check_equal(parts, "m", "one vocabulary: losses and LARs of different ones do not compare")
-    scored = [_held_out_loss(columns) for columns in parts]
-    known = [score for score in scored if score is not None]
-    if len(known) == len(parts):
-        return HELD_OUT_LOSS, known
-    _check_equal(parts, "n", "one fan-in, for LARs are compared here: passes are too short for an estimate of the loss")
-    form = "lar_vocab_centered" if all(_defined(each, "lar_vocab_centered") for each in parts) else "lar"
-    return FORM_NAMES[form], [_lar_at_end(each[form]) for each in parts]
+    keep_equal(parts, left_out, "m")
+    classifies = all(first(part["m"]) <= first(part["n"]) for part in parts.values())
+    if classifies and any(_readings_per_pass(part) < SEEN_INTO for part in parts.values()):
+        wanted = [LOSS_AND_LAR, LAR, PASSES]
+    else:
+        wanted = [ESTIMATE, LAR] if _pass_equally_often(parts) else [ESTIMATE, PASSES, LAR]
+    for quantity in wanted:
+        lacking = {name: why for name, part in parts.items() if (why := _lacks(part, quantity))}
+        able = [part for name, part in parts.items() if name not in lacking]
+        if 2 * len(able) <= len(parts):
+            continue
+        if quantity == ESTIMATE and any(estimate(part) is None for part in able):
+            continue
+        leave_out(parts, left_out, lacking)
+        if "lar" in NEEDED[quantity]:
+            keep_equal(parts, left_out, "n")
+        return quantity
+    raise InputError(
+        f"expected runs with at least {MIN_READINGS} readings of loss and epoch, or of LAR, found too few; pass loss= "
+        "and epoch= to monitor.step()"
+    )
 
 
-def _check_equal(parts: Sequence[Mapping[str, Vector]], name: str, what: str) -> None:
-    found = sorted({value for columns in parts if (value := _first(columns[name])) is not None})
-    if len(found) > 1:
-        raise InputError(f"expected layers of {what}, found {name} = {', '.join(map(str, found))}")
+def order(parts: Mapping[str, Columns], quantity: Quantity) -> list[Ranked]:
+    """Order runs by a quantity that all of them have, best first.
+
+    Args:
+        parts: Columns of each run, as `columns_of` gives them, up to where all are judged.
+        quantity: What to order them by.
+    """
+    scores = {name: _score(part, quantity) for name, part in parts.items()}
+    names = sorted(scores, key=lambda name: (scores[name], name))
+    is_equal = _pass_equally_often(parts)
+    ranked = []
+    for name, after in zip(names, [*names[1:], None], strict=True):
+        first_score, first_error = scores[names[0]]
+        score, error = scores[name]
+        is_sure, low, high = True, None, None
+        if after is not None:
+            apart, margin = scores[after][0] - score, SIGMAS * math.hypot(error, scores[after][1])
+            is_sure = (
+                apart > margin if quantity == ESTIMATE else quantity == LOSS_AND_LAR and is_equal and apart > MARGIN
+            )
+        if quantity == ESTIMATE and name != names[0]:
+            low, high = interval(score - first_score, math.hypot(error, first_error))
+        step = int(parts[name]["step"].max())
+        ranked.append(Ranked(run=name, score=score, low=low, high=high, is_sure=is_sure, step=step))
+    return ranked
 
 
-def _held_out_loss(columns: Mapping[str, Vector]) -> tuple[float, float] | None:
-    """The estimate with its standard error, or None where it cannot be had."""
-    found = memorized(columns["epoch"], loss_of(columns))
+def estimate(columns: Columns) -> tuple[float, float] | None:
+    """The estimated held-out loss with its standard error from the scatter of readings; None where there is none."""
+    found = memorized(columns["epoch"], columns["loss"])
     return None if found is None else (found.held_out_loss, found.error)
 
 
-def loss_of(columns: Mapping[str, Vector]) -> Vector:
-    """The mean loss since the reading before, where it was recorded, else that of the reading's own step."""
-    means = columns["loss_mean"]
-    loss: Vector = np.where(np.isfinite(means), means, columns["loss"])
-    return loss
+def interval(difference: float, error: float) -> tuple[float, float]:
+    """By how much a run's held-out loss lies above that of the first run of its order, with 95 %.
+
+    Args:
+        difference: Between their estimates.
+        error: Standard error of the difference, from the scatter of readings.
+
+    Example:
+        >>> interval(2.0, 0.25), interval(0.5, 0.25)
+        ((0.1, 2.4), (-0.4, 0.9))
+    """
+    low = LOW * difference if difference > SIGMAS * error else -CLOSE
+    return low, HIGH * difference + CLOSE
 
 
-def _lar_at_end(lar: Vector) -> tuple[float, float]:
-    values = lar[np.isfinite(lar)][-LAST_READINGS:]
-    return float(values.mean()), float(noise(values) / np.sqrt(values.size))
+NEEDED: Mapping[Quantity, Sequence[str]] = {
+    ESTIMATE: ("loss", "epoch"),
+    LOSS_AND_LAR: ("loss", "lar"),
+    PASSES: ("epoch",),
+    LAR: ("lar",),
+}
+"""The columns that each quantity rests on."""
 
 
-def _until(columns: Mapping[str, Vector], axis: str, last: float) -> dict[str, Vector]:
-    kept = columns[axis] <= last
-    return {name: values[kept] for name, values in columns.items()}
+def _lacks(columns: Columns, quantity: Quantity) -> str | None:
+    """What a run has not recorded of what a quantity needs; None where nothing is missing."""
+    for name in NEEDED[quantity]:
+        count = int(np.isfinite(columns[name]).sum())
+        if count < MIN_READINGS:
+            return f"{count} readings with {'a defined LAR' if name == 'lar' else name}, fewer than {MIN_READINGS}"
+    if quantity == ESTIMATE and (np.diff(columns["epoch"][np.isfinite(columns["epoch"])]) < 0).any():
+        return "passes over the data that go back"
+    return None
 
 
-def _defined(columns: Mapping[str, Vector], name: str) -> bool:
-    return bool(np.isfinite(columns[name]).sum() >= LAST_READINGS)
+def _score(columns: Columns, quantity: Quantity) -> tuple[float, float]:
+    """What orders a run, less being better, and its standard error, where one is known."""
+    if quantity == ESTIMATE:
+        estimated = estimate(columns)
+        assert estimated is not None, "choose() has looked"
+        return estimated
+    if quantity == PASSES:
+        return _passes(columns), 0.0
+    lar = _last(columns["lar"])
+    return (-lar if quantity == LAR else _last(columns["loss"]) + NATS_PER_LAR * (1 - lar)), 0.0
 
 
-def _first(values: Vector) -> int | None:
-    known = values[np.isfinite(values)]
-    return int(known[0]) if known.size else None
+def _pass_equally_often(parts: Mapping[str, Columns]) -> bool:
+    """Whether all runs have seen their data about equally often; False where that of any is not known."""
+    passes = [_passes(part) for part in parts.values()]
+    return bool(np.max(passes) <= EQUAL_PASSES * np.min(passes))
+
+
+def _last(values: Vector) -> float:
+    """The mean of the last ten that are defined."""
+    return float(values[np.isfinite(values)][-MIN_READINGS:].mean())
+
+
+def _passes(columns: Columns) -> float:
+    known = columns["epoch"][np.isfinite(columns["epoch"])]
+    return float(known[-1]) if known.size else math.nan
+
+
+def _readings_per_pass(columns: Columns) -> float:
+    """Infinite where passes are not known: short ones were then not seen."""
+    known = columns["epoch"][np.isfinite(columns["epoch"])]
+    return (known.size - 1) / float(np.ptp(known)) if known.size > 1 and np.ptp(known) > 0 else math.inf

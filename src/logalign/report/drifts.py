@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from logalign.diagnosis.baseline import main_site
-from logalign.diagnosis.ranking import ALIGNMENTS, Ranked
+from logalign.diagnosis.comparable import ALIGNMENTS
+from logalign.diagnosis.ranking import Ranking
 from logalign.markup import measured
 from logalign.readings import Reading
 from logalign.runlog import Run
@@ -58,18 +59,13 @@ class Drift:
         return measured(self.value, self.error)
 
 
-def drifts_of(runs: Sequence[Run], ranked: Sequence[Ranked]) -> list[Drift | None]:
-    """The drift of each entry of an order, where the runs were compared: at their last reading up to that place.
-
-    Args:
-        runs: The runs.
-        ranked: Their order, as `rank(runs)` gives it.
+def drifts_of(ranking: Ranking) -> list[Drift | None]:
+    """The drift of each run of an order, where the runs were compared: at its last reading up to that place.
 
     Returns:
-        One for each entry; None where that reading has no drift.
+        One for each run; None where that reading has no drift.
     """
-    by_name = {run.name: run for run in runs}
-    return [Drift.of(_reading_at(by_name[each.run], each)) for each in ranked]
+    return [Drift.of(_reading_at(ranking.opened[each.run], ranking)) for each in ranking.runs]
 
 
 def drift_records(drifts: Sequence[Drift | None]) -> list[dict[str, float | None]]:
@@ -87,12 +83,11 @@ def drift_records(drifts: Sequence[Drift | None]) -> list[dict[str, float | None
     ]
 
 
-def _reading_at(run: Run, entry: Ranked) -> Reading | None:
-    site, column = main_site(run), ALIGNMENTS[entry.align]
-    at = entry.step if entry.at is None else entry.at
+def _reading_at(run: Run, ranking: Ranking) -> Reading | None:
+    site, column = main_site(run), ALIGNMENTS[ranking.align]
     reached = [
         reading
         for reading in run.readings
-        if reading.site == site and (place := getattr(reading, column)) is not None and place <= at
+        if reading.site == site and (place := getattr(reading, column)) is not None and place <= ranking.at
     ]
     return reached[-1] if reached else None

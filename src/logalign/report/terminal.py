@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from logalign.diagnosis.ranking import HELD_OUT_LOSS, Ranked, position
+from logalign.diagnosis.comparable import position
+from logalign.diagnosis.ranking import ESTIMATE, LAR, LOSS_AND_LAR, PASSES, Quantity, Ranking
 from logalign.diagnosis.verdict import Outcome, Verdict, shown
 from logalign.report.drifts import UNIT, Drift
 from logalign.report.names import short_names
@@ -17,6 +18,13 @@ DRIFT_EXPLAINED = (
     "Drift is the change of a sample's loss while the network trains on other samples; above zero they raise it. ± is "
     "one standard error."
 )
+ABOVE = "held-out loss above the first\n(nats, 95 %)"
+RESTS_ON: dict[Quantity, str] = {
+    ESTIMATE: "The estimate tells the order, not the loss: intervals are of the difference to the first run.",
+    LOSS_AND_LAR: "They tell the order, and no number of nats.",
+    PASSES: "Passes are too short for readings to tell more, so no order is sure: take readings more often.",
+    LAR: "No order is sure by it alone: pass loss= and epoch= to step().",
+}
 STYLES: dict[Outcome, str] = {
     "healthy": "bold green",
     "generalizing": "bold green",
@@ -65,42 +73,46 @@ def _paragraph(label: str, sentence: str) -> Table:
     return grid
 
 
-def print_ranking(ranked: Sequence[Ranked], *, console: Console, drifts: Sequence[Drift | None] = ()) -> None:
-    """Print runs in their order, with the uncertainty of each score and whether the next one could stand before it.
+def print_ranking(ranking: Ranking, *, console: Console, drifts: Sequence[Drift | None] = ()) -> None:
+    """Print runs in their order, whether the next one could stand before each, and what was left out.
 
     Args:
-        ranked: The order.
+        ranking: The order.
         console: Where to.
         drifts: One for each run; a column where any has one.
     """
-    best = ranked[0]
-    less_is_better = best.quantity == HELD_OUT_LOSS
+    rows = ranking_rows(ranking, drifts)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("", justify="right")
-    table.add_column("run", overflow="fold")
-    table.add_column(best.quantity, justify="right")
-    table.add_column("95 %", justify="right")
-    has_drift = any(drift is not None for drift in drifts)
-    if has_drift:
-        table.add_column(f"drift\n({UNIT})", justify="right")
-    table.add_column("order")
-    names = short_names([each.run for each in ranked])
-    for place, (each, name) in enumerate(zip(ranked, names, strict=True), 1):
-        after = ranked[place] if place < len(ranked) else None
-        table.add_row(
-            str(place),
-            Text(name),
-            f"{each.score:.3f}",
-            f"{each.low:.3f} to {each.high:.3f}",
-            *([str(drifts[place - 1] or "-")] if has_drift else []),
-            "" if each.is_surely_before(after) else "could change with the next",
-        )
+    for name in rows[0]:
+        is_number = name not in ("run", "order")
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
     console.print(table)
-    last = position(best.align, best.step if best.at is None else best.at)
-    console.print(
-        f"At {last}, the last that all runs have; {'less' if less_is_better else 'more'} is better. The "
-        "intervals are the scatter of readings; runs of other seeds lie farther apart.",
-        soft_wrap=True,
-    )
+    for sentence in ranking_notes(ranking, has_drift=any(drifts)):
+        console.print(Text(sentence), soft_wrap=True)
+
+
+def ranking_rows(ranking: Ranking, drifts: Sequence[Drift | None] = ()) -> list[dict[str, str]]:
+    """The rows of the table of an order, as texts by column."""
+    rows = []
+    names = short_names([each.run for each in ranking.runs])
+    for place, (each, name) in enumerate(zip(ranking.runs, names, strict=True)):
+        row = {"": str(place + 1), "run": name}
+        if ranking.quantity == ESTIMATE:
+            row[ABOVE] = "-" if each.low is None else f"{each.low:.2f} to {each.high:.2f}"
+        if any(drifts):
+            row[f"drift\n({UNIT})"] = str(drifts[place] or "-")
+        rows.append({**row, "order": "" if each.is_sure else "could change with the next"})
+    return rows
+
+
+def ranking_notes(ranking: Ranking, *, has_drift: bool = False) -> list[str]:
+    """What the order rests on, in sentences, and each run that was left out."""
+    place = position(ranking.align, ranking.at)
+    notes = [
+        f"Best first, by {ranking.quantity}, at {place}, the last that all runs have. {RESTS_ON[ranking.quantity]}"
+    ]
     if has_drift:
-        console.print(DRIFT_EXPLAINED, soft_wrap=True)
+        notes.append(DRIFT_EXPLAINED)
+    return notes + [f"left out: {run}: {why}" for run, why in ranking.left_out.items()]
