@@ -50,12 +50,16 @@ def is_made(config: configs.Config, work: Path) -> bool:
 
 def load_work(work: Path) -> list[Made]:
     """The runs of the work folder."""
+    from benchmarks.generalization.replay import replayed
+
     made = []
     for config in configs.all_configs():
         path = file_of(config, work)
         if path.exists():
             with np.load(path.with_suffix(".npz")) as arrays:
-                made.append(Made(config, dict(arrays), json.loads(path.read_text())))
+                columns = dict(arrays)
+            columns |= replayed(columns, path.with_suffix(".visits.npz"))
+            made.append(Made(config, columns, json.loads(path.read_text())))
     return made
 
 

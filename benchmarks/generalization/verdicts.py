@@ -22,6 +22,7 @@ from logalign.errors import InputError
 from logalign.readings import Reading
 
 FIELDS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered", "epoch", "loss", "lr")
+REVISITS = ("drift", "drift_error", "gain", "gain_error", "passes")
 SPECTRAL = ("weight_participation", "input_participation", "coherence")
 WHOLE = ("step", "n", "m", "tokens", "tokens_seen")
 ALARMS = ("approaching", "overfitting")
@@ -33,7 +34,9 @@ def readings_of(run: Made) -> tuple[Reading, ...]:
     length = len(run.columns["step"])
     found = []
     for i in range(length):
-        values = {name: _number(run.columns[name][i]) for name in (*FIELDS, *SPECTRAL) if name in run.columns}
+        values = {
+            name: _number(run.columns[name][i]) for name in (*FIELDS, *REVISITS, *SPECTRAL) if name in run.columns
+        }
         whole = {name: int(run.columns[name][i]) for name in WHOLE}
         energies = {name: _number(run.columns[f"energy_{name}"][i]) for name in ("weight", "input", "output")}
         mean = _number(run.columns["train_loss"][i])

@@ -196,7 +196,8 @@ def test_the_rule_is_a_function_of_signals_and_stands_by_what_it_said():
     [
         (59, np.log(59), 0.05 * np.log(59)),  # an untrained classifier
         (59, 1.3 * np.log(59), 0.05 * np.log(59)),
-        (59, 0.8 * np.log(59), 0.04 * np.log(59)),  # focal loss
+        (59, 0.9 * np.log(59), 0.045 * np.log(59)),
+        (59, 0.81 * np.log(59), None),  # focal loss
         (100, np.log(2), None),  # a hundred labels, each yes or no
         (10, 1.0, None),  # squares of ten outputs
         (10, 100 * np.log(10), None),  # a loss times a hundred

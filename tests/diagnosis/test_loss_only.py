@@ -10,7 +10,8 @@ import pytest
 
 from logalign import diagnose, open_run
 from logalign.diagnosis.detector import Detector
-from logalign.diagnosis.loss_only import AFTERWARDS, LossDetector, LossSignals, LossThresholds, shared
+from logalign.diagnosis.drops import LossSignals, LossThresholds, shared
+from logalign.diagnosis.loss_only import AFTERWARDS, LossDetector
 from logalign.readings import EPOCHS_AS_STEPS, NO_LAR, Reading
 
 

@@ -15,15 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from logalign.diagnosis.baseline import Axis, Baseline
-from logalign.diagnosis.curves import MEDIAN_EFFICIENCY, Curve, LogTrend
+from logalign.diagnosis.curves import MEDIAN_EFFICIENCY
 from logalign.diagnosis.series import Series
 from logalign.diagnosis.trend import (
     Vector,
-    curvature,
-    lr_changes,
     noise,
     running_median,
-    slope,
 )
 
 MIN_BINS = 20
@@ -63,31 +60,6 @@ class Span:
     now: float
     low: float
     high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trend:
-    """How LAR moves over the whole run after the warm-up; per unit of log(step).
-
-    Attributes:
-        decline_rate: Slope of the later half of the history; negative in a decline.
-        acceleration: Slope of the later half less that of the earlier; negative where the decline speeds up.
-        acceleration_error: Its standard error.
-        shortfall: LAR that the later half lost beyond what the earlier slope would have.
-        deviation_slope: Slope of the deviation from the baseline in the later half; None without a baseline.
-        head_norm_growth: log(norm of the weight now / after the warm-up); None where not recorded.
-        lr_changed_at: Step in the later half at which the learning rate first changed materially.
-        lr_known: Whether the learning rate is recorded.
-    """
-
-    decline_rate: float
-    acceleration: float
-    acceleration_error: float
-    shortfall: float
-    deviation_slope: float | None
-    head_norm_growth: float | None
-    lr_changed_at: float | None
-    lr_known: bool
 
 
 def smoothed_lar(series: Series, form: str) -> float | None:
@@ -181,97 +153,6 @@ def reaches(series: Series, baseline: Baseline, form: str, *, axis: Axis) -> boo
     """Whether the baseline has a value at the last reading."""
     curve = baseline.curve(form, axis)
     return curve is not None and bool(np.isfinite(curve.at(x_of(series, axis)[-1:]).center).all())
-
-
-def fitted_bins(series: Series) -> int:
-    """How many bins of the history the slow signals are taken from."""
-    return series.history.size // EVERY * EVERY
-
-
-def trend(series: Series, form: str, *, warm_up: float | None, baseline: Baseline | None, axis: Axis) -> Trend | None:
-    """The slow signals; None while the history after the warm-up is too short for them."""
-    history, bins = series.history, fitted_bins(series)
-    if warm_up is None:
-        return None
-    after = (history.x[:bins] > max(warm_up, 0.0)) & np.isfinite(history.column(form)[:bins])
-
-    def column(name: str) -> Vector:
-        return history.column(name)[:bins][after]
-
-    steps, lar = history.x[:bins][after], column(form)
-    if steps.size < MIN_BINS or steps[-1] < MIN_SPAN * warm_up:
-        return None
-    u, half = np.log(steps), steps.size // 2
-    found = curvature(u, lar)
-    assert found is not None, "MIN_BINS is above what a curvature needs"
-    x = steps if axis == "step" else column(X_COLUMN[axis])
-    lr = column("lr")
-    changes = lr_changes(steps, lr)
-    changes = changes[changes >= steps[half]]
-    norms = column("head_norm")
-    norms = norms[np.isfinite(norms)]
-    return Trend(
-        decline_rate=found.late.value,
-        acceleration=found.value,
-        acceleration_error=found.error,
-        shortfall=-found.value * float(u[-1] - u[half]),
-        deviation_slope=_deviation_slope(x, u, lar, half, None if baseline is None else baseline.curve(form, axis)),
-        head_norm_growth=math.log(norms[-1] / norms[0]) if norms.size > 1 else None,
-        lr_changed_at=float(changes[0]) if changes.size else None,
-        lr_known=bool(np.isfinite(lr).all()),
-    )
-
-
-def _deviation_slope(x: Vector, u: Vector, lar: Vector, half: int, curve: Curve | LogTrend | None) -> float | None:
-    if curve is None:
-        return None
-    late = curve.at(x[half:]).center - lar[half:]
-    known = np.isfinite(late)
-    found = slope(u[half:][known], late[known])
-    return None if found is None else found.value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drift:
-    """How a sample's loss changes while the network trains on other samples, at the last readings.
-
-    Attributes:
-        now: In nats a pass.
-        error: Its standard error.
-        low: The lowest of the last readings, less the standard errors that are asked for.
-        low_for_a_pass: Whether that has been above zero in all readings of the last pass.
-    """
-
-    now: float
-    error: float
-    low: float
-    low_for_a_pass: bool
-
-
-def drift(series: Series, *, errors: float, hold: int) -> Drift | None:
-    """Drift at the last reading; None where it is not known there.
-
-    Args:
-        series: The readings.
-        errors: How many standard errors to take off.
-        hold: Of how many last readings `low` is.
-    """
-    now, error = series.last("drift"), series.last("drift_error")
-    if now is None or error is None:
-        return None
-    lows = series.recent("drift") - errors * series.recent("drift_error")
-    passes = series.recent("epoch")
-    last = lows[passes > passes[-1] - 1] if np.isfinite(passes[-1]) else lows[:0]
-    covered = bool(np.isfinite(passes).any()) and float(np.nanmin(passes)) <= passes[-1] - 1
-    whole = covered or passes.size == series.capacity
-    recent = lows[-hold:]
-    held = recent.size == hold and bool(np.isfinite(recent).all())
-    return Drift(
-        now=now,
-        error=error,
-        low=float(recent.min()) if held else -math.inf,
-        low_for_a_pass=held and whole and last.size >= hold and bool((last > 0).all()),
-    )
 
 
 def tokens_per_step(series: Series) -> float | None:

@@ -24,8 +24,11 @@ REMEMBERED_CHANGES = 16
 VERDICT = "verdict"
 INTERPOLATION = 0.05
 """Share of the loss that it began with, under which a network interpolates its data."""
-BEGINS = (0.5, 1.5)
+BEGINS = (0.85, 1.5)
 """The first loss of an untrained classifier, as a multiple of log m: between these."""
+
+CHECKPOINT = "{checkpoint}"
+"""Stands in a suggestion for the step whose checkpoint to keep: that from which there has been an alarm."""
 
 Standing = Mapping[str, Outcome]
 """The outcome that stands, of the verdict (`VERDICT`) and of each kind of evidence by name."""
@@ -178,11 +181,20 @@ class Judge(ABC):
             step=step,
             since_step=self._changes[VERDICT][-1][0] if step is not None else None,
             reason=judgment.reason,
-            suggestion=judgment.suggestion,
+            suggestion=judgment.suggestion.replace(CHECKPOINT, f"{self._alarmed_since() or 0:,}"),
             evidence=judgment.evidence,
             basis=judgment.basis,
             limits=(*judgment.limits, *_limits_of(self.series), *self.known_limits),
         )
+
+    def _alarmed_since(self) -> int | None:
+        """The step from which the verdict has been approaching or overfitting."""
+        since = None
+        for step, outcome in reversed(self._changes.get(VERDICT, [])):
+            if outcome not in ("approaching", "overfitting"):
+                break
+            since = step
+        return since
 
 
 def frozen(series: Series) -> bool:

@@ -1,9 +1,9 @@
-"""Overfitting: does LAR fall as in healthy training, or beyond it?
+"""Overfitting: does training still pay, or does it only memorize?
 
-Method: LAR falls in healthy training, too, so the fall itself says nothing. What does: the deviation from a baseline
-that does not overfit; where data comes in passes, whether LAR falls while loss is lost by seeing the same samples
-again; in a classifier, whether k grows; and a decline that speeds up. While no data has repeated, there is nothing to
-overfit to. Held-out losses are never looked at.
+Method: samples that come back tell what training on others does to them, and how much was memorized (`revisited.py`).
+Where they are not followed, passes over the data (`drops.py`, `repetition.py`) and, in a classifier, the growth of k
+stand in, which know less. A baseline that does not overfit speaks in addition. While no data has repeated, there is
+nothing to overfit to. Held-out losses are never looked at.
 
 This module keeps the state and feeds the rule: signals are in `decline.py`, what they mean is decided in
 `overfit_rule.py`.
@@ -17,31 +17,38 @@ from typing import Any
 
 import numpy as np
 
-from logalign.diagnosis.baseline import Axis, Baseline, first_epoch
+from logalign.diagnosis.baseline import Axis, Baseline
 from logalign.diagnosis.decline import (
     Deviation,
-    Trend,
     deviation,
-    drift,
-    fitted_bins,
     loss_below,
     reaches,
     smoothed_lar,
     spread,
     tokens_per_step,
-    trend,
     x_of,
 )
-from logalign.diagnosis.judge import FROZEN, Judge, Judgment, Standing, frozen, loss_limit
-from logalign.diagnosis.overfit_rule import EARLY_READINGS, OverfitSignals, OverfitThresholds, RestsOn, decide
+from logalign.diagnosis.drops import DropMemory
+from logalign.diagnosis.judge import CHECKPOINT, FROZEN, Judge, Judgment, Standing, frozen, loss_limit
+from logalign.diagnosis.overfit_rule import (
+    EARLY_READINGS,
+    FIRST_PASSES,
+    OverfitSignals,
+    OverfitThresholds,
+    RestsOn,
+    decide,
+)
 from logalign.diagnosis.repetition import LATELY, RepetitionMemory
+from logalign.diagnosis.revisited import RevisitMemory
 from logalign.diagnosis.series import FORM_NAMES, FORMS, Series
-from logalign.diagnosis.trend import lr_changes, warm_up_end
+from logalign.diagnosis.trend import warm_up_end
 from logalign.diagnosis.verdict import Outcome
 from logalign.errors import InputError
 from logalign.readings import Reading
 
-LR_DROP, LR_READINGS = 2 / 3, 30
+LR_DROP, LR_SHARE, LR_READINGS = 2 / 3, 0.2, 30
+"""A learning rate drops abruptly where one reading's is under two thirds of the one before, by a fifth of the highest;
+a schedule that ends at zero does so smoothly."""
 REMEMBERED_HIGHS = 32
 MOST = 0.5
 """Share of the last readings that must hold a form for it to be judged."""
@@ -52,7 +59,10 @@ def _dropped(series: Series, warm_up: float | None) -> bool:
     """Whether the learning rate dropped abruptly among the last readings, the warm-up left out."""
     steps, rates = series.steps[-LR_READINGS:], series.recent("lr", LR_READINGS)
     rates = rates[(steps > (math.inf if warm_up is None else warm_up)) & np.isfinite(rates)]
-    return bool((rates[1:] < LR_DROP * rates[:-1]).any())
+    if not rates.size:
+        return False
+    highest = float(np.nanmax(series.past("lr")[1]))
+    return bool(((rates[1:] < LR_DROP * rates[:-1]) & (rates[:-1] - rates[1:] > LR_SHARE * highest)).any())
 
 
 def _interpolates(series: Series) -> bool:
@@ -69,21 +79,11 @@ def _spent_early(series: Series) -> bool:
     return limit is not None and bool(early.size) and bool(early.min() < limit)
 
 
-SUGGESTIONS: Mapping[Outcome, str] = {
-    "healthy": "Train on.",
-    "approaching": "Keep a checkpoint of now: training on this data will soon stop paying; get more data, or stronger "
-    "regularization.",
-    "overfitting": "Stop, go back to a checkpoint from before it began, and use more data or stronger regularization.",
-    "undecidable": "Give a baseline: a run of the same set-up on data that does not repeat; and pass loss and lr to "
-    "step().",
-}
-
-
 class OverfitDetector(Judge):
     """Tells a healthy decline of LAR from overfitting, reading by reading, in constant memory.
 
     Args:
-        baseline: What the run is compared with. Without one, its own first epoch, where that is long enough.
+        baseline: What the run is compared with, beside what its own samples tell.
         thresholds: When to call it what.
 
     Raises:
@@ -103,20 +103,13 @@ class OverfitDetector(Judge):
     def __init__(self, *, baseline: Baseline | None = None, thresholds: OverfitThresholds | None = None) -> None:
         super().__init__()
         self.thresholds = OverfitThresholds() if thresholds is None else thresholds
-        self._given = baseline
-        self._own: Baseline | None = None
-        self._own_step: int | None = None  # when the first epoch was seen to be over
-        self._why_no_baseline: str | None = None
+        self.baseline = baseline
         self._warm_up: tuple[float, int] | None = None  # its last step, and when that was known
         self._difference: tuple[str, int] | None = None
         self._highs: list[tuple[int, float]] = []  # step and smoothed LAR, each higher than all before
         self._repetition = RepetitionMemory()
-        self._trend: tuple[tuple[object, ...], Trend | None] | None = None  # of which history, what
-
-    @property
-    def baseline(self) -> Baseline | None:
-        """What the run is compared with: the one given, or its own first epoch."""
-        return self._given if self._given is not None else self._own
+        self._drops = DropMemory(errors=self.thresholds.drops.errors)
+        self._revisits = RevisitMemory()
 
     @property
     def signals(self) -> OverfitSignals:
@@ -136,14 +129,12 @@ class OverfitDetector(Judge):
                 found[form] = deviation(
                     series, baseline, form, axis=axis, warm_up=warm_up, smoothing=t.smoothing, hold=t.hold
                 )
-        count = t.smoothing + t.hold
-        changes = lr_changes(series.steps[-count:], series.recent("lr", count))
         return OverfitSignals(
             step=series.last_step,
             epoch=series.last("epoch"),
             loss=series.last("loss"),
             warm_up=warm_up,
-            source=None if baseline is None else baseline.source,
+            has_baseline=baseline is not None,
             reached=baseline is not None and reaches(series, baseline, self._form, axis=axis),
             deviation=found[self._form],
             deviation_plain=found["lar"],
@@ -154,16 +145,15 @@ class OverfitDetector(Judge):
             if baseline is None
             else loss_below(series, baseline, axis=axis, warm_up=warm_up, smoothing=t.loss_smoothing, hold=t.hold),
             schedule_difference=None if self._difference is None else self._difference[0],
-            lr_just_changed=bool(changes.size),
             lr_dropped=_dropped(series, warm_up),
             repetition=self._repetition.held(t.hold_repetition),
+            drops=self._drops.held(t.drops.hold),
             spread=spread(series, self._form, hold=t.hold_repetition, highest=self._highest),
             classifies=series.m is not None and series.n is not None and series.m <= series.n,
             interpolates=_interpolates(series),
             spent_early=_spent_early(series),
-            trend=self._slow_signals(axis),
-            why_no_baseline=self._why_no_baseline,
-            drift=drift(series, errors=t.drift_errors, hold=t.hold_repetition),
+            revisited=self._revisits.now,
+            revisited_before=self._revisits.before,
         )
 
     @property
@@ -188,9 +178,9 @@ class OverfitDetector(Judge):
 
     def _check(self, reading: Reading) -> None:
         super()._check(reading)
-        if self._given is not None:
-            self._given.check_shape(reading.m, reading.n, name=f"step {reading.step}")
-            self._given.axis_for(tokens=reading.tokens_seen is not None)
+        if self.baseline is not None:
+            self.baseline.check_shape(reading.m, reading.n, name=f"step {reading.step}")
+            self.baseline.axis_for(tokens=reading.tokens_seen is not None)
 
     def _follow(self) -> None:
         series, step = self.series, self.series.last_step
@@ -204,9 +194,8 @@ class OverfitDetector(Judge):
         level = smoothed_lar(series, self.thresholds.form)
         if level is not None and level > self._highest:
             self._highs = [*self._highs, (step, level)][-REMEMBERED_HIGHS:]
-        epoch = series.last("epoch")
-        if self._given is None and self._own_step is None and epoch is not None and epoch >= 1:
-            self._take_first_epoch(step)
+        self._drops.follow(series)
+        self._revisits.follow(series)
         baseline = self.baseline
         if series.filled and baseline is not None and self._difference is None and self._warm_up is not None:
             axis = self._axis()
@@ -215,35 +204,15 @@ class OverfitDetector(Judge):
             )
             self._difference = None if words is None else (words, step)
 
-    def _take_first_epoch(self, step: int) -> None:
-        self._own_step = step
-        try:
-            self._own = first_epoch(self.series)
-        except InputError as error:
-            self._why_no_baseline = str(error)
-
-    def _slow_signals(self, axis: Axis) -> Trend | None:
-        """Taken anew only when some bins of the history have been filled, so that a long run costs less per reading."""
-        history, bins = self.series.history, fitted_bins(self.series)
-        end = float(history.x[bins - 1]) if bins else None
-        key = (history.stride, bins, end, self._warm_up, self._own_step, axis, self._form)
-        if self._trend is None or self._trend[0] != key:
-            self._trend = (
-                key,
-                trend(self.series, self._form, warm_up=self._warm_up_end, baseline=self.baseline, axis=axis),
-            )
-        return self._trend[1]
-
     def _forget(self, step: int) -> None:
         if self._warm_up is not None and self._warm_up[1] >= step:
             self._warm_up = None
-        if self._own_step is not None and self._own_step >= step:
-            self._own = self._own_step = self._why_no_baseline = None
         if self._difference is not None and self._difference[1] >= step:
             self._difference = None
         self._highs = [high for high in self._highs if high[0] < step]
         self._repetition.rewind(step)
-        self._trend = None
+        self._drops.rewind(step)
+        self._revisits.rewind(step)
 
     def _judge(self, before: Standing) -> Judgment:
         if frozen(self.series):
@@ -253,12 +222,36 @@ class OverfitDetector(Judge):
         return Judgment(
             outcome=said.outcome,
             reason=said.reason,
-            suggestion=SUGGESTIONS[said.outcome],
+            suggestion=self._suggestion(said.outcome),
             evidence=signals.numbers(t),
             basis=self._basis(said.rests_on),
             limits=self._limits(signals),
             standing=said.standing,
         )
+
+    def _suggestion(self, outcome: Outcome) -> str:
+        """What to do; where nothing can be said, only what is missing for it."""
+        if outcome == "healthy":
+            return "Train on."
+        if outcome == "approaching":
+            return (
+                f"Keep the checkpoint of step {CHECKPOINT}: training on this data will soon stop paying; get more "
+                "data, or stronger regularization."
+            )
+        if outcome == "overfitting":
+            return (
+                f"Stop, and keep the checkpoint of step {CHECKPOINT}; more data or stronger regularization would help."
+            )
+        series = self.series
+        missing = [name for name in ("loss", "epoch") if series.last(name) is None]
+        if missing:
+            return f"Pass {' and '.join(missing)} to step()."
+        if series.last("drift") is None and (series.last("epoch") or 0.0) >= FIRST_PASSES:
+            return (
+                "Let samples be followed: pass their ids, step(samples=ids), or their losses, step(losses=losses); the "
+                "readings' field drift_reason says what is missing."
+            )
+        return "Train on."
 
     def _basis(self, rests_on: RestsOn) -> tuple[str, ...]:
         t, baseline = self.thresholds, self.baseline
@@ -280,33 +273,32 @@ class OverfitDetector(Judge):
                 f"approaching: the baseline's is {t.loss_below:.0%} above it in {t.hold} medians of {t.loss_smoothing} "
                 f"readings; {fitted}",
             )
-        if rests_on == "passes":
+        if rests_on == "revisits":
+            return (
+                "how the losses of samples change from one visit to the next, while the network trains on others: "
+                "robust regression over the last complete pass (docs/revisits.md)",
+                f"approaching: a memorized share above {t.memorized:.0%}, one standard error taken off, and a drift, "
+                f"{t.falls_errors:g} standard errors taken off, above -{t.falls:.0%} of what unseen samples would "
+                "have, times the learning rate's share of its highest; overfitting: the same for two passes, or drift "
+                f"above zero by {t.stands:g} standard errors; {fitted}",
+            )
+        if rests_on == "strain":
             return (
                 "what the training loss does inside passes over the data and from one to the next, and the slope of "
                 f"{name} in log(step) over the last factor of {LATELY:g} in steps",
                 f"approaching: a strain of {t.strain:g} (loss lost by seeing the same samples again, times LAR lost, "
-                f"summed over log(step)), or a loss that drops by {t.drop:.1%} with each pass in {t.hold_repetition} "
-                f"readings; overfitting: if the loss rises inside passes, too; {fitted}",
+                f"summed over log(step)); overfitting: if the loss rises inside passes, too; {fitted}",
             )
-        if rests_on == "revisits":
+        if rests_on == "drops":
             return (
-                "how the losses of samples change from one visit to the next, while the network trains on others: "
-                "robust regression on the time between, over the last pass",
-                f"approaching: above zero by {t.drift_errors:g} standard errors in {t.hold_repetition} readings; "
-                "overfitting: in all readings of a pass; not fitted (docs/revisits.md)",
+                f"the training loss where passes begin: a memorized share of {t.drops.memorized:.0%}, and a loss that "
+                f"falls by less than {t.drops.falls:.0%} of what unseen samples would have inside a pass; {fitted}",
             )
         if rests_on == "spread":
             return (
                 f"{name} of a layer with no more outputs than inputs: k against its lowest value",
                 f"approaching: {t.spread:g} times as large, in {t.hold_repetition} readings; overfitting: "
                 f"{t.spread_alarm:g}; fitted on the fitting half of the benchmark (docs/benchmark.md)",
-            )
-        if rests_on == "acceleration":
-            return (
-                f"the acceleration of {name}'s decline in log(step), the later half of the run against the earlier",
-                f"approaching: {t.shortfall} of LAR lost to it, at {t.acceleration_sigmas:g} standard errors; "
-                f"overfitting: {t.shortfall_alarm} at a recorded, unchanged learning rate; developed on one pair of "
-                "runs of a small GPT, scored on others: docs/benchmark.md",
             )
         return ()
 
@@ -316,7 +308,7 @@ class OverfitDetector(Judge):
             limits.append(
                 f"{signals.schedule_difference}: the band is {self.thresholds.schedule_factor:g} times as wide"
             )
-        if baseline is not None and baseline.source == "runs":
+        if baseline is not None:
             if baseline.site != self.series.site:
                 limits.append(f"the baseline is of the layer {baseline.site!r}, the run of {self.series.site!r}")
             if signals.deviation is not None and signals.deviation.between is None:
@@ -326,27 +318,22 @@ class OverfitDetector(Judge):
                 )
             if baseline.epoch is not None and baseline.epoch > 1:
                 limits.append(f"the baseline itself repeats its data (epoch {baseline.epoch:.1f})")
-        if baseline is not None and baseline.source == "first epoch":
-            limits.append("the baseline is extrapolated from this run's first epoch, and the farther the less sure")
         return tuple(limits)
 
     def _own_state(self) -> dict[str, Any]:
         return {
             "warm_up": None if self._warm_up is None else list(self._warm_up),
             "difference": None if self._difference is None else list(self._difference),
-            "own_step": self._own_step,
             "highs": [list(high) for high in self._highs],
             "repetition": self._repetition.state(),
-            "why_no_baseline": self._why_no_baseline,
-            "own": None if self._own is None else self._own.state(),
+            "drops": self._drops.state(),
+            "revisits": self._revisits.state(),
         }
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
         self._warm_up = None if state["warm_up"] is None else (state["warm_up"][0], state["warm_up"][1])
         self._difference = None if state["difference"] is None else (state["difference"][0], state["difference"][1])
-        self._own_step = state["own_step"]
         self._highs = [(step, level) for step, level in state["highs"]]
         self._repetition = RepetitionMemory.from_state(state["repetition"])
-        self._why_no_baseline = state["why_no_baseline"]
-        self._own = None if state["own"] is None else Baseline.from_state(state["own"])
-        self._trend = None
+        self._drops = DropMemory.from_state(state["drops"], errors=self.thresholds.drops.errors)
+        self._revisits = RevisitMemory.from_state(state["revisits"])

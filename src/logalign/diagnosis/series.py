@@ -31,10 +31,10 @@ FORM_NAMES = {
     "lar_token_centered": "token-centered LAR",
     "lar_centered": "centered LAR",
 }
-COLUMNS = (*FORMS, "loss", "lr", "epoch", "completed", "tokens_seen", "head_norm", "drift", "drift_error")
+COLUMNS = (*FORMS, "loss", "lr", "epoch", "completed", "tokens_seen", "drift", "drift_error", "gain", "gain_error")
 """What is kept of a reading: `loss` is the mean since the reading before, where that was recorded, `epoch` the passes
-over the data so far, `completed` how many of them its samples had been through, `head_norm` the Frobenius norm of the
-layer's weight, `drift` and its error those of the samples that come back."""
+over the data so far, `completed` how many of them its samples had been through; `drift`, `gain` and their errors are
+those of the samples that come back."""
 STATE_VERSION = 1
 POSSIBLE_LAR = (-2000.0, 1.01)
 """LAR is at most 1 but for rounding; an overlap above the smallest float64 keeps it above 1 - 1075 / log2(n)."""
@@ -224,9 +224,6 @@ class Series:
 
 def known(reading: Reading, name: str) -> float | None:
     """One of `COLUMNS` but `completed`; None where it is missing, beyond 1e100, or a LAR that cannot be."""
-    if name == "head_norm":
-        norm = reading.energies.get("weight") if reading.energies is not None else None
-        return math.sqrt(norm) if norm is not None and 0 < norm <= LARGEST else None
     value = getattr(reading, name)
     if name == "epoch" and reading.passes is not None:
         value = reading.passes

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Choice, Detector
+from logalign.diagnosis.drops import LossThresholds
 from logalign.diagnosis.grokking import GrokThresholds
-from logalign.diagnosis.loss_only import LossThresholds
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.verdict import Verdict
 from logalign.errors import InputError, RunError
@@ -56,6 +56,7 @@ class Signal:
 
 
 SIGNALS = (
+    Signal("revisited_share_low", "memorized share", ((DECLINE.memorized, "approaching"),)),
     Signal(
         "deviation",
         "LAR below the baseline",
@@ -68,7 +69,6 @@ SIGNALS = (
         ((DECLINE.spread, "approaching"), (DECLINE.spread_alarm, "overfitting")),
     ),
     Signal("strain", "strain of LAR", ((DECLINE.strain, "approaching"),)),
-    Signal("decline_rate", "rate, LAR per log(step)"),
     Signal(MEMORIZED, "memorized share of the loss", ((LossThresholds().memorized, "approaching"),)),
 )
 """The first that is known is drawn; that of the grokking logic while it judges, k's spread of classifiers only."""

@@ -27,14 +27,12 @@ RECORDED = 2_000
 Vector = np.ndarray[Any, Any]
 
 SIGNALS = (
+    "revisited_share_low",
     "deviation",
     "band",
-    "decline_rate",
     "strain",
-    "drop",
     "spread",
     "loss_below",
-    "shortfall",
 )
 """Of the decline logic's evidence."""
 GROKKING_SIGNALS = ("k_ratio",)

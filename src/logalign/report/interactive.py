@@ -41,6 +41,7 @@ MARKS = {
     "approaching": "▲",
     "overfitting": "✕",
     "memorizing": "✕",
+    "diverged": "✕",
     "generalizing": "✓",
     "undecidable": "?",
 }

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from logalign.diagnosis.drops import LossThresholds
 from logalign.diagnosis.grokking import GrokThresholds
-from logalign.diagnosis.loss_only import LossThresholds
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.verdict import OUTCOMES
 from logalign.report import figures, signal_figures
@@ -340,7 +340,12 @@ def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
             [(t.approaching, "approaching"), (t.overfitting, "overfitting")],
             300,
         ),
-        ("decline_rate", "decline rate, LAR per unit of log(step)", [(0.0, "")], 260),
+        (
+            "revisited_share_low",
+            "memorized share of revisits, less one standard error",
+            [(t.memorized, "approaching, where drift hardly lowers the loss")],
+            260,
+        ),
         (
             "k_ratio",
             "k / k on the memorization plateau",
@@ -380,17 +385,13 @@ def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
         panels.append(panel(key, figure, traces, title=title, lines=lines, height=height))
     limits = {
         "strain": t.strain,
-        "drop": t.drop,
         "spread": t.spread,
         "loss_below": t.loss_below,
-        "shortfall": t.shortfall,
     }
     words = {
         "strain": "strain of LAR by memorizing",
-        "drop": "drop of the loss with each pass",
         "spread": "growth of k",
         "loss_below": "loss below the baseline's",
-        "shortfall": "shortfall by acceleration",
     }
     traces, curves = [], []
     for i, run in enumerate(runs):

@@ -20,6 +20,7 @@ OUTCOME_COLORS = {
     "approaching": "#E69F00",
     "overfitting": "#D55E00",
     "memorizing": "#CC79A7",
+    "diverged": "#000000",
     "generalizing": "#0072B2",
     "undecidable": "#7F7F7F",
 }

@@ -31,6 +31,7 @@ STYLES: dict[Outcome, str] = {
     "approaching": "bold yellow",
     "overfitting": "bold red",
     "memorizing": "bold red",
+    "diverged": "bold red",
     "undecidable": "bold",
 }
 

@@ -23,7 +23,7 @@ TRAINING = ("loss", "loss_mean", "lr", "epoch", "tokens_seen", "kept", "nonfinit
 """What is given once, with the main layer."""
 REVISITS = ("drift", "drift_error", "gain", "gain_error", "revisited", "passes")
 """What samples that training meets again say, once, with the main layer."""
-JUDGED = ("deviation", "decline_rate", "strain", "memorization")
+JUDGED = ("deviation", "revisited_share", "strain")
 """Numbers of the verdict's evidence."""
 
 VERDICT_CODES: Mapping[Outcome, int] = {
@@ -33,8 +33,9 @@ VERDICT_CODES: Mapping[Outcome, int] = {
     "approaching": 2,
     "memorizing": 3,
     "overfitting": 4,
+    "diverged": 5,
 }
-"""Trackers draw numbers, not words: the higher the worse, 3 and 4 are alarms."""
+"""Trackers draw numbers, not words: the higher the worse, 3 to 5 are alarms."""
 
 
 def metrics(readings: Readings, verdict: Verdict) -> dict[str, float]:
