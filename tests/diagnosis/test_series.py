@@ -54,11 +54,10 @@ def test_columns_of_a_reading():
         extra={"val_loss": 9.0},
     )
     row = dict(zip(("step", *COLUMNS), row_of(reading), strict=True))
-    assert row.pop("head_norm") == 4
     assert math.isnan(row.pop("lar_vocab_centered"))
     assert math.isnan(row.pop("lar_token_centered"))
-    assert math.isnan(row.pop("drift"))
-    assert math.isnan(row.pop("drift_error"))
+    for name in ("drift", "drift_error", "gain", "gain_error"):
+        assert math.isnan(row.pop(name))
     assert row == {
         "step": 3, "lar": 0.5, "lar_centered": 0.4, "loss": 2.0, "epoch": 1.5, "completed": 1.0, "lr": 1e-3,
         "tokens_seen": 4096,
