@@ -34,7 +34,7 @@ class Detector:
     """Judges a training reading by reading, in constant memory and time.
 
     Args:
-        baseline: What the decline logic compares with; without one, the run's own first epoch, where it is long enough.
+        baseline: What the decline logic compares with, beside what samples that come back tell.
         regime: "grokking" or "decline" for one logic only; "both" for both, where the outcome that comes first in
             `verdict.PRECEDENCE` stands; "auto" for grokking logic while the network interpolates data that repeats and
             that logic can say something, decline logic otherwise. While no reading has had a LAR, "auto" judges by loss
