@@ -96,7 +96,7 @@ def test_both_regimes():
     verdict = diagnose(before_the_slingshot, regime="both")
     assert (verdict.outcome, verdict.regime) == ("memorizing", "grokking")
     assert "The decline regime says undecidable: the training data were fitted within the first" in verdict.reason
-    assert {"plateau", "decline_rate"} <= verdict.evidence.keys()
+    assert {"plateau", "strain"} <= verdict.evidence.keys()
     assert diagnose(readings, regime="both").is_alarm
 
 
