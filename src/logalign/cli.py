@@ -279,7 +279,7 @@ def diagnose(
 
     - 0: healthy, approaching or generalizing
     - 1: an error, told in one line
-    - 3: overfitting or memorizing
+    - 3: overfitting, memorizing or diverged, now or earlier in the run
     - 4: undecidable, with the reason
     """
     from logalign.diagnosis.baseline import Baseline

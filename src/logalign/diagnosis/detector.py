@@ -189,7 +189,7 @@ def diagnose(
     baseline: Baseline | str | os.PathLike[str] | Run | None = None,
     regime: Choice = "auto",
 ) -> Verdict:
-    """Say what a recorded run shows: healthy, approaching, overfitting, memorizing, generalizing or undecidable.
+    """Say what a recorded run shows: one of the outcomes of `Verdict`, with its reason.
 
     It is what a `Detector` says that takes the readings one by one, so that watching a training and diagnosing its log
     afterwards agree. No outcome rests on held-out losses in the log; where they disagree, `Verdict.held_out` says so. A
