@@ -371,9 +371,7 @@ def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
             for i, run in found
         ]
         curves = [(run.name, run.columns["step"][run.folded.rows], run.folded.signals[key]) for _, run in found]
-        figure = signal_figures.signal_figure(
-            curves, label=title.split(",")[0], lines=[each for each in lines if each[1]]
-        )
+        figure = signal_figures.signal_figure(curves, label=title.split(",")[0], lines=lines)
         panels.append(panel(key, figure, traces, title=title, lines=lines, height=height))
     limits = {
         "strain": t.strain,
