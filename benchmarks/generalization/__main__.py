@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("status", help="count the runs")
     tables = commands.add_parser("tables", help="rebuild every table and figure from the Parquet file")
     tables.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmark.md and images/")
-    fit = commands.add_parser("fit", help="fit the thresholds of the rule on the fitting half, and print them")
+    commands.add_parser("fit", help="fit the thresholds of the rule on the fitting half, and print them")
     subset = commands.add_parser("subset", help="make three runs anew and compare them with those of the Parquet file")
     compare = commands.add_parser("compare", help="fit the constants of `logalign compare`, and rebuild its table")
     compare.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmark.md")
-    for each in (train, tables, fit, subset):
+    for each in (train, tables, subset):
         each.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of runs under way")
     parser.add_argument("--stored", type=Path, default=PARQUET, help="the Parquet file")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.command == "compare":
         fit_compare(options.stored, options.docs)
     elif options.command == "fit":
-        fit_thresholds(options.stored, options.jobs)
+        fit_thresholds(options.stored)
     elif options.command == "subset":
         compare_subset(options.stored, options.jobs)
     else:
@@ -114,23 +114,20 @@ def rebuild(stored: Path, docs: Path, jobs: int) -> None:
     runs = _stored_runs(stored)
     print(f"judging {len(runs)} runs with and without their baselines ...", flush=True)
     verdicts.prepare(score.contexts(runs), jobs=jobs)
-    page = docs / "benchmark.md"
-    built = tables.build(runs)
-    tables.write(built, page)
-    print(f"{page}: {', '.join(built)}")
+    for name, built in tables.build(runs).items():
+        tables.write(built, docs / name)
+        print(f"{docs / name}: {', '.join(built)}")
     for path in figures.draw(runs, docs / "images"):
         print(path)
     print(f"rebuilt in {time.monotonic() - started:.0f} s")
 
 
-def fit_thresholds(stored: Path, jobs: int) -> None:
+def fit_thresholds(stored: Path) -> None:
     """Print the thresholds that the fitting half of the stored runs gives, beside those of the rule."""
-    from benchmarks.generalization import fit, score, tables, verdicts
+    from benchmarks.generalization import fit, tables
 
-    found = [context for context in score.contexts(_stored_runs(stored)) if context.run.config.family in tables.SCORED]
-    fitting = [context for context in found if configs.is_for_fitting(context.run.config)]
-    verdicts.prepare(fitting, jobs=jobs)
-    print("\n".join(tables.markdown(fit.summary(fitting))))
+    runs = [run for run in _stored_runs(stored) if configs.is_for_fitting(run.config)]
+    print("\n".join(tables.markdown(fit.summary(fit.cases(runs)))))
 
 
 def fit_compare(stored: Path, docs: Path) -> None:

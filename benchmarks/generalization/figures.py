@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.generalization import score, signals, tables, verdicts
-from benchmarks.generalization.score import Context, Detected
+from benchmarks.generalization import regret, score, signals, tables
+from benchmarks.generalization.score import Context
 from benchmarks.generalization.store import Made
 from benchmarks.generalization.truth import outcome, phases
 from logalign.report.figures import COLORS, house_style
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
-VERDICT_COLORS = {"on time": "#009E73", "early": "#E69F00", "late": "#0072B2"}
-SHOWN_RIVALS = 8
+LEAST = 1e-3
+"""Nats below which the figure of regrets does not tell."""
 TITLES = {"language": "language", "finetuning": "fine-tuning", "vision": "vision"}
 
 
@@ -25,8 +25,8 @@ def draw(runs: Sequence[Made], folder: Path = FOLDER) -> list[Path]:
     """Draw and write all figures; their paths."""
     found = score.contexts(runs)
     figures = {
-        "benchmark-leads": leads(found),
-        "benchmark-across": across(found),
+        "benchmark-regret": regrets(found),
+        "benchmark-across": across([context for context in found if context.run.config.batch < tables.LAST_BATCH]),
         "benchmark-dimension": dimension(runs),
         "benchmark-runs": examples(runs),
     }
@@ -40,46 +40,32 @@ def draw(runs: Sequence[Made], folder: Path = FOLDER) -> list[Path]:
     return paths
 
 
-def leads(found: Sequence[Context]) -> Figure:
-    """When alarms come, in epochs before the lowest held-out loss: logalign, and the rivals that find most on time."""
-    fit = [c for c in found if tables.is_for_fitting(c.run.config) and c.run.config.family in tables.SCORED]
-    test = [c for c in found if not tables.is_for_fitting(c.run.config) and c.run.config.family in tables.SCORED]
-    rows = {
-        "logalign, no baseline": verdicts.detection(test, with_baseline=False),
-        "logalign, with baseline": verdicts.detection(test, with_baseline=True),
-    }
-    rivals = {name: tables.rival(tuple(fit), tuple(test), name) for name in tables.ALL_SIGNALS}
-    best = sorted(rivals, key=lambda name: -sum(each.verdict == "on time" for each in rivals[name]))[:SHOWN_RIVALS]
-    rows |= {name: rivals[name] for name in best}
+def regrets(found: Sequence[Context]) -> Figure:
+    """The share of overfit runs, scored half, in which following costs less than so many nats."""
+    test = [c for c in found if not tables.is_for_fitting(c.run.config) and tables.judged(c.run)]
+    test = [context for context in test if outcome(context.run) == "overfit"]
     with house_style():
-        figure = Figure(figsize=(8.5, 0.42 * len(rows) + 1.4), layout="constrained")
-        ax, beside = figure.subplots(1, 2, sharey=True, width_ratios=[2.4, 1])
-        for y, (_, each) in enumerate(rows.items()):
-            for kind, color in VERDICT_COLORS.items():
-                x = [_squeezed(d.lead) for d in each if d.verdict == kind]
-                jitter = y + 0.22 * np.sin(np.arange(len(x)) * 2.4)
-                ax.plot(x, jitter, "o", color=color, markersize=4, alpha=0.8, label=kind if y == 0 else None)
-            for x, words in enumerate(_counts(each)):
-                beside.text(x, y, words, ha="center", va="center")
-        for x, words in enumerate(("overfit,\non time", "healthy,\nalarmed")):
-            beside.text(x, -0.7, words, ha="center", va="bottom")
-        beside.set_xlim(-0.5, 1.5)
-        beside.set_axis_off()
-        ax.set_yticks(range(len(rows)), list(rows))
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.axvline(0, color="#555555", linewidth=0.8)
-        ticks = [-100, -10, -1, 0, 1, 10, 100]
-        ax.set_xticks([_squeezed(t) for t in ticks], [str(t) for t in ticks])
-        ax.set_xlabel("epochs from the alarm to the lowest held-out loss\n(positive: the alarm came first)")
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+        figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+        axes = figure.subplots(1, len(tables.REGRET_GROUPS), sharey=True)
+        for ax, (words, families) in zip(axes, tables.REGRET_GROUPS.items(), strict=True):
+            mine = [context for context in test if context.run.config.family in families]
+            runs = [context.run for context in mine]
+            lines = {"logalign, first approaching": (tables.said(mine), COLORS["plain"], "-")}
+            lines |= {"loss and epoch alone": ([tables.without_lar(run) for run in runs], COLORS["centered"], "--")}
+            for passes, style in ((3, ":"),):
+                costs = [regret.cost(run, regret.after_passes(run, passes)) for run in runs]
+                lines[f"stop after {passes} passes"] = (costs, "#777777", style)
+            lines["train to the end"] = ([regret.cost(run, None) for run in runs], "#777777", "-")
+            for name, (costs, color, style) in lines.items():
+                x = np.maximum(np.sort([each.regret for each in costs]), LEAST)
+                ax.step(x, np.arange(1, len(x) + 1) / max(1, len(x)), style, color=color, where="post", label=name)
+            ax.set_xscale("log")
+            ax.set_title(f"{words}\n{len(runs)} runs", fontsize="medium")
+        axes[0].set_ylabel("share of runs")
+        figure.supxlabel("regret (nats)", fontsize="medium")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=4)
     return figure
-
-
-def _counts(detected: Sequence[Detected]) -> tuple[str, str]:
-    """How many overfit runs are found on time, and how many healthy ones raise an alarm."""
-    overfit = [each.verdict == "on time" for each in detected if each.truth == "overfit"]
-    healthy = [each.verdict == "false alarm" for each in detected if each.truth == "healthy"]
-    return f"{sum(overfit)} of {len(overfit)}", f"{sum(healthy)} of {len(healthy)}"
 
 
 def across(found: Sequence[Context]) -> Figure:
@@ -149,7 +135,7 @@ def examples(runs: Sequence[Made]) -> Figure:
         axes = figure.subplots(2, len(tables.SCORED))
         for column, family in enumerate(tables.SCORED):
             for run in runs:
-                if run.config.family != family or outcome(run) == "between":
+                if run.config.family != family or outcome(run) not in ("overfit", "healthy"):
                     continue
                 color = COLORS["centered"] if outcome(run) == "overfit" else COLORS["plain"]
                 for ax, name in ((axes[0, column], "lar"), (axes[1, column], "val_loss")):
@@ -163,8 +149,3 @@ def examples(runs: Sequence[Made]) -> Figure:
         axes[0, 0].plot([], [], color=COLORS["plain"], label="healthy")
         figure.legend(loc="outside upper center", ncols=2)
     return figure
-
-
-def _squeezed(epochs: float) -> float:
-    """A symmetric logarithmic scale, linear within one epoch."""
-    return math.copysign(math.log10(1 + abs(epochs) * 9), epochs)

@@ -10,19 +10,25 @@ Source: the regret of early stopping, as in any decision made without the future
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.generalization import score
 from benchmarks.generalization.recorder import SMOOTHING
+from benchmarks.generalization.score import Context, Signal
 from benchmarks.generalization.store import Made
 
 PATIENCE = 3
 """Evaluations without a new lowest after which people stop."""
 KEPT_APART = {"held out 1 %": "val1_loss", "held out 5 %": "val5_loss"}
 PASSES = (1, 2, 3)
+CANDIDATES = 200
+MOST = 0.5
+"""Nats that one run counts for at most where a threshold is fitted."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +91,25 @@ def by_holding_out(run: Made, column: str, *, patience: int = PATIENCE) -> int |
         if since >= patience:
             break
     return at
+
+
+def fit_threshold(found: Sequence[Context], signal: Signal) -> float:
+    """The threshold of a signal, three readings in a row above it, with the lowest mean regret over these runs.
+
+    Infinite, and so no alarm at all, where that is lowest.
+    """
+    held = [(context.run, score.sustained(signal(context))) for context in found]
+    finite = np.concatenate([np.empty(0), *(values[np.isfinite(values)] for _, values in held)])
+    if not finite.size:
+        return float("inf")
+    choices = np.append(np.unique(np.quantile(finite, np.linspace(0, 1, CANDIDATES))), np.inf)
+    total = np.zeros(len(choices))
+    for run, values in held:
+        costs = np.array([min(cost(run, i).regret, MOST) for i in range(len(values))] + [cost(run, None).regret])
+        total += np.minimum(costs[score.first_above(values, choices)], MOST)
+    return float(choices[int(total.argmin())])
+
+
+def by_signal(found: Sequence[Context], signal: Signal, threshold: float) -> list[Cost]:
+    """What the rule `signal > threshold` costs in every run."""
+    return [cost(context.run, score.alarm(signal(context), threshold)) for context in found]

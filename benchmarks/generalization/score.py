@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -134,82 +133,8 @@ def bootstrap(
 
 def alarm(values: Series, threshold: float) -> int | None:
     """The first reading at which the last three lie above the threshold."""
-    found = int(_first_above(_sustained(values), threshold))
+    found = int(first_above(sustained(values), threshold))
     return found if found < len(values) else None
-
-
-@dataclass(frozen=True)
-class Detected:
-    """What a detector said of one run: when it raised its alarm, and how that stands to the truth.
-
-    Attributes:
-        run: Name.
-        truth: "overfit", "healthy" or "between".
-        verdict: "on time", "early", "late" or "missed" of an overfit run; "quiet" or "false alarm" of another.
-        lead: Epochs from the alarm to the minimum of the held-out loss; negative: after it.
-    """
-
-    run: str
-    truth: str
-    verdict: str
-    lead: float
-
-
-def judge(run: Made, reading: int | None) -> Detected:
-    """(c) Hold an alarm against the truth.
-
-    On time is from one epoch before the lowest held-out loss to half an epoch after it, or five readings where those
-    are fewer steps.
-    """
-    true = outcome(run)
-    if true != "overfit":
-        return Detected(run.name, true, "quiet" if reading is None else "false alarm", math.nan)
-    if reading is None:
-        return Detected(run.name, true, "missed", math.nan)
-    steps, epochs = run.columns["step"], run.columns["epoch"]
-    lowest = float(np.interp(run.truth["val_min_step"], steps, epochs))
-    a_reading = float(np.median(np.diff(epochs)))
-    lead = lowest - epochs[reading]
-    if lead > max(EARLY_EPOCHS, TOLERATED_READINGS * a_reading):
-        return Detected(run.name, true, "early", float(lead))
-    late = lead < -max(LATE_EPOCHS, TOLERATED_READINGS * a_reading)
-    return Detected(run.name, true, "late" if late else "on time", float(lead))
-
-
-def fit_threshold(found: Sequence[Context], signal: Signal, *, candidates: int = 200) -> float:
-    """The threshold with no alarm on a healthy run of those given that finds most overfit runs on time, then at all.
-
-    NaN where the signal is undefined on all runs.
-    """
-    series = [(context.run, signal(context)) for context in found]
-    finite = np.concatenate([values[np.isfinite(values)] for _, values in series])
-    if finite.size == 0:
-        return math.nan
-    highest = [_sustained(values)[-1] for run, values in series if outcome(run) == "healthy"]
-    quiet = max([level for level in highest if math.isfinite(level)], default=float(finite.min()))
-    above = finite[finite >= quiet]
-    choices = np.unique(np.concatenate([[quiet], np.quantile(above, np.linspace(0, 1, candidates))]))
-    on_time, late, early = (np.zeros(len(choices), dtype=int) for _ in range(3))
-    for run, values in series:
-        if outcome(run) == "overfit":
-            verdicts = _verdict_by_reading(run)[_first_above(_sustained(values), choices)]
-            on_time += verdicts == "on time"
-            late += verdicts == "late"
-            early += verdicts == "early"
-    worth = list(zip(on_time, on_time + late - early, strict=True))
-    return float(choices[max(range(len(choices)), key=worth.__getitem__)])
-
-
-@cache
-def _verdict_by_reading(run: Made) -> np.ndarray:
-    """The verdict on an alarm at each reading, and last the one on none."""
-    readings = [*range(len(run.columns["step"])), None]
-    return np.array([judge(run, reading).verdict for reading in readings])
-
-
-def detection(found: Sequence[Context], signal: Signal, threshold: float) -> list[Detected]:
-    """What the rule `signal > threshold` says of every run."""
-    return [judge(context.run, alarm(signal(context), threshold)) for context in found]
 
 
 def ranking(found: Sequence[Context], signal: Signal, group: Callable[[Made], str]) -> dict[str, float]:
@@ -219,14 +144,6 @@ def ranking(found: Sequence[Context], signal: Signal, group: Callable[[Made], st
         value = signal(context)[-1]
         by_group[group(context.run)].append((value, context.run.truth["val_final"]))
     return {name: spearman(*np.array(pairs).T) for name, pairs in by_group.items() if len(pairs) >= 5}
-
-
-def wilson(count: int, of: int) -> Interval:
-    """A share with Wilson's 95 % interval."""
-    if of == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    interval = stats.binomtest(count, of).proportion_ci(method="wilson")
-    return Interval(count / of, interval.low, interval.high, of)
 
 
 def spearman(x: Series, y: Series) -> float:
@@ -258,18 +175,7 @@ def _rank_correlation(columns: np.ndarray) -> np.ndarray:
     return np.where(defined, (x * y).sum(axis=-1) / np.where(defined, spread, 1), np.nan)
 
 
-def shares(found: Sequence[Detected]) -> Mapping[str, Interval]:
-    """Shares of overfit runs by verdict, and of healthy runs with a false alarm."""
-    overfit = [each for each in found if each.truth == "overfit"]
-    healthy = [each for each in found if each.truth == "healthy"]
-    by_verdict = {
-        name: wilson(sum(each.verdict == name for each in overfit), len(overfit))
-        for name in ("on time", "early", "late", "missed")
-    }
-    return {**by_verdict, "false alarm": wilson(sum(e.verdict == "false alarm" for e in healthy), len(healthy))}
-
-
-def _sustained(values: Series) -> Series:
+def sustained(values: Series) -> Series:
     """At each reading, the threshold under which an alarm has been raised by then.
 
     It is the largest minimum so far of three readings in a row, after the first readings.
@@ -281,7 +187,7 @@ def _sustained(values: Series) -> Series:
     return found
 
 
-def _first_above(sustained: Series, thresholds: float | Series) -> np.ndarray:
+def first_above(sustained: Series, thresholds: float | Series) -> np.ndarray:
     """The first reading above each threshold; one past the last where there is none."""
     return np.searchsorted(sustained, thresholds, side="right")
 

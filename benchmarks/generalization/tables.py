@@ -1,4 +1,4 @@
-"""The tables of docs/benchmark.md, rebuilt from the stored runs without any training.
+"""The tables of docs/benchmark.md and docs/benchmark-signals.md, rebuilt from the stored runs without any training.
 
 Each table stands between two markers in the page, `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
 """
@@ -13,14 +13,25 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.generalization import comparing, configs, fit, score, signals, verdicts
+from benchmarks.generalization import comparing, configs, regret, score, signals, verdicts
 from benchmarks.generalization.configs import FAMILIES
-from benchmarks.generalization.score import Context, Detected, Interval, Signal
+from benchmarks.generalization.loss_only import outcomes_without_lar
+from benchmarks.generalization.regret import Cost
+from benchmarks.generalization.score import Context, Interval, Signal
 from benchmarks.generalization.store import Made
 from benchmarks.generalization.truth import outcome, phases
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
 SCORED = ("language", "finetuning", "vision")
+"""Families of the first two batches, in which signals are studied."""
+LAST_BATCH = 3
+BEST = 3
+REGRET_GROUPS = {
+    "language": ("language",),
+    "fine-tuning": ("finetuning",),
+    "vision": ("vision",),
+    "tables, texts, other losses": ("tables and texts", "other losses"),
+}
 is_for_fitting = cache(configs.is_for_fitting)
 # Each is taken once of a run, for all tables and figures.
 ALL_SIGNALS: dict[str, Signal] = {
@@ -31,24 +42,30 @@ Row = dict[str, str]
 Tables = dict[str, list[Row]]
 
 
-def build(runs: Sequence[Made]) -> Tables:
-    """Every table of the page."""
+def build(runs: Sequence[Made]) -> dict[str, Tables]:
+    """Every table, by the name of its page."""
     found = score.contexts(runs)
-    fitting = [context for context in found if is_for_fitting(context.run.config)]
     testing = [context for context in found if not is_for_fitting(context.run.config)]
+    fitting = [context for context in found if is_for_fitting(context.run.config)]
+    studied = [context for context in found if context.run.config.batch < LAST_BATCH]
+    compared = [context.run for context in testing if context.run.config.family in SCORED]
     return {
-        "runs": runs_table(runs),
-        "within": within_table(found),
-        "across": across_table(found),
-        "detection": detection_table(fitting, testing),
-        "detection-families": families_table(found),
-        "detection-left-out": left_out_table(found),
-        "ranking": ranking_table(found),
-        "compare": comparing.table(
-            [context.run for context in testing if context.run.config.family in SCORED], group_of
-        ),
-        "dimension": dimension_table(runs),
-        "phases": phases_table(found),
+        "benchmark.md": {
+            "runs": runs_table(runs),
+            "regret": regret_table(fitting, testing),
+            "held-out": held_out_table(testing),
+            "instruments": instruments_table(fitting),
+            "steady": steady_table(found),
+            "compare": comparing.table(compared, group_of),
+            "phases": phases_table(found),
+        },
+        "benchmark-signals.md": {
+            "within": within_table(studied),
+            "across": across_table(studied),
+            "rivals": rivals_table(fitting, testing),
+            "ranking": ranking_table(studied),
+            "dimension": dimension_table(runs),
+        },
     }
 
 
@@ -64,10 +81,10 @@ def runs_table(runs: Sequence[Made]) -> list[Row]:
         row = {"family": family, "runs": str(len(mine))}
         if family == "algorithmic":
             solved = sum(phases(run).solved is not None for run in mine)
-            row |= {"overfit": "", "between": "", "healthy": "", "healthy, data seen twice or more": ""}
+            row |= dict.fromkeys(("overfit", "between", "healthy", "diverged", "healthy, data seen twice or more"), "")
             row |= {"generalize": str(solved), "never do": str(len(mine) - solved)}
         else:
-            row |= {name: str(outcomes.count(name)) for name in ("overfit", "between", "healthy")}
+            row |= {name: str(outcomes.count(name)) for name in ("overfit", "between", "healthy", "diverged")}
             row |= {"healthy, data seen twice or more": str(repeats), "generalize": "", "never do": ""}
         rows.append(row)
     return rows
@@ -105,78 +122,129 @@ def across(found: tuple[Context, ...], name: str, *, partial: bool) -> Interval:
     return score.across_runs(score.at_share(found, ALL_SIGNALS[name], 1.0), partial=partial, within_recipe=True)
 
 
-def detection_table(fitting: Sequence[Context], testing: Sequence[Context]) -> list[Row]:
-    """(c) Thresholds fitted on one half, scored on the other: every signal alone, and logalign's verdicts."""
-    fit_on = [context for context in fitting if context.run.config.family in SCORED]
-    test = [context for context in testing if context.run.config.family in SCORED]
+def regret_table(fitting: Sequence[Context], testing: Sequence[Context]) -> list[Row]:
+    """What it costs to follow logalign, the best rivals, and what people do instead; scored half."""
+    test = [context for context in testing if judged(context.run)]
+    runs = [context.run for context in test]
     rows = [
-        _detection_row("**logalign, no baseline**", verdicts.detection(test, with_baseline=False)),
-        _detection_row("**logalign, with baseline**", verdicts.detection(test, with_baseline=True)),
+        regret_row("**logalign, first *approaching***", runs, said(test)),
+        regret_row("logalign, first *overfitting*", runs, said(test, ("overfitting",))),
+        regret_row("logalign, loss and epoch alone", runs, [without_lar(run) for run in runs]),
     ]
-    for name, yardstick in signals.YARDSTICKS.items():
-        threshold = score.fit_threshold(fit_on, yardstick)
-        rows.append(_detection_row(f"*{name}*", score.detection(test, yardstick, threshold)))
-    rows += [_detection_row(name, rival(tuple(fit_on), tuple(test), name)) for name in ALL_SIGNALS]
+    fit_on = tuple(context for context in fitting if judged(context.run))
+    best = best_rivals(fit_on)[:BEST]
+    rows += [regret_row(name, runs, rival(fit_on, tuple(test), name)) for name in best]
+    rows.append(regret_row("train to the end", runs, [regret.cost(run, None) for run in runs]))
+    for passes in regret.PASSES:
+        costs = [regret.cost(run, regret.after_passes(run, passes)) for run in runs]
+        rows.append(regret_row(f"stop after {passes} pass{'es' if passes > 1 else ''}", runs, costs))
     return rows
+
+
+def held_out_table(testing: Sequence[Context]) -> list[Row]:
+    """The same against early stopping on samples kept apart, where some were; scored half."""
+    test = [c for c in testing if judged(c.run) and all(name in c.run.columns for name in regret.KEPT_APART.values())]
+    runs = [context.run for context in test]
+    rows = [regret_row("**logalign, first *approaching***", runs, said(test))]
+    for words, column in regret.KEPT_APART.items():
+        costs = [regret.cost(run, regret.by_holding_out(run, column)) for run in runs]
+        rows.append(regret_row(f"{words}, patience {regret.PATIENCE}", runs, costs))
+    return [*rows, regret_row("train to the end", runs, [regret.cost(run, None) for run in runs])]
+
+
+def instruments_table(fitting: Sequence[Context]) -> list[Row]:
+    """What each kind of evidence adds: the first *approaching* without it; fitting half."""
+    found = [context for context in fitting if judged(context.run)]
+    runs = [context.run for context in found]
+    rows = [regret_row("all", runs, said(found))]
+    for words, variant in verdicts.VARIANTS.items():
+        costs = [regret.cost(run, verdicts.first_of(verdicts.varied(run, variant))) for run in runs]
+        rows.append(regret_row(words, runs, costs))
+    return rows
+
+
+def steady_table(found: Sequence[Context]) -> list[Row]:
+    """How often a verdict goes back from an alarm."""
+    rows = []
+    for family in FAMILIES:
+        mine = [context for context in found if context.run.config.family == family]
+        backs = [verdicts.changes_back(verdicts.outcomes(context, with_baseline=False)) for context in mine]
+        row = {"family": family, "runs": str(len(backs))}
+        row |= {
+            f"{words} change{'s' if n != 1 else ''} back": str(sum(each == n for each in backs))
+            for n, words in ((0, "no"), (1, "one"))
+        }
+        rows.append(row | {"more": str(sum(each > 1 for each in backs))})
+    return rows
+
+
+def rivals_table(fitting: Sequence[Context], testing: Sequence[Context]) -> list[Row]:
+    """Every signal alone, its threshold fitted by mean regret on the fitting half; scored half."""
+    fit_on = tuple(context for context in fitting if judged(context.run))
+    test = tuple(context for context in testing if judged(context.run))
+    runs = [context.run for context in test]
+    yardsticks = [
+        regret_row(f"*{name}*", runs, regret.by_signal(test, each, regret.fit_threshold(fit_on, each)))
+        for name, each in signals.YARDSTICKS.items()
+    ]
+    return yardsticks + [regret_row(name, runs, rival(fit_on, test, name)) for name in ALL_SIGNALS]
 
 
 @cache
-def rival(fitting: tuple[Context, ...], testing: tuple[Context, ...], name: str) -> list[Detected]:
-    """(c) What one signal, with the threshold fitted on some runs, says of others."""
-    signal = ALL_SIGNALS[name]
-    return score.detection(testing, signal, score.fit_threshold(fitting, signal))
+def threshold_of(fitting: tuple[Context, ...], name: str) -> float:
+    """Of one signal, by mean regret."""
+    return regret.fit_threshold(fitting, ALL_SIGNALS[name])
 
 
-def left_out_table(found: Sequence[Context]) -> list[Row]:
-    """(c) logalign's rule and every signal alone, thresholds fitted on the other families, by `_left_out_cells`."""
-    mine = {family: tuple(c for c in found if c.run.config.family == family) for family in SCORED}
-    others = {family: tuple(c for other in SCORED if other != family for c in mine[other]) for family in SCORED}
-    fitted = {family: fit.fit([c for c in others[family] if is_for_fitting(c.run.config)]) for family in SCORED}
-    rows = []
-    for words, with_baseline in (("**logalign, no baseline**", False), ("**logalign, with baseline**", True)):
-        row = {"signal": words}
-        for family in SCORED:
-            row |= _left_out_cells(family, fit.detection(mine[family], fitted[family], with_baseline=with_baseline))
-        rows.append(row)
-    for name in ALL_SIGNALS:
-        row = {"signal": name}
-        for family in SCORED:
-            row |= _left_out_cells(family, rival(others[family], mine[family], name))
-        rows.append(row)
-    return rows
+def rival(fitting: tuple[Context, ...], testing: tuple[Context, ...], name: str) -> list[Cost]:
+    """What one signal, with the threshold fitted on some runs, costs in others."""
+    return regret.by_signal(testing, ALL_SIGNALS[name], threshold_of(fitting, name))
 
 
-def _left_out_cells(family: str, said: Sequence[Detected]) -> Row:
-    """On time, found at all, overfit; false alarms."""
-    overfit = [each.verdict for each in said if each.truth == "overfit"]
-    healthy = [each.verdict for each in said if each.truth == "healthy"]
-    at_all = len(overfit) - overfit.count("missed")
-    return {
-        f"{family}: on time, found, of": f"{overfit.count('on time')}, {at_all}, {len(overfit)}",
-        f"{family}: false alarms": f"{healthy.count('false alarm')} of {len(healthy)}",
-    }
+def best_rivals(fitting: tuple[Context, ...]) -> list[str]:
+    """Signals that need no baseline, by their mean regret on the runs that they were fitted on."""
+
+    def mean(name: str) -> float:
+        return float(np.mean([min(each.regret, regret.MOST) for each in rival(fitting, fitting, name)]))
+
+    return sorted(signals.WITHOUT_BASELINE, key=mean)
 
 
-def families_table(found: Sequence[Context]) -> list[Row]:
-    """(c) logalign's verdicts by family, all runs."""
-    rows = []
-    for family in SCORED:
-        mine = [context for context in found if context.run.config.family == family]
-        for words, with_baseline in (("no baseline", False), ("with baseline", True)):
-            for half, chosen in (("fitted on", True), ("other half", False)):
-                part = [context for context in mine if is_for_fitting(context.run.config) is chosen]
-                detected = verdicts.detection(part, with_baseline=with_baseline)
-                rows.append({"family": family, "half": half, **_detection_row(words, detected)})
-    return rows
+def judged(run: Made) -> bool:
+    """Whether it is scored by regret: no algorithmic run, and none that diverged."""
+    return run.config.family != "algorithmic" and outcome(run) != "diverged"
 
 
-def _detection_row(name: str, found: Sequence[Detected]) -> Row:
-    parts = score.shares(found)
-    leads = [each.lead for each in found if each.truth == "overfit" and math.isfinite(each.lead)]
-    row = {"detector": name}
-    row |= {words: count(parts[words]) for words in ("on time", "early", "late", "missed", "false alarm")}
-    row["median lead, epochs"] = f"{np.median(leads):+.1f}" if leads else "–"
+def said(found: Sequence[Context], sought: Sequence[str] = verdicts.ALARMS) -> list[Cost]:
+    """What following logalign costs, without a baseline."""
+    first = [verdicts.first_of(verdicts.outcomes(context, with_baseline=False), sought) for context in found]
+    return [regret.cost(context.run, reading) for context, reading in zip(found, first, strict=True)]
+
+
+@cache
+def without_lar(run: Made) -> Cost:
+    """What following logalign costs on a log without LAR."""
+    return regret.cost(run, verdicts.first_of(outcomes_without_lar(run)))
+
+
+def regret_row(name: str, runs: Sequence[Made], costs: Sequence[Cost]) -> Row:
+    """Median and 90th percentile of the regret in overfit runs, with the median share of steps saved; healthy runs."""
+    row = {"": name}
+    for words, families in REGRET_GROUPS.items():
+        mine = [
+            c for run, c in zip(runs, costs, strict=True) if run.config.family in families and outcome(run) == "overfit"
+        ]
+        row[f"{words}, {sum(outcome(r) == 'overfit' and r.config.family in families for r in runs)} overfit"] = (
+            f"{_quantile(mine, 0.5)}, {_quantile(mine, 0.9)}; {np.median([c.saved for c in mine]):.0%}" if mine else "–"
+        )
+    healthy = [c for run, c in zip(runs, costs, strict=True) if outcome(run) == "healthy"]
+    row["healthy: 95th percentile"] = _quantile(healthy, 0.95)
+    row["healthy: alarmed"] = f"{sum(c.alarmed for c in healthy)} of {len(healthy)}"
     return row
+
+
+def _quantile(costs: Sequence[Cost], share: float) -> str:
+    return f"{np.quantile([each.regret for each in costs], share):.3f}" if costs else "–"
 
 
 GROUPS = {
@@ -293,13 +361,6 @@ def interval(found: Interval) -> str:
     if not math.isfinite(found.value):
         return "–"
     return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
-
-
-def count(found: Interval) -> str:
-    """A share as a count, with Wilson's interval."""
-    if found.count == 0:
-        return "–"
-    return f"{round(found.value * found.count)} of {found.count} ({found.low:.0%} to {found.high:.0%})"
 
 
 def number(value: float) -> str:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 
-import numpy as np
-from numpy.typing import NDArray
-
-from benchmarks.generalization.levels import levels
-from benchmarks.generalization.score import Context, Detected, judge
+from benchmarks.generalization.signals import Context
 from benchmarks.generalization.store import Made
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Detector
+from logalign.diagnosis.drops import LossThresholds
+from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.verdict import Outcome
 from logalign.errors import InputError
 from logalign.readings import Reading
@@ -26,6 +25,7 @@ REVISITS = ("drift", "drift_error", "gain", "gain_error", "passes")
 SPECTRAL = ("weight_participation", "input_participation", "coherence")
 WHOLE = ("step", "n", "m", "tokens", "tokens_seen")
 ALARMS = ("approaching", "overfitting")
+UNDEFINED = "weight, inputs or outputs hold a NaN or an infinity, or nothing but zeros"
 
 
 @cache
@@ -37,10 +37,12 @@ def readings_of(run: Made) -> tuple[Reading, ...]:
         values = {
             name: _number(run.columns[name][i]) for name in (*FIELDS, *REVISITS, *SPECTRAL) if name in run.columns
         }
-        whole = {name: int(run.columns[name][i]) for name in WHOLE}
-        energies = {name: _number(run.columns[f"energy_{name}"][i]) for name in ("weight", "input", "output")}
+        whole = {name: int(run.columns[name][i]) for name in WHOLE if math.isfinite(run.columns[name][i])}
+        names = [name for name in ("weight", "input", "output") if f"energy_{name}" in run.columns]
+        energies = {name: _number(run.columns[f"energy_{name}"][i]) for name in names}
         mean = _number(run.columns["train_loss"][i])
-        found.append(Reading(**whole, **values, energies=energies, loss_mean=mean))
+        reason = UNDEFINED if values["lar"] is None else None
+        found.append(Reading(**whole, **values, energies=energies, loss_mean=mean, reason=reason))
     return tuple(found)
 
 
@@ -53,10 +55,9 @@ def baseline_of(context: Context) -> Baseline | None:
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """What a detector said after every reading of a run, and what it held against its thresholds."""
+    """What a detector said after every reading of a run."""
 
     outcomes: tuple[Outcome, ...]
-    levels: Mapping[str, NDArray[np.float64]]
 
 
 Judged = tuple[Made, tuple[Made, ...]]
@@ -91,14 +92,13 @@ def _key(context: Context, with_baseline: bool) -> Judged:
 def _judge(key: Judged) -> Said:
     context = Context(*key)
     detector = Detector(baseline=baseline_of(context))
-    found, held = [], []
+    found = []
     for reading in readings_of(context.run):
         try:
             found.append(detector.update(reading).outcome)
         except InputError as error:
             raise RuntimeError(f"{context.run.name}: {error}") from error
-        held.append(levels(detector))
-    return Said(tuple(found), {name: np.array([each[name] for each in held]) for name in held[0]})
+    return Said(tuple(found))
 
 
 def first_of(said: Sequence[Outcome], sought: Sequence[str] = ALARMS) -> int | None:
@@ -106,9 +106,37 @@ def first_of(said: Sequence[Outcome], sought: Sequence[str] = ALARMS) -> int | N
     return next((i for i, outcome in enumerate(said) if outcome in sought), None)
 
 
-def detection(contexts: Sequence[Context], *, with_baseline: bool) -> list[Detected]:
-    """Hold the first "approaching" or "overfitting" of every run against the truth."""
-    return [judge(context.run, first_of(outcomes(context, with_baseline=with_baseline))) for context in contexts]
+@dataclass(frozen=True)
+class Variant:
+    """The rule without one kind of evidence."""
+
+    revisits: bool = True
+    thresholds: OverfitThresholds = field(default_factory=OverfitThresholds)
+
+
+VARIANTS = {
+    "without revisits": Variant(revisits=False),
+    "without strain (LAR)": Variant(thresholds=OverfitThresholds(strain=math.inf)),
+    "without drops of the loss": Variant(thresholds=OverfitThresholds(drops=LossThresholds(memorized=math.inf))),
+    "without the growth of k (LAR)": Variant(thresholds=OverfitThresholds(spread=math.inf, spread_alarm=math.inf)),
+    "revisits alone": Variant(
+        thresholds=OverfitThresholds(
+            strain=math.inf, drops=LossThresholds(memorized=math.inf), spread=math.inf, spread_alarm=math.inf
+        )
+    ),
+}
+
+
+def varied(run: Made, variant: Variant) -> tuple[Outcome, ...]:
+    """The outcome of such a rule after every reading."""
+    detector = Detector(decline=variant.thresholds)
+    without = dict.fromkeys(() if variant.revisits else ("drift", "drift_error", "gain", "gain_error"))
+    return tuple(detector.update(replace(reading, **without)).outcome for reading in readings_of(run))
+
+
+def changes_back(said: Sequence[Outcome]) -> int:
+    """How often an alarm was followed by something else."""
+    return sum(before in ALARMS and after not in ALARMS for before, after in itertools.pairwise(said))
 
 
 def _number(value: float) -> float | None:

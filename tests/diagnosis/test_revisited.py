@@ -64,7 +64,7 @@ def test_gains_are_summed_once_a_pass():
         assert (found.passes, found.drift) == (4, pytest.approx(-0.12))
         assert found.share == pytest.approx(0.7 / 3.7)
         low = 0.7 - 0.03 * math.sqrt(3)
-        assert found.share_low == pytest.approx(low / (3 + low))
+        assert found.share_low(1) == pytest.approx(low / (3 + low))
 
 
 def test_readings_farther_apart_than_passes_count_those_between():
@@ -85,7 +85,7 @@ def test_nothing_is_known_before_the_first_drift_or_after_the_last():
 
 def test_a_share_is_never_below_zero_nor_above_one():
     memory = followed(passes([-0.5, -0.5]))
-    assert (memory.now.share, memory.now.share_low, memory.now.unseen) == (0, 0, 3)
+    assert (memory.now.share, memory.now.share_low(1), memory.now.unseen) == (0, 0, 3)
     assert followed(passes([9.0, 9.0], loss=0.0)).now.share == 1
 
 

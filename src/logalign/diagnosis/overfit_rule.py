@@ -48,10 +48,10 @@ class OverfitThresholds:
             baseline's: assumed.
         loss_below: By what share of the run's training loss the baseline's may lie above it: "approaching".
         loss_smoothing: Readings of the running median of that share.
-        memorized: The memorized share of revisits, one standard error taken off, above which little falling is healthy.
-        falls: Training still pays while drift lowers the loss in a pass by this share of what unseen samples would
-            have, times the pace of the learning rate: above it, "approaching".
-        falls_errors: So many standard errors of drift are taken off before.
+        memorized: The memorized share of revisits up to which no drift is an alarm.
+        memorized_errors: So many standard errors of what was memorized are taken off before.
+        falls: Beyond it, training pays while drift lowers the loss in a pass by this share of what unseen samples would
+            have, times the pace of the learning rate; else "approaching".
         stands: An alarm stands until drift is below that by so many of its standard errors. "overfitting" where drift
             is above zero by as many, or after two such passes in a row.
         strain: The sum over log(step) of the training loss lost by seeing the same samples again times the LAR lost,
@@ -73,9 +73,9 @@ class OverfitThresholds:
     schedule_factor: float = 2.0
     loss_below: float = 0.27
     loss_smoothing: int = 5
-    memorized: float = 0.2
+    memorized: float = 0.15
+    memorized_errors: float = 0.5
     falls: float = 0.01
-    falls_errors: float = 0.5
     stands: float = 2.0
     strain: float = 0.0262
     spread: float = 1.225
@@ -157,7 +157,7 @@ class OverfitSignals:
             "memorized": None if seen is None else seen.memorized,
             "memorized_error": None if seen is None else seen.memorized_error,
             "revisited_share": None if seen is None else seen.share,
-            "revisited_share_low": None if seen is None else seen.share_low,
+            "revisited_share_low": None if seen is None else seen.share_low(thresholds.memorized_errors),
             "deviation": _now(self.deviation),
             "deviation_low": None if self.deviation is None else self.deviation.low,
             "band": self.width(thresholds),
@@ -265,13 +265,13 @@ def _by_revisits(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
     size = f"{abs(now.drift):.2g} \u00b1 {now.drift_error:.1g} nats a pass"
     rises = now.drift > t.stands * now.drift_error
     memorized = f"{now.share:.0%} of the loss that unseen samples would have is gone by seeing the same ones again"
-    if _stalls(now, t) or (previous in ALARMS and not _pays(now, t)):
+    if stalls(now, t) or (previous in ALARMS and not _pays(now, t)):
         if rises:
             said = f"training on other samples now makes a sample's loss rise, by {size}"
         else:
             said = f"training on other samples no longer clearly lowers a sample's loss ({now.drift:+.2g} \u00b1 "
             said += f"{now.drift_error:.1g} nats a pass)"
-        twice = s.revisited_before is not None and _stalls(s.revisited_before, t) and _stalls(now, t)
+        twice = s.revisited_before is not None and stalls(s.revisited_before, t) and stalls(now, t)
         outcome: Outcome = "overfitting" if rises or twice or previous == "overfitting" else "approaching"
         return outcome, f"{said}, and {memorized}: what it learns no longer carries over.", "revisits"
     if now.drift < -now.drift_error:
@@ -284,10 +284,9 @@ def _by_revisits(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
     return "healthy", said, "revisits"
 
 
-def _stalls(seen: Revisited, t: OverfitThresholds) -> bool:
+def stalls(seen: Revisited, t: OverfitThresholds) -> bool:
     """Whether training no longer pays, and much has been memorized."""
-    least = seen.drift - t.falls_errors * seen.drift_error
-    return seen.share_low > t.memorized and least > -t.falls * seen.unseen * seen.pace
+    return seen.share_low(t.memorized_errors) > t.memorized and seen.drift > -t.falls * seen.unseen * seen.pace
 
 
 def _pays(seen: Revisited, t: OverfitThresholds) -> bool:

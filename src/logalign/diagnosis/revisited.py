@@ -61,10 +61,9 @@ class Revisited:
         """The memorized share, from 0 to 1."""
         return max(self.memorized, 0.0) / self.unseen if self.unseen > 0 else 0.0
 
-    @property
-    def share_low(self) -> float:
-        """The memorized share with one standard error taken off what was memorized."""
-        low = max(self.memorized - self.memorized_error, 0.0)
+    def share_low(self, errors: float) -> float:
+        """The memorized share with so many standard errors taken off what was memorized."""
+        low = max(self.memorized - errors * self.memorized_error, 0.0)
         return low / (self.loss + low) if self.loss + low > 0 else 0.0
 
 

@@ -334,7 +334,7 @@ def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
         ),
         (
             "revisited_share_low",
-            "memorized share of revisits, less one standard error",
+            "memorized share of revisits, less half a standard error",
             [(t.memorized, "approaching, where drift hardly lowers the loss")],
             260,
         ),
