@@ -157,7 +157,7 @@ def test_help_of_diagnose_explains_the_exit_status(cli):
     for expected in (
         "0: healthy, approaching or generalizing",
         "1: an error",
-        "3: overfitting or memorizing",
+        "3: overfitting, memorizing or diverged, now or earlier",
         "4: undecidable",
     ):
         assert expected in text

@@ -87,7 +87,7 @@ def watch(
         settings: What else to record in run.json, for instance the training's hyperparameters.
         history: How many steps' readings to keep in memory.
         baseline: What `Monitor.verdict` compares LAR with: a `Baseline`, or a run to make one from, of the same set-up
-            on data that does not repeat. Without one, the first epoch of this training, where it is long enough.
+            on data that does not repeat.
         regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
         mesh: The ranks that have tokens of their own, where the model's wrapper (DDP, `fully_shard`, DeepSpeed)
             does not say it: a process group, or the data- and context-parallel axes of a device mesh.

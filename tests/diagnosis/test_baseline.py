@@ -171,51 +171,6 @@ def test_a_resumed_log_in_the_baseline_counts_its_last_version(tmp_path):
     assert Baseline.from_run(path).band([0, 5, 10]).center == pytest.approx([0.5, 0.55, 0.6])
 
 
-# The first epoch ---------------------------------------------------------------------------------------------------
-
-
-def first_epoch_run(write_run, name="run", *, readings=80, per_epoch=60, **fields):
-    steps = 10 * np.arange(readings)
-    run = write_run(name, lars=[0.5] * readings, meta={"main": "unembedding"}, **fields)
-    lines = [
-        f'{{"step": {step}, "lar": {1.0 - 0.06 * np.log(step + 1.0)}, "loss": 2.0, "epoch": {step / 10 / per_epoch}}}\n'
-        for step in steps
-    ]
-    (run.path / "readings.jsonl").write_text("".join(lines))
-    return run.path
-
-
-def test_the_first_epoch_is_extrapolated_with_growing_uncertainty(write_run):
-    baseline = Baseline.from_first_epoch(first_epoch_run(write_run))
-    x = np.array([600.0, 1000.0, 5000.0])
-    band = baseline.band(x)
-    assert band.center == pytest.approx(1.0 - 0.06 * np.log(x + 1), abs=2e-3)
-    assert np.all(np.diff(band.between) > 0)
-    assert baseline.source == "first epoch"
-    assert baseline.epoch < 1
-    assert "first epoch" in baseline.describe()
-    assert baseline.axis_for(tokens=True) == "step"
-
-
-def test_the_first_epoch_of_a_run_on_fresh_text_holds_its_later_readings():
-    baseline = Baseline.from_first_epoch(FRESH)
-    _, deviation = baseline.deviation(FRESH)
-    assert np.abs(np.median(deviation[-15:])) < 0.005
-
-
-def test_a_first_epoch_that_makes_no_baseline(write_run, tmp_path):
-    with pytest.raises(InputError) as caught:
-        Baseline.from_first_epoch(REPEATED)
-    assert str(caught.value) == (
-        f"{REPEATED}: expected a first epoch that outlasts the warm-up, found it within: 10 readings, "
-        "20 needed after the warm-up"
-    )
-    with pytest.raises(InputError, match=r"at least 20 readings after the warm-up.* found 10 from step 90 to 190"):
-        Baseline.from_first_epoch(first_epoch_run(write_run, per_epoch=20))
-    with pytest.raises(InputError, match="expected readings with an epoch"):
-        Baseline.from_first_epoch(write_run("no-epoch", epoch=None))
-
-
 def test_main_site(write_run):
     assert main_site(write_run("one", sites=("body",))) == "body"
     both = ("unembedding", "body")

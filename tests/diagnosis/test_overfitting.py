@@ -251,11 +251,8 @@ def repeating(strain=0.0, learning=1.0):
     return Repetition(
         memorization=1.0,
         decline=0.05,
-        drop=0.0,
-        drop_high=0.0,
         strain=strain * T.strain,
         learning=learning,
-        steps_per_pass=100.0,
     )
 
 

@@ -52,7 +52,6 @@ def test_learning_memorizing_and_decline_have_closed_forms(count):
     assert found.memorization == pytest.approx(0.2 / STEPS_PER_PASS * first, rel=1e-6)
     assert found.learning == pytest.approx(0.001 * last, rel=1e-6)
     assert found.decline == pytest.approx(0.05, rel=1e-2)
-    assert found.steps_per_pass == pytest.approx(STEPS_PER_PASS)
 
 
 def test_learning_is_negative_where_the_loss_rises_inside_passes():
@@ -105,15 +104,7 @@ def test_of_a_form_that_is_not_recorded_there_is_no_repetition():
     assert held(passing(), "lar_centered") is None
 
 
-# Drop and strain ---------------------------------------------------------------------------------------------------
-
-
-def test_the_drop_is_a_share_of_the_loss():
-    found = held(passing(inside=0.0), "lar")
-    assert found is not None
-    now = 5 - 0.2 * 5  # in the sixth pass
-    assert found.drop == pytest.approx(0.2 / now)
-    assert found.drop_high == pytest.approx(0.2 / now)
+# Strain ------------------------------------------------------------------------------------------------------------
 
 
 def test_strain_is_the_sum_of_memorization_times_decline_over_log_step():

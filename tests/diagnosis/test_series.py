@@ -50,7 +50,6 @@ def test_columns_of_a_reading():
         epoch=1.5,
         lr=1e-3,
         tokens_seen=4096,
-        energies={"weight": 16.0, "input": 1.0, "output": 1.0},
         extra={"val_loss": 9.0},
     )
     row = dict(zip(("step", *COLUMNS), row_of(reading), strict=True))
@@ -65,12 +64,11 @@ def test_columns_of_a_reading():
 
 
 def test_a_number_that_measures_nothing_is_unknown():
-    row = row_of(Reading(step=0, lar=0.5, lar_centered=7.0, loss=1e200, energies={"weight": None}))
+    row = row_of(Reading(step=0, lar=0.5, lar_centered=7.0, loss=1e200))
     assert [name for name, value in zip(("step", *COLUMNS), row, strict=True) if not math.isnan(value)] == [
         "step",
         "lar",
     ]
-    assert math.isnan(row_of(Reading(step=0, lar=0.5, energies={"weight": 0.0}))[-1])
 
 
 def test_what_has_no_possible_lar_is_passed_over_and_counted():

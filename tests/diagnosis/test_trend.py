@@ -9,18 +9,15 @@ from hypothesis import strategies as st
 from logalign.diagnosis.trend import (
     MAX_WARM_UP_READINGS,
     History,
-    curvature,
-    lr_changes,
     noise,
     running_median,
-    slope,
     warm_up_end,
 )
 from logalign.errors import InputError
 
 RNG = np.random.default_rng(0)
 
-# Scatter and slopes ------------------------------------------------------------------------------------------------
+# Scatter and medians -----------------------------------------------------------------------------------------------
 
 
 def test_noise_is_the_scatter_of_a_reading_whatever_the_trend():
@@ -37,38 +34,6 @@ def test_noise_of_little():
     assert noise([1.0, 1.0, 1.0]) == 0
     assert math.isnan(noise([1.0, 2.0]))
     assert math.isnan(noise([]))
-
-
-def test_slope_against_least_squares_and_with_an_outlier():
-    x = np.arange(40.0)
-    y = 3.0 - 0.02 * x + 0.01 * RNG.standard_normal(x.size)
-    found = slope(x, y)
-    assert found.value == pytest.approx(np.polyfit(x, y, 1)[0], abs=3e-4)
-    assert found.low < -0.02 < found.high
-    y[5] = 100.0
-    assert slope(x, y).value == pytest.approx(-0.02, abs=1e-3)
-
-
-def test_error_of_a_slope_is_its_scatter_over_repetitions():
-    x = np.arange(30.0)
-    slopes = [slope(x, 0.1 * np.random.default_rng(seed).standard_normal(x.size)) for seed in range(200)]
-    spread = np.std([each.value for each in slopes])
-    assert np.median([each.error for each in slopes]) == pytest.approx(spread, rel=0.25)
-
-
-def test_too_few_points_have_no_slope():
-    assert slope([1, 2, 3, 4], [1, 2, 3, 4]) is None
-    assert curvature(range(9), range(9)) is None
-
-
-def test_curvature_is_the_change_of_slope():
-    x = np.arange(40.0)
-    bend = np.where(x < 20, 0.0, -0.05 * (x - 20)) + 0.01 * RNG.standard_normal(x.size)
-    found = curvature(x, bend)
-    assert found.value == pytest.approx(-0.05, abs=0.003)
-    assert found.value < -5 * found.error
-    straight = curvature(x, -0.05 * x + 0.01 * RNG.standard_normal(x.size))
-    assert abs(straight.value) < 3 * straight.error
 
 
 def test_running_median():
@@ -104,25 +69,6 @@ def test_warm_up_is_over_after_a_hundred_readings_at_the_latest():
     assert warm_up_end(x[:99], 0.001 * x[:99]) is None
     assert warm_up_end(x, 0.001 * x) == MAX_WARM_UP_READINGS - 1
     assert warm_up_end(x, np.full(x.shape, 0.5)) == MAX_WARM_UP_READINGS - 1
-
-
-def test_steps_of_the_learning_rate_are_marked_for_a_window_and_slow_change_is_not():
-    x = np.arange(300)
-    step = np.where(x < 100, 1.0, 0.1)
-    assert lr_changes(x, step).tolist() == list(range(100, 110))
-    assert lr_changes(x, 1.1 - step).tolist() == list(range(100, 110))
-    cosine = 0.5 * (1 + np.cos(np.pi * x / 300)) + 1e-3
-    marked = lr_changes(x, cosine)
-    assert marked.min() > 200
-    assert marked.max() == 299
-    assert lr_changes(x, np.full(x.shape, 0.5)).size == 0
-
-
-def test_unknown_learning_rates_mark_nothing():
-    assert lr_changes([0, 1, 2], [np.nan, np.nan, np.nan]).size == 0
-    assert lr_changes([0, 1, 2, 3], [1.0, np.nan, 0.1, np.nan]).tolist() == [2]
-    assert lr_changes([], []).size == 0
-    assert lr_changes([0, 1, 2], [1.0, 0.1, 0.1], window=1).tolist() == [1]
 
 
 # History -----------------------------------------------------------------------------------------------------------

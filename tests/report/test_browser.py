@@ -127,7 +127,7 @@ def test_report_opens_whole_and_hostile_text_is_inert(browser, write_run, tmp_pa
     assert asked == [page.as_uri()]
     charts = browser.find_elements(By.CSS_SELECTOR, ".chart")
     assert [chart.get_attribute("id").removeprefix("chart-") for chart in charts] == [
-        "lar", "outcome", "effective_dim", "decline_rate", "k_ratio", "shares", "loss",
+        "lar", "outcome", "effective_dim", "shares", "loss",
         "weight_participation", "input_participation", "coherence", "layers", "spectra",
     ]  # fmt: skip
     for chart in charts:

@@ -29,7 +29,7 @@ def test_verdict_with_a_baseline_is_that_of_diagnose_and_signals_are_its_evidenc
     folded = fold(columns("lm_repeat200k.jsonl"), "unembedding", baseline=baseline)
     verdict = diagnose(DATA / "lm_repeat200k.jsonl", baseline=baseline)
     assert folded.verdict == verdict
-    for name in ("deviation", "decline_rate", "strain", "band"):
+    for name in ("deviation", "loss_below", "strain", "band"):
         assert folded.signals[name][-1] == verdict.evidence[name]
     # The deviation is the baseline's median LAR less the run's, in the form that is judged.
     assert folded.signals["deviation"][-1] > 0.05

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from logalign.diagnosis.verdict import Verdict
+from logalign.diagnosis.verdict import OUTCOMES, Verdict
 from logalign.report.terminal import STYLES, print_verdict
 
 
@@ -63,4 +63,4 @@ def test_what_is_not_there_takes_no_lines():
 def test_colors_only_on_a_terminal():
     assert "\x1b[" not in printed(verdict())
     assert "\x1b[1;31moverfitting" in printed(verdict(), force_terminal=True, color_system="standard")
-    assert set(STYLES) == {"healthy", "generalizing", "approaching", "overfitting", "memorizing", "undecidable"}
+    assert set(STYLES) == set(OUTCOMES)

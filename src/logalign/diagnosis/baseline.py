@@ -2,9 +2,8 @@
 
 Healthy training lowers LAR, too, as more directions come into use; what tells overfitting is the deviation from a run
 that does not overfit, at the same step or after the same tokens. Best is one or several runs of another seed on data
-that does not repeat. Where there is none, the part of the very run in which no token has repeated stands for it: a
-straight line in log(step), fitted robustly and extrapolated. The trade-off: it needs no second training, and it knows
-less the farther it reaches.
+that does not repeat. The alternative, a line through the run's own first epoch, needs no second training, and brought
+nothing beside what samples that come back tell (docs/log.md).
 """
 
 from __future__ import annotations
@@ -12,15 +11,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from logalign.diagnosis.curves import DRIFT, Band, Curve, LogTrend
-from logalign.diagnosis.series import FORMS, Series, known
-from logalign.diagnosis.trend import LR_CHANGE, SMOOTHING, Vector, running_median, warm_up_end
+from logalign.diagnosis.curves import Band, Curve
+from logalign.diagnosis.series import FORMS, known
+from logalign.diagnosis.trend import Vector
 from logalign.errors import InputError
 from logalign.readings import UNEMBEDDING, Reading
 from logalign.runlog import Run, open_run
@@ -31,9 +30,6 @@ RunLike = str | os.PathLike[str] | Run
 CURVES = (*FORMS, "loss")
 """What a baseline has a curve of: the four forms of LAR, and the training loss, whose deviation is a rival signal."""
 SCHEDULE_TOLERANCE = 0.05
-MIN_FIRST_EPOCH_READINGS = 20
-MIN_FIRST_EPOCH_SPAN = 2.0
-"""From the end of the warm-up to the end of the first epoch: at least this factor in steps."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,25 +37,21 @@ class Baseline:
     """The curves of training that does not overfit: LAR in four forms, and the training loss.
 
     Attributes:
-        source: "runs" or "first epoch".
-        runs: The runs that it is taken from; none where a detector took it from its own readings.
+        runs: The runs that it is taken from; none where readings were given.
         site: The layer.
         shape: (m, n), None where not recorded.
         axis: "step" or "tokens": along what it compares; "auto": along tokens where both sides recorded them.
         epoch: The highest epoch in it; None where not recorded.
         tokens_per_step: None where not recorded.
-        last_lr: The learning rate that a first epoch ended with; None where not recorded.
     """
 
-    source: Literal["runs", "first epoch"]
     runs: tuple[Run, ...] = field(default=(), repr=False)
     site: str = UNEMBEDDING
     shape: tuple[int | None, int | None] = (None, None)
     axis: Literal["step", "tokens", "auto"] = "auto"
     epoch: float | None = None
     tokens_per_step: float | None = None
-    last_lr: float | None = None
-    curves: Mapping[Axis, Mapping[str, Curve | LogTrend]] = field(default_factory=dict, repr=False)
+    curves: Mapping[Axis, Mapping[str, Curve]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_run(
@@ -122,37 +114,6 @@ class Baseline:
         names = ["the baseline's readings"] if not more else [f"baseline {i + 1}" for i in range(len(parts))]
         return cls._of(parts, names, (), sites.pop(), axis)
 
-    @classmethod
-    def from_first_epoch(cls, run: RunLike, *, site: str | None = None) -> Baseline:
-        """Take the part of this very run in which no token has repeated (epoch below 1), extrapolated.
-
-        A straight line in log(step) is fitted to LAR, by Theil and Sen, from the end of the warm-up (or LAR's early
-        peak, if later) to the end of the first epoch. Its band widens beyond: see `LogTrend`.
-
-        Args:
-            run: A path or a Run.
-            site: The layer; by default the run's main one.
-
-        Raises:
-            RunError: there is no readable run.
-            InputError: no epochs were recorded, the first one lies within the warm-up, or it holds too few readings.
-        """
-        run = run if isinstance(run, Run) else open_run(run)
-        site = main_site(run) if site is None else site
-        series = Series()
-        for reading in run.readings:
-            if reading.site != site:
-                continue
-            if series.goes_back(reading):
-                series.rewind(reading.step)
-            if reading.epoch is not None and reading.epoch >= 1:
-                break
-            series.add(reading)
-        try:
-            return first_epoch(series, runs=(run,))
-        except InputError as error:
-            raise InputError(f"{run.name}: {error}") from None
-
     @property
     def run(self) -> Run:
         """The first of its runs."""
@@ -171,7 +132,7 @@ class Baseline:
             raise InputError(f"baseline: expected a curve of {form!r} by {axis}, found none recorded")
         return curve.at(np.asarray(x, dtype=np.float64))
 
-    def curve(self, form: str, axis: Axis) -> Curve | LogTrend | None:
+    def curve(self, form: str, axis: Axis) -> Curve | None:
         """The curve of one form, None where it was not recorded."""
         return self.curves.get(axis, {}).get(form)
 
@@ -210,13 +171,8 @@ class Baseline:
     def schedule_difference(self, x: Vector, lr: Vector, *, axis: Axis, tokens_per_step: float | None) -> str | None:
         """How the schedule at these x differs from the baseline's by more than 5 %, in words; None where it does not.
 
-        What was not recorded on both sides is not compared. Against a first epoch it is the learning rate that the
-        epoch ended with, and a change by a fifth.
+        What was not recorded on both sides is not compared.
         """
-        if self.last_lr is not None and self.last_lr > 0 and lr.size and np.isfinite(lr[-1]):
-            ratio = float(lr[-1]) / self.last_lr
-            if not LR_CHANGE <= ratio <= 1 / LR_CHANGE:
-                return f"the learning rate is {ratio:.3g} times that of the first epoch's end"
         curve = self.curve("lr", axis)
         if curve is not None:
             center = curve.at(x).center
@@ -260,34 +216,8 @@ class Baseline:
             raise InputError(f"{run.name}: expected steps that the baseline {mine} has, too, found none")
         return steps[shared], center[shared] - values[shared]
 
-    def state(self) -> dict[str, Any]:
-        """A first epoch's baseline, as lists and numbers that strict JSON can hold."""
-        lines = {form: asdict(curve) for form, curve in self.curves["step"].items() if isinstance(curve, LogTrend)}
-        return {
-            "site": self.site,
-            "shape": list(self.shape),
-            "epoch": self.epoch,
-            "last_lr": self.last_lr,
-            "lines": lines,
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Baseline:
-        """The first epoch's baseline that `state()` described."""
-        return cls(
-            source="first epoch",
-            site=state["site"],
-            shape=(state["shape"][0], state["shape"][1]),
-            axis="step",
-            epoch=state["epoch"],
-            last_lr=state["last_lr"],
-            curves={"step": {form: LogTrend(**line) for form, line in state["lines"].items()}},
-        )
-
     def describe(self) -> str:
         """What it is, in words for a verdict's basis."""
-        if self.source == "first epoch":
-            return "a straight line in log(step) through this run's own first epoch, extrapolated"
         if not self.runs:
             return "the baseline's readings"
         names = ", ".join(run.name for run in self.runs)
@@ -315,7 +245,7 @@ class Baseline:
                     f"{name}: expected a layer of the first run's shape (m, n) = {shapes[0]}, found {shape}; "
                     "LARs compare only at equal shape"
                 )
-        curves: dict[Axis, dict[str, Curve | LogTrend]] = {}
+        curves: dict[Axis, dict[str, Curve]] = {}
         for along in ("step", "tokens"):
             found = {form: Curve.of([_points(part, form, along) for part in parts]) for form in (*CURVES, "lr")}
             curves[along] = {form: curve for form, curve in found.items() if curve is not None}
@@ -329,7 +259,6 @@ class Baseline:
         epochs = [epoch for part in parts for reading in part if (epoch := known(reading, "epoch")) is not None]
         rates = [rate for part in parts if (rate := _tokens_per_step(part)) is not None]
         return cls(
-            source="runs",
             runs=runs,
             site=site,
             shape=shapes[0],
@@ -338,54 +267,6 @@ class Baseline:
             tokens_per_step=float(np.median(rates)) if rates else None,
             curves=curves,
         )
-
-
-def first_epoch(series: Series, *, runs: tuple[Run, ...] = ()) -> Baseline:
-    """The baseline that a series' own first epoch gives: `Baseline.from_first_epoch` describes it.
-
-    Raises:
-        InputError: no epochs were recorded, the first one lies within the warm-up, or it holds too few readings.
-    """
-    history = series.history
-    epoch = history.column("epoch")
-    if not np.isfinite(epoch).any():
-        raise InputError("expected readings with an epoch, to know where data begins to repeat, found none before it")
-    first = epoch < 1
-    steps, lar, lr = history.x[first], history.column("lar")[first], history.column("lr")[first]
-    start = warm_up_end(steps, lar, lr)
-    if start is None:
-        raise InputError(
-            f"expected a first epoch that outlasts the warm-up, found it within: {steps.size * history.stride} "
-            f"readings, {MIN_FIRST_EPOCH_READINGS} needed after the warm-up"
-        )
-    # A learning rate may be constant from the start, and LAR's peak come later.
-    smooth = running_median(lar, SMOOTHING)
-    if smooth.size:
-        start = max(start, float(steps[int(np.argmax(smooth)) + SMOOTHING // 2]))
-    after = steps > start
-    found = int(after.sum()) * history.stride
-    if found < MIN_FIRST_EPOCH_READINGS or steps[-1] < MIN_FIRST_EPOCH_SPAN * start:
-        raise InputError(
-            f"expected a first epoch of at least {MIN_FIRST_EPOCH_READINGS} readings after the warm-up, and as long "
-            f"again as it, found {found} from step {start:g} to {steps[-1]:g}"
-        )
-    curves: dict[str, Curve | LogTrend] = {}
-    for form in CURVES:
-        values = history.column(form)[first][after]
-        known = np.isfinite(values)
-        trend = LogTrend.of(steps[after][known], values[known], drift=DRIFT[form])
-        if trend is not None:
-            curves[form] = trend
-    return Baseline(
-        source="first epoch",
-        runs=runs,
-        site=series.site or UNEMBEDDING,
-        shape=(series.m, series.n),
-        axis="step",
-        epoch=float(epoch[first][-1]),
-        last_lr=float(lr[-1]) if np.isfinite(lr[-1]) else None,
-        curves={"step": curves},
-    )
 
 
 def main_site(run: Run) -> str:

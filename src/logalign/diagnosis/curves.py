@@ -7,24 +7,15 @@ curve: it averages out over readings. `between` is that of one run's curve about
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from logalign.diagnosis.trend import MAD_TO_SIGMA, Vector, noise, slope
+from logalign.diagnosis.trend import Vector, noise
 
 BETWEEN_WINDOW = 15
 """Readings over which the variance between runs is averaged."""
-DRIFT: Mapping[str, float] = {
-    "lar": 0.02,
-    "lar_vocab_centered": 0.04,
-    "lar_token_centered": 0.1,
-    "lar_centered": 0.1,
-    "loss": 0.5,
-}
-"""How far a curve may leave a straight line in log(step), per unit of log(step): what a small GPT on fresh text did
-when lines through its first 300 to 1,000 steps were extrapolated (tests/data/lm_fresh.jsonl), doubled for plain LAR."""
 MEDIAN_EFFICIENCY = math.pi / 2
 """Variance of a median over that of a mean, of normal values."""
 
@@ -37,8 +28,8 @@ class Band:
         center: The baseline's value at each x; NaN where it has none.
         between: Standard deviation of one run's curve about it, scatter of readings apart; NaN where unknown, as with a
             single run.
-        scatter: Standard deviation of a single reading of the center's curve about its trend; 0 of a fitted line.
-        spacing: Distance in x between readings of the center's curve; 0 of a fitted line.
+        scatter: Standard deviation of a single reading of the center's curve about its trend.
+        spacing: Distance in x between readings of the center's curve.
     """
 
     center: Vector
@@ -88,57 +79,6 @@ class Curve:
         """The band at these x; NaN beyond the curve's own."""
         center = np.interp(x, self.x, self.mean, left=np.nan, right=np.nan)
         return Band(center, np.interp(x, self.x, self.between), self.scatter, self.spacing)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogTrend:
-    """A straight line in log(x), fitted from `x_start` to `x_end`, with the uncertainty of reaching beyond.
-
-    `y = level + rate * (log x - log_x_mid)`, and at u = log x, with u_end where the readings end,
-
-        between^2 = level_error^2 + (rate_error * (u - log_x_mid))^2 + (drift * max(u - u_end, 0))^2
-
-    The first two are errors of the fit, the third is what a curve that is only about straight may do. Before x_start,
-    in the warm-up, there is no value.
-    """
-
-    level: float
-    rate: float
-    log_x_mid: float
-    x_start: float
-    x_end: float
-    level_error: float
-    rate_error: float
-    drift: float
-
-    @classmethod
-    def of(cls, x: Vector, y: Vector, *, drift: float) -> LogTrend | None:
-        """Theil and Sen's line through (log x, y), x > 0; None for fewer than five points."""
-        u = np.log(x)
-        found = slope(u, y)
-        if found is None:
-            return None
-        middle = float(np.median(u))
-        at_middle = y - found.value * (u - middle)
-        level = float(np.median(at_middle))
-        spread = float(MAD_TO_SIGMA * np.median(np.abs(at_middle - level)))
-        return cls(
-            level=level,
-            rate=found.value,
-            log_x_mid=middle,
-            x_start=float(x[0]),
-            x_end=float(x[-1]),
-            level_error=spread * math.sqrt(MEDIAN_EFFICIENCY / x.size),
-            rate_error=found.error,
-            drift=drift,
-        )
-
-    def at(self, x: Vector) -> Band:
-        """The band at these x."""
-        u = np.log(np.where(x >= self.x_start, x, np.nan))
-        beyond = np.where(x > self.x_end, u - math.log(self.x_end), 0.0)
-        variance = self.level_error**2 + (self.rate_error * (u - self.log_x_mid)) ** 2 + (self.drift * beyond) ** 2
-        return Band(self.level + self.rate * (u - self.log_x_mid), np.sqrt(variance), 0.0, 0.0)
 
 
 def _moving_mean(values: Vector, width: int) -> Vector:

@@ -1,9 +1,7 @@
 """Decline: the numbers that tell overfitting, taken from readings and a baseline; what they mean is not decided here.
 
-Fast signals come from the last readings as they are: how far LAR lies below the baseline, as a running median. Slow
-ones come from the coarse history of the whole run after the warm-up: how fast LAR falls, and whether it speeds up.
-
-Slopes are taken in log(step). Healthy language models fall about linearly in it, and in steps every decline slows down.
+The last readings tell how far LAR and the training loss lie below the baseline's, as running medians. The past of the
+whole run tells by what factor k has grown since it was lowest.
 """
 
 from __future__ import annotations
@@ -17,18 +15,8 @@ import numpy as np
 from logalign.diagnosis.baseline import Axis, Baseline
 from logalign.diagnosis.curves import MEDIAN_EFFICIENCY
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.trend import (
-    Vector,
-    noise,
-    running_median,
-)
+from logalign.diagnosis.trend import Vector, noise, running_median
 
-MIN_BINS = 20
-"""Bins of the history after the warm-up below which nothing is said of acceleration."""
-MIN_SPAN = 2.0
-"""From the end of the warm-up on: at least this factor in steps."""
-EVERY = 4
-"""Bins of the history from one fit of its slopes to the next: they cost more than all else."""
 SPREAD_SKIPPED = 2
 SPREAD_SMOOTHING = 5
 X_COLUMN: Mapping[Axis, str] = {"tokens": "tokens_seen"}

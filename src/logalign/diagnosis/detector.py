@@ -34,7 +34,7 @@ class Detector:
     """Judges a training reading by reading, in constant memory and time.
 
     Args:
-        baseline: What the decline logic compares with; without one, the run's own first epoch, where it is long enough.
+        baseline: What the decline logic compares with, beside what samples that come back tell.
         regime: "grokking" or "decline" for one logic only; "both" for both, where the outcome that comes first in
             `verdict.PRECEDENCE` stands; "auto" for grokking logic while the network interpolates data that repeats and
             that logic can say something, decline logic otherwise. While no reading has had a LAR, "auto" judges by loss
@@ -189,7 +189,7 @@ def diagnose(
     baseline: Baseline | str | os.PathLike[str] | Run | None = None,
     regime: Choice = "auto",
 ) -> Verdict:
-    """Say what a recorded run shows: healthy, approaching, overfitting, memorizing, generalizing or undecidable.
+    """Say what a recorded run shows: one of the outcomes of `Verdict`, with its reason.
 
     It is what a `Detector` says that takes the readings one by one, so that watching a training and diagnosing its log
     afterwards agree. No outcome rests on held-out losses in the log; where they disagree, `Verdict.held_out` says so. A

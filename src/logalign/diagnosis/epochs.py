@@ -36,14 +36,12 @@ class Passes:
         steps_per_pass: The length of a pass.
         inside: Change of the loss inside a pass, in nats a step.
         between: Change from one pass to the next, beyond that, in nats; negative where samples are memorized.
-        loss: The level at the last reading.
     """
 
     step: float
     steps_per_pass: float
     inside: float
     between: float
-    loss: float
 
     @property
     def memorization(self) -> float:
@@ -54,11 +52,6 @@ class Passes:
     def learning(self) -> float:
         """Loss that is lost inside passes, in the same unit; negative where it rises there."""
         return -self.inside * self.step
-
-    @property
-    def drop(self) -> float:
-        """By what share of the loss it drops where a pass begins, beyond what it changes there as inside passes."""
-        return -self.between / self.loss if self.loss > 0 else 0.0
 
 
 def completed_passes(before: float, now: float) -> float:
@@ -114,7 +107,6 @@ def passes(steps: Vector, epochs: Vector, completed: Vector, losses: Vector) -> 
         steps_per_pass=steps_per_pass,
         inside=float(fit[1]) / steps_per_pass,
         between=float(fit[2]),
-        loss=float(fit[0]),
     )
 
 

@@ -178,7 +178,6 @@ class OverfitSignals:
         }
 
 
-LR_DROPPED = "the learning rate has just dropped, and with it the loss; what was said before stands."
 Conclusion = tuple[Outcome, str, RestsOn]
 
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from logalign.diagnosis.epochs import passes
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.trend import MIN_SLOPE_READINGS, History, Vector, running_median
+from logalign.diagnosis.trend import History, Vector, running_median
 
+MIN_SLOPE_READINGS = 5
 LATELY = 1.8
 """Factor in steps over which LAR's decline is measured, so that it means the same early and late."""
 REMEMBERED = 64
@@ -34,19 +35,13 @@ class Repetition:
         memorization: Loss that was lost by seeing the same samples again, in nats per unit of log(step).
         learning: Loss that was lost inside passes, in the same unit; negative where it rises there.
         decline: LAR that was lost, per unit of log(step), over the last factor of 1.8 in steps.
-        drop: By what share of the training loss it drops where a pass begins.
-        drop_high: The most of the last readings.
         strain: The sum so far of memorization times decline over log(step), since the warm-up.
-        steps_per_pass: The length of a pass.
     """
 
     memorization: float
     learning: float
     decline: float
-    drop: float
-    drop_high: float
     strain: float
-    steps_per_pass: float
 
 
 def repetition(series: Series, form: str, *, strain: float = 0.0) -> Repetition | None:
@@ -63,10 +58,7 @@ def repetition(series: Series, form: str, *, strain: float = 0.0) -> Repetition 
         memorization=seen.memorization,
         learning=seen.learning,
         decline=-rate,
-        drop=seen.drop,
-        drop_high=seen.drop,
         strain=strain,
-        steps_per_pass=seen.steps_per_pass,
     )
 
 
@@ -134,10 +126,7 @@ class RepetitionMemory:
             memorization=min(each.memorization for each in found),
             learning=max(each.learning for each in found),
             decline=min(each.decline for each in found),
-            drop=min(each.drop for each in found),
-            drop_high=max(each.drop for each in found),
             strain=found[-1].strain,
-            steps_per_pass=found[-1].steps_per_pass,
         )
 
     def state(self) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Trend: the slope of a noisy series and how it changes, from a history that never grows.
+"""Trend: the scatter of a noisy series, the end of its warm-up, and its whole past in a history that never grows.
 
-Method: robust statistics of medians. The scatter of one reading comes from second differences (a trend cancels, a few
-outliers do not count), slopes are Theil-Sen's, and a history of fixed size halves its resolution whenever it is full.
-The alternative, exponential smoothing, needs less memory and forgets: it can neither compare the last part of a run
-with an earlier one nor say how sure a slope is.
+Method: robust statistics of medians. The scatter of one reading comes from second differences: a trend cancels, and a
+few outliers do not count. A history of fixed size halves its resolution whenever it is full. The alternative,
+exponential smoothing, needs less memory and forgets: it cannot compare the last part of a run with an earlier one.
 
 Shapes: x and y are one-dimensional, of one length, x strictly increasing (steps, tokens or epochs).
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,57 +23,10 @@ Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 MAD_TO_SIGMA = 1.4826
 """Median absolute deviation to standard deviation, of a normal distribution."""
-MIN_SLOPE_READINGS = 5
-"""Fewer points have no slope worth the name: a Theil-Sen interval of 95 % does not exist below five."""
 SMOOTHING = 5
 """Readings of the running median in which warm-up is looked for."""
 MIN_WARM_UP_READINGS = 10
 MAX_WARM_UP_READINGS = 100
-LR_CHANGE = 0.8
-LR_WINDOW = 10
-
-
-@dataclass(frozen=True)
-class Slope:
-    """A slope with its 95 % interval.
-
-    Attributes:
-        value: In units of y per unit of x.
-        low: Lower end of the interval.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def error(self) -> float:
-        """Its standard error, from the width of the interval."""
-        return (self.high - self.low) / (2 * 1.96)
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """How a slope has changed between the earlier and the later half of a series.
-
-    Attributes:
-        early: Slope of the first half of the points.
-        late: Slope of the second half.
-    """
-
-    early: Slope
-    late: Slope
-
-    @property
-    def value(self) -> float:
-        """`late - early`: negative where a decline speeds up or a rise slows down."""
-        return self.late.value - self.early.value
-
-    @property
-    def error(self) -> float:
-        """Its standard error."""
-        return math.hypot(self.early.error, self.late.error)
 
 
 def noise(y: ArrayLike) -> float:
@@ -94,36 +45,6 @@ def noise(y: ArrayLike) -> float:
         return math.nan
     second = values[2:] - 2 * values[1:-1] + values[:-2]
     return MAD_TO_SIGMA * median(np.abs(second)) / math.sqrt(6)
-
-
-def slope(x: ArrayLike, y: ArrayLike) -> Slope | None:
-    """The slope of a series by Theil and Sen: the median of the slopes of all pairs; None for fewer than five points.
-
-    Cost grows with the square of the length: give it a history, not a run. Source: Sen, Estimates of the regression
-    coefficient based on Kendall's tau, JASA 63 (1968); computed by `scipy.stats.theilslopes`.
-
-    Example:
-        >>> slope([0, 1, 2, 3, 4, 5], [0, 2, 4, 6, 800, 10]).value
-        2.0
-    """
-    from scipy.stats import theilslopes
-
-    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if xs.size < MIN_SLOPE_READINGS:
-        return None
-    found = theilslopes(ys, xs)
-    return Slope(float(found.slope), float(found.low_slope), float(found.high_slope))
-
-
-def curvature(x: ArrayLike, y: ArrayLike) -> Curvature | None:
-    """The change of slope between the first and the second half of the points; None for fewer than ten points.
-
-    Give `log(x)` to judge a decline that slows down of itself: healthy language models fall about linearly in it.
-    """
-    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    half = xs.size // 2
-    early, late = slope(xs[:half], ys[:half]), slope(xs[half:], ys[half:])
-    return Curvature(early, late) if early is not None and late is not None else None
 
 
 def median(values: Vector) -> float:
@@ -172,28 +93,6 @@ def warm_up_end(x: ArrayLike, lar: ArrayLike, lr: ArrayLike | None = None) -> fl
         if end is None and xs.size >= MAX_WARM_UP_READINGS:
             end = MAX_WARM_UP_READINGS - 1
     return None if end is None else float(xs[max(int(end), MIN_WARM_UP_READINGS - 1)])
-
-
-def lr_changes(x: ArrayLike, lr: ArrayLike, *, factor: float = LR_CHANGE, window: int = LR_WINDOW) -> Vector:
-    """The x of the readings that follow a material change of the learning rate by less than a window.
-
-    Material: below `factor` times the highest, or above 1 / `factor` times the lowest of the `window` readings before.
-    A step schedule marks the readings after each step; a cosine only its steep end; unknown rates mark nothing.
-
-    Example:
-        >>> lr_changes([0, 10, 20, 30, 40], [1.0, 1.0, 0.1, 0.1, 0.1], window=2)
-        array([20., 30.])
-    """
-    xs, rates = np.asarray(x, dtype=np.float64), np.asarray(lr, dtype=np.float64)
-    known = np.isfinite(rates)
-    xs, rates = xs[known], rates[known]
-    if xs.size < 2 or (rates == rates[0]).all():
-        return np.empty(0)
-    before = np.concatenate([np.full(window - 1, np.nan), rates[:-1]])[_windows(xs.size + window - 2, window)]
-    high, low = np.fmax.reduce(before, axis=1), np.fmin.reduce(before, axis=1)
-    changed = (rates[1:] < factor * high) | (factor * rates[1:] > low)
-    found: Vector = xs[1:][changed]
-    return found
 
 
 def _first_maximum(y: Vector) -> int | None:

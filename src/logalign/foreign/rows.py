@@ -30,8 +30,9 @@ STEP = "step"
 WEIGHT_NORM = "weight_norm"
 """The norm of W, in the place of the energies: its square is `energies.weight`."""
 VERDICT = "verdict"
-DERIVED = (VERDICT, "verdict_text", "deviation", "decline_rate", "strain", "memorization")
-"""What a tracker was given beside the readings: a verdict is made anew from the readings, not read."""
+DERIVED = (VERDICT, "verdict_text", "deviation", "revisited_share", "strain", "decline_rate", "memorization")
+"""What a tracker was given beside the readings: a verdict is made anew from the readings, not read. The last two are
+found in logs of earlier versions only."""
 NOT_NUMBERS = ("time", "energies", "standard_errors", *TEXT_FIELDS)
 KNOWN = (*(name for name in FIELDS if name not in (STEP, *NOT_NUMBERS)), "val_loss")
 """Taken by these names, with or without the prefix; with it, any other number, too."""

@@ -70,10 +70,10 @@ class LogAlignCallback(_Base):
             in the folder, any other needs one without a run in it.
         module: The name of the submodule to watch, where its own forward and not the LightningModule's gets the labels
             that say which tokens count, as in `self.model(**batch)`; None for all that is trained.
-        stop: End the training when the verdict is overfitting or memorizing; Lightning's `min_epochs` and `min_steps`
-            hold.
-        save: Save a checkpoint when the outcome becomes approaching, overfitting or memorizing, beside those of
-            ModelCheckpoint, as `logalign-OUTCOME-step=GLOBAL_STEP.ckpt`.
+        stop: End the training when the verdict is overfitting, memorizing or diverged; Lightning's `min_epochs` and
+            `min_steps` hold.
+        save: Save a checkpoint when the outcome becomes approaching, overfitting, memorizing or diverged, beside those
+            of ModelCheckpoint, as `logalign-OUTCOME-step=GLOBAL_STEP.ckpt`.
         **watching: What `logalign.watch()` takes: layers, spectra_every, baseline, regime, trackers and so on.
 
     Attributes:

@@ -53,7 +53,7 @@ class LogAlignCallback(TrainerCallback, ExportableState):
             and 10 at most.
         run: A folder to record to, as of `logalign.watch()`. A training that is resumed from a checkpoint goes on in
             it; a new one wants a new folder.
-        stop: End the training when the verdict is an alarm: overfitting or memorizing.
+        stop: End the training when the verdict is an alarm: overfitting, memorizing or diverged.
         save: Save a checkpoint when the verdict becomes approaching or an alarm.
         **watching: Further arguments of `logalign.watch()`: `layers`, `baseline`, `regime`, `spectra_every`,
             `trackers` and so on. `resume=True` lets a training from step 0 supersede the readings in `run`.

@@ -54,7 +54,7 @@ class Folded:
         rows: Rows of the columns at which outcome and signals were recorded.
         outcomes: The outcome at each of them.
         signals: By name, the number at each of them; NaN where it could not be had.
-        baseline: What the run was compared with at the end; None where there is nothing.
+        baseline: What the run was compared with; None where there is nothing.
     """
 
     verdict: Verdict

@@ -186,13 +186,6 @@ def band(table: str, column: str, name: str, color: str) -> Trace:
     return {"kind": "band", "table": table, "y": column, "name": name, "color": color}
 
 
-def baseline_name(run: ShownRun) -> str:
-    """What the run is compared with."""
-    baseline = run.folded.baseline
-    assert baseline is not None
-    return "baseline" if baseline.source == "runs" else "own first epoch, extrapolated"
-
-
 def run_color(i: int, runs: Sequence[ShownRun]) -> str:
     """One color a run."""
     return RUN_COLORS[i % len(RUN_COLORS)] if len(runs) > 1 else COLORS["plain"]
@@ -209,11 +202,10 @@ def lar_panels(runs: Sequence[ShownRun]) -> list[Panel]:
         traces: list[Trace] = []
         for form, words in (("lar", "plain"), ("lar_centered", "centered")):
             if known(run.drawn, f"base_{form}"):
-                name = baseline_name(run)
                 traces.append(
-                    band("r0", f"base_{form}", f"{name}, {words}: where healthy readings lie", COLORS["baseline"])
+                    band("r0", f"base_{form}", f"baseline, {words}: where healthy readings lie", COLORS["baseline"])
                 )
-                traces.append(line("r0", f"base_{form}", f"{name}, {words}", COLORS["baseline"], dash="dash"))
+                traces.append(line("r0", f"base_{form}", f"baseline, {words}", COLORS["baseline"], dash="dash"))
         for form, color, words, dash, shown in FORMS:
             if not known(run.drawn, form):
                 continue
@@ -235,7 +227,7 @@ def lar_panels(runs: Sequence[ShownRun]) -> list[Panel]:
             continue
         traces = []
         longest = max(range(len(runs)), key=lambda i: int(runs[i].drawn["step"][-1]))
-        if known(runs[longest].drawn, f"base_{form}") and runs[longest].folded.baseline.source == "runs":  # type: ignore[union-attr]
+        if known(runs[longest].drawn, f"base_{form}"):
             traces.append(
                 band(f"r{longest}", f"base_{form}", "baseline: where healthy readings lie", COLORS["baseline"])
             )
@@ -303,7 +295,7 @@ def loss_panels(runs: Sequence[ShownRun]) -> list[Panel]:
     traces: list[Trace] = []
     for i, run in enumerate(runs):
         if len(runs) == 1 and known(run.drawn, "base_loss"):
-            traces.append(line("r0", "base_loss", f"{baseline_name(run)}, training", COLORS["baseline"], dash="dash"))
+            traces.append(line("r0", "base_loss", "baseline, training", COLORS["baseline"], dash="dash"))
         for column, color, words, dash in LOSSES:
             if not known(run.drawn, column) or (column == "loss_mean" and _same(run, column)):
                 continue
@@ -379,9 +371,7 @@ def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
             for i, run in found
         ]
         curves = [(run.name, run.columns["step"][run.folded.rows], run.folded.signals[key]) for _, run in found]
-        figure = signal_figures.signal_figure(
-            curves, label=title.split(",")[0], lines=[each for each in lines if each[1]]
-        )
+        figure = signal_figures.signal_figure(curves, label=title.split(",")[0], lines=lines)
         panels.append(panel(key, figure, traces, title=title, lines=lines, height=height))
     limits = {
         "strain": t.strain,

@@ -57,7 +57,7 @@ of experts and vision no threshold is proven.
 
 SIGNALS_TEXT = """\
 What the verdict rests on, reading by reading, beside the thresholds (dashed). Where a signal is not drawn, the run
-gives no such number: a deviation needs a baseline or a long first epoch, the drop of the loss needs epochs, and so on.
+gives no such number: a deviation needs a baseline, a memorized share needs passes over the data, and so on.
 """
 
 

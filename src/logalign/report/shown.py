@@ -203,8 +203,7 @@ def _add_baseline(drawn: dict[str, Vector], baseline: Baseline | None) -> None:
         curve = baseline.curve(form, axis)
         if curve is None:
             continue
-        with np.errstate(divide="ignore", invalid="ignore"):
-            band = curve.at(np.where(x > 0, x, np.nan) if baseline.source == "first epoch" else x)
+        band = curve.at(x)
         assumed = OverfitThresholds().between_one_run if form != "loss" else 0.0
         between = np.where(np.isfinite(band.between), band.between, assumed)
         scatter = band.scatter if np.isfinite(band.scatter) else 0.0
