@@ -134,7 +134,7 @@ def bad_runs(folder):
     yield back, "passes over the data that go back"
     damaged = folder / "damaged.jsonl"
     damaged.write_text("{}\n{}\n")
-    yield damaged, "line 1: "
+    yield damaged, "found nothing"
     yield folder / "nowhere", "expected a run folder, a JSONL or a CSV file, found nothing there"
 
 

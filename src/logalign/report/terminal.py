@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from logalign.diagnosis.comparable import position
+from logalign.diagnosis.loss_only import AFTERWARDS
 from logalign.diagnosis.ranking import ESTIMATE, LAR, LOSS_AND_LAR, PASSES, Quantity, Ranking
 from logalign.diagnosis.verdict import Outcome, Verdict, shown
 from logalign.report.drifts import UNIT, Drift
@@ -51,6 +52,8 @@ def print_verdict(verdict: Verdict, *, name: str, console: Console, verbose: boo
         if sentence:
             console.print(_paragraph(label, sentence))
     if not verbose:
+        if AFTERWARDS in verdict.limits:
+            console.print(_paragraph("-", AFTERWARDS))
         return
     known = {label: value for label, value in verdict.evidence.items() if value is not None}
     if known:
