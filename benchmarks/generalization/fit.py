@@ -23,7 +23,7 @@ from logalign.diagnosis.series import Series
 
 GRID = {
     "memorized": (0.1, 0.15, 0.2, 0.25, 0.3, 0.4),
-    "memorized_errors": (0.0, 0.5, 1.0),
+    "material": (0.0, 0.01, 0.02, 0.03, 0.05),
     "falls": (0.0, 0.005, 0.01, 0.02),
 }
 MOST = 0.5

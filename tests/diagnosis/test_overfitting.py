@@ -263,7 +263,7 @@ def dropping(share, inside=-1.0):
     return (each,) * T.drops.hold
 
 
-def coming_back(drift, share, *, error=0.01, pace=1.0):
+def coming_back(drift, share, *, error=0.01, pace=1.0, began=3.0):
     """A pass with this drift, after which this share of what unseen samples would have is memorized, 3 nats of loss."""
     return Revisited(
         step=900,
@@ -273,6 +273,7 @@ def coming_back(drift, share, *, error=0.01, pace=1.0):
         memorized=3 * share / (1 - share),
         memorized_error=0.0,
         loss=3.0,
+        began=began,
         pace=pace,
     )
 
@@ -312,6 +313,14 @@ def test_revisits_alarm_where_much_is_memorized_and_training_no_longer_pays():
     assert decided(revisited=coming_back(pays + 0.02, 0.8 * limit)) == ("healthy", "revisits")
     assert decided(revisited=coming_back(0.05, 0.8 * limit)) == ("healthy", "revisits")
     assert decided(revisited=coming_back(0.05, 1.5 * limit)) == ("overfitting", "revisits")
+
+
+def test_what_is_next_to_nothing_of_the_first_loss_does_not_matter():
+    stalls = coming_back(0.05, 0.3)
+    assert decided(revisited=stalls)[0] == "overfitting"
+    for share, outcome in ((0.9, "healthy"), (1.1, "overfitting")):
+        began = stalls.memorized / (share * T.material)
+        assert decided(revisited=replace(stalls, began=began))[0] == outcome
 
 
 def test_two_passes_in_a_row_are_overfitting():

@@ -58,17 +58,22 @@ def followed(readings):
 
 def test_gains_are_summed_once_a_pass():
     for every in (2, 10, 20, 40):
-        found = followed(passes([0.1, 0.2, 0.4], every=every)).now
+        found = followed(passes([0.1, 0.2, 0.4], drifts=[0.1, 0.2, 0.0], every=every)).now
         assert found.memorized == pytest.approx(0.7)
         assert found.memorized_error == pytest.approx(0.03 * math.sqrt(3))
-        assert (found.passes, found.drift) == (4, pytest.approx(-0.12))
+        assert (found.passes, found.drift) == (4, 0.0)
         assert found.share == pytest.approx(0.7 / 3.7)
-        low = 0.7 - 0.03 * math.sqrt(3)
-        assert found.share_low(1) == pytest.approx(low / (3 + low))
+        assert found.of_the_first == pytest.approx(0.7 / 3)
+
+
+def test_what_is_learned_from_others_makes_up_for_what_was_memorized():
+    found = followed(passes([0.5, 0.0], drifts=[0.0, -1.4])).now
+    assert found.memorized == pytest.approx(0.5 * (1 - 1.4 / 3.5))
+    assert followed(passes([0.5, 0.0], drifts=[0.0, -9.0])).now.memorized == 0
 
 
 def test_readings_farther_apart_than_passes_count_those_between():
-    found = followed(passes([0.1, 0.2, 0.4, 0.4, 0.4], every=80)).now
+    found = followed(passes([0.1, 0.2, 0.4, 0.4, 0.4], drifts=[0.1, 0.2, 0.3, 0.2, 0.1], every=80)).now
     # Of passes 2, 4 and 6 readings are there; the gain of the last stands for the pass before it, too.
     assert found.memorized == pytest.approx(0.1 + 2 * 0.4 + 2 * 0.4)
     assert found.passes == 6
@@ -85,7 +90,7 @@ def test_nothing_is_known_before_the_first_drift_or_after_the_last():
 
 def test_a_share_is_never_below_zero_nor_above_one():
     memory = followed(passes([-0.5, -0.5]))
-    assert (memory.now.share, memory.now.share_low(1), memory.now.unseen) == (0, 0, 3)
+    assert (memory.now.share, memory.now.of_the_first, memory.now.unseen) == (0, 0, 3)
     assert followed(passes([9.0, 9.0], loss=0.0)).now.share == 1
 
 

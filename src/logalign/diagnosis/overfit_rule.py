@@ -49,7 +49,7 @@ class OverfitThresholds:
         loss_below: By what share of the run's training loss the baseline's may lie above it: "approaching".
         loss_smoothing: Readings of the running median of that share.
         memorized: The memorized share of revisits up to which no drift is an alarm.
-        memorized_errors: So many standard errors of what was memorized are taken off before.
+        material: What was memorized, as a share of the loss that training began with, up to which it does not matter.
         falls: Beyond it, training pays while drift lowers the loss in a pass by this share of what unseen samples would
             have, times the pace of the learning rate; else "approaching".
         stands: An alarm stands until drift is below that by so many of its standard errors. "overfitting" where drift
@@ -74,7 +74,7 @@ class OverfitThresholds:
     loss_below: float = 0.27
     loss_smoothing: int = 5
     memorized: float = 0.15
-    memorized_errors: float = 0.5
+    material: float = 0.03
     falls: float = 0.01
     stands: float = 2.0
     strain: float = 0.0262
@@ -157,7 +157,6 @@ class OverfitSignals:
             "memorized": None if seen is None else seen.memorized,
             "memorized_error": None if seen is None else seen.memorized_error,
             "revisited_share": None if seen is None else seen.share,
-            "revisited_share_low": None if seen is None else seen.share_low(thresholds.memorized_errors),
             "deviation": _now(self.deviation),
             "deviation_low": None if self.deviation is None else self.deviation.low,
             "band": self.width(thresholds),
@@ -286,7 +285,8 @@ def _by_revisits(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
 
 def stalls(seen: Revisited, t: OverfitThresholds) -> bool:
     """Whether training no longer pays, and much has been memorized."""
-    return seen.share_low(t.memorized_errors) > t.memorized and seen.drift > -t.falls * seen.unseen * seen.pace
+    much = seen.share > t.memorized and seen.of_the_first > t.material
+    return much and seen.drift > -t.falls * seen.unseen * seen.pace
 
 
 def _pays(seen: Revisited, t: OverfitThresholds) -> bool:

@@ -1,11 +1,13 @@
 """Revisited: what a run has memorized of the samples that come back, and whether it still learns from the others.
 
 Method: a visit lowers the loss of its own sample by the **gain**; summed over passes that is what was **memorized**, in
-nats. Beside the loss that is left it makes the **memorized share**, memorized / (loss + memorized): of the loss that
-unseen samples would have, the part that is gone by seeing the same ones again. The **drift** says what training on
-other samples does to a sample's loss: while it falls, training pays, however much has been memorized. So overfitting
-nears where the share is no longer small and drift no longer below zero. Neither alone tells: clean classifiers come to
-rest with a drift of zero and nothing memorized, and language models memorize much while they still learn (docs/log.md).
+nats. What is learned from others makes up for it: where drift lowers the loss that unseen samples would have, what was
+memorized before shrinks by the same share. Beside the loss that is left it makes the **memorized share**, memorized /
+(loss + memorized): of the loss that unseen samples would have, the part that is gone by seeing the same ones again. The
+**drift** says what training on other samples does to a sample's loss: while it falls, training pays, however much has
+been memorized. So overfitting nears where the share is no longer small and drift no longer below zero. Neither alone
+tells: clean classifiers come to rest with a drift of zero and next to nothing memorized, and language models memorize
+much while they still learn (docs/log.md).
 """
 
 from __future__ import annotations
@@ -36,9 +38,10 @@ class Revisited:
         passes: How many passes there were.
         drift: Change of a sample's loss in one pass over other samples, in nats.
         drift_error: Its standard error.
-        memorized: The sum of the gains, in nats.
+        memorized: The sum of the gains, less what was learned from others since, in nats.
         memorized_error: Its standard error.
         loss: The training loss.
+        began: The first training loss.
         pace: The learning rate of the pass as a share of the highest so far; 1 where none is recorded.
     """
 
@@ -49,6 +52,7 @@ class Revisited:
     memorized: float
     memorized_error: float
     loss: float
+    began: float
     pace: float
 
     @property
@@ -61,10 +65,10 @@ class Revisited:
         """The memorized share, from 0 to 1."""
         return max(self.memorized, 0.0) / self.unseen if self.unseen > 0 else 0.0
 
-    def share_low(self, errors: float) -> float:
-        """The memorized share with so many standard errors taken off what was memorized."""
-        low = max(self.memorized - errors * self.memorized_error, 0.0)
-        return low / (self.loss + low) if self.loss + low > 0 else 0.0
+    @property
+    def of_the_first(self) -> float:
+        """What was memorized, as a share of the loss that training began with."""
+        return max(self.memorized, 0.0) / self.began if self.began > 0 else 0.0
 
 
 class RevisitMemory:
@@ -103,6 +107,9 @@ class RevisitMemory:
         complete = math.floor(passes + WHOLE)
         since = max(1, complete - (1 if last is None else last[0].passes))
         memorized, variance = (0.0, 0.0) if last is None else (last[0].memorized, last[0].memorized_error ** 2)
+        unseen = loss + max(memorized, 0.0)
+        kept = max(0.0, 1 + min(drift, 0.0) * since / unseen) if unseen > 0 else 0.0
+        memorized, variance = kept * memorized, kept**2 * variance
         found = Revisited(
             step=step,
             passes=complete,
@@ -111,6 +118,7 @@ class RevisitMemory:
             memorized=memorized + since * gain,
             memorized_error=math.sqrt(variance + since * gain_error**2),
             loss=loss,
+            began=loss if series.first_loss is None else series.first_loss[1],
             pace=self._pace(series),
         )
         self._found = [*self._found, (found, gain)][-REMEMBERED:]

@@ -56,7 +56,7 @@ class Signal:
 
 
 SIGNALS = (
-    Signal("revisited_share_low", "memorized share", ((DECLINE.memorized, "approaching"),)),
+    Signal("revisited_share", "memorized share", ((DECLINE.memorized, "approaching"),)),
     Signal(
         "deviation",
         "LAR below the baseline",

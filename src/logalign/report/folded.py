@@ -27,7 +27,7 @@ RECORDED = 2_000
 Vector = np.ndarray[Any, Any]
 
 SIGNALS = (
-    "revisited_share_low",
+    "revisited_share",
     "deviation",
     "band",
     "strain",

@@ -333,8 +333,8 @@ def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
             300,
         ),
         (
-            "revisited_share_low",
-            "memorized share of revisits, less half a standard error",
+            "revisited_share",
+            "memorized share of revisits",
             [(t.memorized, "approaching, where drift hardly lowers the loss")],
             260,
         ),
