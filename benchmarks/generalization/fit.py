@@ -78,7 +78,8 @@ def summary(given: Sequence[Case]) -> list[dict[str, str]]:
     for words, thresholds in (("fitted", fit(given)), ("in the rule", OverfitThresholds())):
         row = {"": words} | {name: f"{getattr(thresholds, name):g}" for name in GRID}
         rows.append(row | {"mean regret": f"{mean_regret(given, thresholds):.4f}", "runs": str(len(given))})
-    for family in sorted({case.run.config.family for case in given}):
+    families = sorted({case.run.config.family for case in given})
+    for family in families if len(families) > 1 else ():
         thresholds = fit([case for case in given if case.run.config.family != family])
         mine = [case for case in given if case.run.config.family == family]
         row = {"": f"fitted without {family}"} | {name: f"{getattr(thresholds, name):g}" for name in GRID}

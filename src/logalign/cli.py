@@ -272,14 +272,17 @@ def diagnose(
         ),
     ] = Regime.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print the numbers, what the verdict rests on, and its limits, too.")
+    ] = False,
 ) -> None:
-    """Say what a run shows, since when, why, what to do, and what that rests on.
+    """Say what a run shows, since when, why, and what to do.
 
     Exit status, for scripts:
 
     - 0: healthy, approaching or generalizing
     - 1: an error, told in one line
-    - 3: overfitting, memorizing or diverged, now or earlier in the run
+    - 3: overfitting, memorizing or diverged, now or earlier
     - 4: undecidable, with the reason
     """
     from logalign.diagnosis.baseline import Baseline
@@ -292,7 +295,7 @@ def diagnose(
     else:
         from logalign.report.terminal import print_verdict
 
-        print_verdict(verdict, name=shown(run), console=Console(highlight=False))
+        print_verdict(verdict, name=shown(run), console=Console(highlight=False), verbose=verbose)
     raise typer.Exit(verdict.exit_status)
 
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from benchmarks.generalization import score
 from benchmarks.generalization.configs import all_configs
-from benchmarks.generalization.score import alarm, contexts, fit_threshold, judge, partial_spearman, spearman, wilson
+from benchmarks.generalization.score import alarm, contexts, partial_spearman, spearman
 from benchmarks.generalization.signals import Context
 
 CONFIGS = all_configs()
@@ -33,93 +33,6 @@ def test_an_undefined_reading_ends_a_row():
     assert alarm(values, 0.5) == 15
     assert alarm(np.ones(20), 0.5) == 12
     assert alarm(np.ones(20), 1.0) is None
-
-
-@pytest.mark.parametrize(
-    ("reading", "verdict", "lead"),
-    [
-        (7, "early", 1.3),
-        (10, "on time", 1.0),
-        (20, "on time", 0.0),
-        (25, "on time", -0.5),
-        (28, "late", -0.8),
-        (None, "missed", math.nan),
-    ],
-)
-def test_an_alarm_is_on_time_from_an_epoch_before_the_minimum_to_half_of_one_after_it(
-    make_run, overfits, reading, verdict, lead
-):
-    # An epoch is ten readings, and the minimum at reading 20.
-    found = judge(make_run(held_out=overfits, epochs=4.0), reading)
-    assert (found.truth, found.verdict) == ("overfit", verdict)
-    assert found.lead == pytest.approx(lead, nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("reading", "verdict"), [(14, "early"), (15, "on time"), (25, "on time"), (26, "late"), (None, "missed")]
-)
-def test_where_an_epoch_is_less_than_five_readings_those_are_tolerated(make_run, overfits, reading, verdict):
-    assert judge(make_run(held_out=overfits, epochs=160.0), reading).verdict == verdict
-
-
-def test_any_alarm_on_a_run_that_does_not_overfit_is_false(make_run, between):
-    healthy = make_run()
-    assert judge(healthy, 30).verdict == "false alarm"
-    assert judge(healthy, None).verdict == "quiet"
-    assert math.isnan(judge(healthy, 30).lead)
-    assert judge(make_run(held_out=between), 30).truth == "between"
-    assert judge(make_run(held_out=between), 30).verdict == "false alarm"
-
-
-def test_runs_between_are_in_no_share(make_run, overfits, between):
-    healthy = make_run()
-    runs = [(make_run(held_out=between), 30), (healthy, 30), (healthy, None), (make_run(held_out=overfits), 20)]
-    shares = score.shares([judge(run, reading) for run, reading in runs])
-    assert (shares["false alarm"].value, shares["false alarm"].count) == (0.5, 2)
-    assert (shares["on time"].value, shares["on time"].count) == (1.0, 1)
-
-
-def a_family(make_run, overfits, seed):
-    """Six runs and a signal of each that rises more in those that overfit."""
-    generator = np.random.default_rng(seed)
-    runs, series = [], {}
-    for i in range(6):
-        run = make_run(held_out=overfits if i % 2 else None, epochs=8.0, seed=i)
-        values = generator.normal(size=40).cumsum() * 0.3 + (i % 2) * 0.1 * np.arange(40)
-        values[generator.random(40) < 0.05] = np.nan
-        runs.append(run)
-        series[run] = values
-    return [Context(run) for run in runs], lambda context: series[context.run]
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_a_fitted_threshold_gives_no_alarm_on_a_healthy_run_and_none_is_better(make_run, overfits, seed):
-    found, signal = a_family(make_run, overfits, seed)
-    threshold = fit_threshold(found, signal)
-
-    def verdicts(at):
-        return [each.verdict for each in score.detection(found, signal, at)]
-
-    assert "false alarm" not in verdicts(threshold)
-    others = [at for at in np.linspace(-5, 8, 400) if "false alarm" not in verdicts(at)]
-    assert verdicts(threshold).count("on time") >= max(verdicts(at).count("on time") for at in others) - 1
-
-
-def test_no_threshold_can_be_fitted_to_a_signal_that_is_undefined(make_run):
-    found = [Context(make_run())]
-    threshold = fit_threshold(found, lambda context: np.full(40, np.nan))
-    assert math.isnan(threshold)
-    assert score.detection(found, lambda context: np.ones(40), threshold)[0].verdict == "quiet"
-
-
-def test_wilson_is_its_closed_form():
-    z, count, of = 1.959963984540054, 7, 20
-    p = count / of
-    center = (p + z * z / (2 * of)) / (1 + z * z / of)
-    half = z / (1 + z * z / of) * math.sqrt(p * (1 - p) / of + z * z / (4 * of * of))
-    found = wilson(count, of)
-    assert (found.low, found.high) == pytest.approx((center - half, center + half))
-    assert math.isnan(wilson(0, 0).value)
 
 
 def test_spearman_leaves_undefined_rows_out():

@@ -3,7 +3,6 @@ import dataclasses
 import numpy as np
 
 from benchmarks.generalization import verdicts
-from benchmarks.generalization.score import contexts
 from benchmarks.generalization.signals import Context
 from benchmarks.generalization.store import Made
 from logalign.diagnosis.detector import Detector
@@ -48,12 +47,23 @@ def test_a_baseline_is_asked_only_where_it_is_given(make_run):
     assert verdicts.outcomes(context, with_baseline=True) is verdicts.outcomes(context, with_baseline=True)
 
 
-def test_the_first_alarm_is_what_is_held_against_the_truth(make_run, overfits, monkeypatch):
+def test_the_first_alarm_and_what_follows_it():
     said = ("undecidable",) * 10 + ("healthy",) * 8 + ("approaching",) * 2 + ("overfitting",) * 20
     assert verdicts.first_of(said) == 18
     assert verdicts.first_of(said, ("overfitting",)) == 20
     assert verdicts.first_of(said, ("generalizing",)) is None
-    monkeypatch.setattr(verdicts, "outcomes", lambda context, *, with_baseline: said)
-    (found,) = verdicts.detection(contexts([make_run(held_out=overfits)]), with_baseline=False)
-    assert found.verdict == "on time"
-    assert found.lead > 0
+    assert verdicts.changes_back(said) == 0
+    assert verdicts.changes_back((*said, "healthy", "approaching", "undecidable")) == 2
+
+
+def test_without_a_kind_of_evidence_the_rest_speaks(make_run):
+    steps = np.arange(60)
+    given = {"drift": np.where(steps < 20, np.nan, 0.1), "drift_error": np.full(60, 0.01)}
+    given |= {"gain": 0.3 + 0.01 * (steps // 10), "gain_error": np.full(60, 0.01), "passes": steps / 10}
+    run = make_run(readings=60, epochs=6.0, **given)
+    everything = verdicts.varied(run, verdicts.Variant())
+    assert everything == verdicts.outcomes(Context(run), with_baseline=False)
+    assert "overfitting" in everything
+    without = verdicts.varied(run, verdicts.VARIANTS["without revisits"])
+    bare = {name: values for name, values in run.columns.items() if name not in given or name == "passes"}
+    assert without == verdicts.varied(Made(run.config, bare, run.facts), verdicts.Variant())

@@ -96,7 +96,10 @@ def test_without_a_baseline_its_passes_over_the_text_tell_the_same():
     assert 400 <= first["overfitting"] <= 900
     verdict = detector.verdict
     assert verdict.outcome == "overfitting"
-    assert "the training loss has lost" in verdict.reason or "strain, loss memorized times LAR lost" in verdict.reason
+    assert (
+        "the training loss has lost" in verdict.reason
+        or "strain, the loss memorized times the LAR lost" in verdict.reason
+    )
     assert verdict.evidence["memorization"] > 0
     assert verdict.evidence["lar_decline"] > 0
     assert verdict.evidence["strain"] > T.strain

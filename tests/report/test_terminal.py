@@ -6,9 +6,10 @@ from logalign.diagnosis.verdict import OUTCOMES, Verdict
 from logalign.report.terminal import STYLES, print_verdict
 
 
-def printed(verdict, *, width=60, **options):
+def printed(verdict, *, width=60, verbose=False, **options):
     file = io.StringIO()
-    print_verdict(verdict, name="runs/[first]", console=Console(file=file, width=width, **options))
+    console = Console(file=file, width=width, **options)
+    print_verdict(verdict, name="runs/[first]", console=console, verbose=verbose)
     return file.getvalue()
 
 
@@ -28,7 +29,7 @@ def verdict(**fields):
 
 
 def test_all_of_a_verdict_is_printed_and_wrapped():
-    lines = [line.rstrip() for line in printed(verdict()).splitlines()]
+    lines = [line.rstrip() for line in printed(verdict(), verbose=True).splitlines()]
     assert lines == [
         "runs/[first]: overfitting (decline regime) at step 1,490, since step 670",
         "why: LAR is 0.067 below the baseline, more than the 0.035",
@@ -48,8 +49,12 @@ def test_all_of_a_verdict_is_printed_and_wrapped():
     ]
 
 
+def test_numbers_and_limits_are_printed_only_where_they_are_asked_for():
+    assert printed(verdict()).splitlines()[-1].rstrip() == "what to do: Stop."
+
+
 def test_what_is_not_there_takes_no_lines():
-    text = printed(verdict(evidence={}, basis=(), limits=()))
+    text = printed(verdict(evidence={}, basis=(), limits=()), verbose=True)
     assert "evidence" not in text
     assert "rests on" not in text
     assert "limits" not in text

@@ -23,7 +23,7 @@ Kind = Literal["baseline", "loss", "revisits", "strain", "drops", "spread"]
 RestsOn = Literal[Kind, "epoch", "nothing"]
 ALARMS = ("approaching", "overfitting")
 WITH_REVISITS: tuple[Kind, ...] = ("baseline", "loss", "revisits")
-WITHOUT: tuple[Kind, ...] = ("baseline", "loss", "strain", "drops", "spread")
+WITHOUT: tuple[Kind, ...] = ("baseline", "loss", "drops", "strain", "spread")
 """The evidence that is asked: the rest only where samples are not followed, for it adds nothing to revisits."""
 
 
@@ -306,14 +306,15 @@ def _by_strain(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
             else (previous, "the learning rate has just dropped; the verdict stands.", "strain")
         )
     stands = previous in ALARMS and found.strain > t.keep * t.strain
-    said = (
-        f"the head has taken new directions into use for what it memorizes: strain, loss memorized times LAR lost, is "
-        f"{found.strain:.3f}"
-    )
+    strain = f"strain, the loss memorized times the LAR lost, is {found.strain:.3f}; {t.strain:g} marks the approach"
     if not (stands or found.strain > t.strain):
-        return "healthy", f"{said}; {t.strain:g} mark the approach of overfitting.", "strain"
+        said = f"what is memorized takes hardly any new directions of the head into use ({strain} of overfitting)."
+        return "healthy", said, "strain"
     rises = found.learning < 0
-    why = f"{said}, more than {t.strain:g}; inside a pass the loss {'rises' if rises else 'falls'}."
+    why = (
+        f"what is memorized takes new directions of the head into use ({strain} of overfitting), and inside a pass the "
+        f"loss {'rises' if rises else 'falls'}."
+    )
     return "overfitting" if rises or previous == "overfitting" else "approaching", why, "strain"
 
 

@@ -36,19 +36,22 @@ STYLES: dict[Outcome, str] = {
 }
 
 
-def print_verdict(verdict: Verdict, *, name: str, console: Console) -> None:
+def print_verdict(verdict: Verdict, *, name: str, console: Console, verbose: bool = False) -> None:
     """Print a verdict for people; colors only where the console has them.
 
     Args:
         verdict: What was found.
         name: Of the run.
         console: Where to.
+        verbose: Whether to print its numbers, what it rests on and its limits, too.
     """
     headline = Text(f"{name}: ").append(verdict.headline(), style=STYLES[verdict.outcome])
     console.print(headline, soft_wrap=True)
     for label, sentence in (("why", verdict.reason), ("but", verdict.held_out), ("what to do", verdict.suggestion)):
         if sentence:
             console.print(_paragraph(label, sentence))
+    if not verbose:
+        return
     known = {label: value for label, value in verdict.evidence.items() if value is not None}
     if known:
         table = Table("evidence", box=None, padding=(0, 2, 0, 0), header_style="bold")
