@@ -73,7 +73,7 @@ class OverfitThresholds:
     schedule_factor: float = 2.0
     loss_below: float = 0.27
     loss_smoothing: int = 5
-    memorized: float = 0.15
+    memorized: float = 0.2
     material: float = 0.03
     falls: float = 0.01
     stands: float = 2.0

@@ -278,9 +278,9 @@ class OverfitDetector(Judge):
                 "how the losses of samples change from one visit to the next, while the network trains on others: "
                 "robust regression over the last complete pass (docs/revisits.md)",
                 f"approaching: a memorized share above {t.memorized:.0%}, at least {t.material:.0%} of the first loss "
-                f"memorized, and a drift above -{t.falls:.0%} of what unseen samples would have, times the learning rate's "
-                "share of its highest; overfitting: the same for two passes, or drift "
-                f"above zero by {t.stands:g} standard errors; {fitted}",
+                f"memorized, and a drift above -{t.falls:.0%} of what unseen samples would have, times the learning "
+                "rate's share of its highest; overfitting: the same for two passes, or drift above zero by "
+                f" {t.stands:g} standard errors; {fitted}",
             )
         if rests_on == "strain":
             return (
