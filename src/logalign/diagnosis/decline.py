@@ -15,7 +15,7 @@ import numpy as np
 from logalign.diagnosis.baseline import Axis, Baseline
 from logalign.diagnosis.curves import MEDIAN_EFFICIENCY
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.trend import Vector, noise, running_median
+from logalign.diagnosis.trend import Vector, median, noise, running_median
 
 SPREAD_SKIPPED = 2
 SPREAD_SMOOTHING = 5
@@ -55,7 +55,7 @@ def smoothed_lar(series: Series, form: str) -> float | None:
     values = series.recent(form, SPREAD_SMOOTHING)
     if series.taken < SPREAD_SKIPPED + SPREAD_SMOOTHING or not np.isfinite(values).all():
         return None
-    return float(np.median(values))
+    return median(values)
 
 
 def spread(series: Series, form: str, *, hold: int, highest: float = -math.inf) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from logalign.diagnosis.epochs import DROP_READINGS, passes
+from logalign.diagnosis.epochs import DROP_READINGS
 from logalign.diagnosis.series import Series
 from logalign.diagnosis.trend import History, noise
 from logalign.diagnosis.verdict import Outcome
@@ -107,7 +107,7 @@ class DropMemory:
         self._last = [*self._last, (step, self._signals(series))][-REMEMBERED:]
 
     def _signals(self, series: Series) -> LossSignals | None:
-        seen = passes(*series.past("epoch", "completed", "loss"))
+        seen = series.passes
         losses = series.recent("loss")
         losses = losses[np.isfinite(losses)]
         loss = float(losses[-2 * DROP_READINGS :].mean()) if losses.size else math.nan

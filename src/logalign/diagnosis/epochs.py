@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from logalign.diagnosis.trend import MAD_TO_SIGMA, Vector
+from logalign.diagnosis.trend import MAD_TO_SIGMA, Vector, median
 
 WINDOW_PASSES = 3.0
 """Passes that a regression looks back on."""
@@ -96,7 +96,7 @@ def passes(steps: Vector, epochs: Vector, completed: Vector, losses: Vector) -> 
     if seen <= 0 or np.ptp(np.floor(epochs)) < 1 or (np.diff(epochs) < 0).any():
         return None
     steps_per_pass = float(steps[-1] - steps[0]) / seen
-    if steps_per_pass < MIN_READINGS_PER_PASS * float(np.median(np.diff(steps))):
+    if steps_per_pass < MIN_READINGS_PER_PASS * median(np.diff(steps)):
         return None
     design = np.stack([np.ones(steps.size), (steps - steps[-1]) / steps_per_pass, completed - completed[-1]], axis=1)
     fit, _, rank, _ = np.linalg.lstsq(design, losses, rcond=1e-6)
@@ -154,7 +154,7 @@ def memorized(epochs: Vector, losses: Vector) -> Memorized | None:
     moves = np.diff(losses)[np.diff(np.floor(epochs)) < 1]  # those inside passes
     if moves.size < DROP_READINGS:
         return None
-    scatter = MAD_TO_SIGMA * float(np.median(np.abs(moves))) / math.sqrt(2)
+    scatter = MAD_TO_SIGMA * median(np.abs(moves)) / math.sqrt(2)
     last = losses[-2 * DROP_READINGS :]
     share = min(1.0, (epochs.size - 1) / span / DROP_READINGS)
     error = scatter * math.sqrt(1 / last.size + share**2 * 2 * boundaries / DROP_READINGS)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from logalign.diagnosis.epochs import passes
 from logalign.diagnosis.series import Series
 from logalign.diagnosis.trend import History, Vector, running_median
 
@@ -50,8 +49,7 @@ def repetition(series: Series, form: str, *, strain: float = 0.0) -> Repetition 
     None where that cannot be seen: no epoch or loss is recorded, too little has been repeated so far, or a pass is
     hardly longer than the distance of readings.
     """
-    steps, epochs, completed, losses, lar = series.past("epoch", "completed", "loss", form)
-    seen, rate = passes(steps, epochs, completed, losses), lately(steps, lar)
+    seen, rate = series.passes, lately(*series.past(form))
     if seen is None or rate is None:
         return None
     return Repetition(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from logalign.diagnosis.series import Series
+from logalign.diagnosis.trend import median
 
 REMEMBERED = 256
 """Estimates, one a pass, that can be gone back to."""
@@ -163,4 +164,4 @@ def _of_last_pass(series: Series) -> np.ndarray[Any, np.dtype[np.bool_]]:
 def _loss(series: Series) -> float:
     losses = series.recent("loss")[_of_last_pass(series)][-LOSS_READINGS:]
     losses = losses[np.isfinite(losses)]
-    return float(np.median(losses)) if losses.size else math.nan
+    return median(losses) if losses.size else math.nan

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from logalign.diagnosis.epochs import completed_passes
+from logalign.diagnosis.epochs import Passes, completed_passes, passes
 from logalign.diagnosis.trend import History, Vector
 from logalign.errors import InputError
 from logalign.readings import Reading
@@ -73,6 +73,7 @@ class Series:
         self._rows = np.full((recent, 1 + len(COLUMNS)), np.nan)  # step and COLUMNS, the latest last
         self._size = 0
         self._epochs = GivenEpochs()
+        self._passes: tuple[tuple[int, int], Passes | None] | None = None
 
     @property
     def capacity(self) -> int:
@@ -102,6 +103,14 @@ class Series:
         steps = np.concatenate([history.x[:before], own[:, 0]])
         columns = [np.concatenate([history.column(name)[:before], own[:, 1 + COLUMNS.index(name)]]) for name in names]
         return steps, *columns
+
+    @property
+    def passes(self) -> Passes | None:
+        """What the training loss does inside the last passes and between them; found once a reading."""
+        key = (self.taken, self.resumes)
+        if self._passes is None or self._passes[0] != key:
+            self._passes = key, passes(*self.past("epoch", "completed", "loss"))
+        return self._passes[1]
 
     def last(self, name: str) -> float | None:
         """One number of the last reading; None where it is not known."""
