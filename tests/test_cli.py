@@ -128,7 +128,7 @@ def test_diagnose_says_what_a_run_shows_and_exits_with_it(cli, arguments, status
     assert headline.startswith(record["outcome"])
     assert set(record) == {
         "run", "outcome", "regime", "step", "since_step", "is_alarm", "reason", "suggestion", "evidence", "basis",
-        "limits", "held_out", "earlier",
+        "limits", "held_out", "sure", "earlier",
     }  # fmt: skip
 
 

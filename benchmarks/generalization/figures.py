@@ -60,7 +60,7 @@ def regrets(found: Sequence[Context]) -> Figure:
                 x = np.maximum(np.sort([each.regret for each in costs]), LEAST)
                 ax.step(x, np.arange(1, len(x) + 1) / max(1, len(x)), style, color=color, where="post", label=name)
             ax.set_xscale("log")
-            ax.set_title(f"{words}\n{len(runs)} runs", fontsize="medium")
+            ax.set_title(f"{words.replace(', other', chr(10) + 'other')}, {len(runs)} runs", fontsize="small")
         axes[0].set_ylabel("share of runs")
         figure.supxlabel("regret (nats)", fontsize="medium")
         handles, labels = axes[0].get_legend_handles_labels()

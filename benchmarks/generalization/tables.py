@@ -20,6 +20,7 @@ from benchmarks.generalization.regret import Cost
 from benchmarks.generalization.score import Context, Interval, Signal
 from benchmarks.generalization.store import Made
 from benchmarks.generalization.truth import outcome, phases
+from logalign.diagnosis.overfit_rule import NEAR
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
 SCORED = ("language", "finetuning", "vision")
@@ -55,6 +56,7 @@ def build(runs: Sequence[Made]) -> dict[str, Tables]:
             "regret": regret_table(fitting, testing),
             "held-out": held_out_table(testing),
             "instruments": instruments_table(fitting),
+            "alarms": alarms_table(testing),
             "steady": steady_table(found),
             "compare": comparing.table(compared, group_of),
             "phases": phases_table(found),
@@ -161,6 +163,21 @@ def instruments_table(fitting: Sequence[Context]) -> list[Row]:
         costs = [regret.cost(run, verdicts.first_of(verdicts.varied(run, variant))) for run in runs]
         rows.append(regret_row(words, runs, costs))
     return rows
+
+
+def alarms_table(testing: Sequence[Context]) -> list[Row]:
+    """First alarms by the evidence that they rest on, and how many kept a checkpoint near the lowest; scored half."""
+    told: dict[str, list[bool]] = {}
+    for context in testing:
+        heard = verdicts.said(context, with_baseline=False)
+        first = verdicts.first_of(heard.outcomes)
+        if judged(context.run) and first is not None:
+            near = regret.cost(context.run, first).regret <= NEAR
+            told.setdefault(heard.rests_on[first], []).append(near)
+    return [
+        {"first alarm rests on": kind, "alarms": str(len(each)), f"within {NEAR:g} nats of the lowest": str(sum(each))}
+        for kind, each in sorted(told.items())
+    ]
 
 
 def steady_table(found: Sequence[Context]) -> list[Row]:

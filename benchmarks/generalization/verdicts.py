@@ -58,6 +58,7 @@ class Said:
     """What a detector said after every reading of a run."""
 
     outcomes: tuple[Outcome, ...]
+    rests_on: tuple[str, ...] = ()
 
 
 Judged = tuple[Made, tuple[Made, ...]]
@@ -92,13 +93,15 @@ def _key(context: Context, with_baseline: bool) -> Judged:
 def _judge(key: Judged) -> Said:
     context = Context(*key)
     detector = Detector(baseline=baseline_of(context))
-    found = []
+    found, rests_on = [], []
     for reading in readings_of(context.run):
         try:
-            found.append(detector.update(reading).outcome)
+            verdict = detector.update(reading)
         except InputError as error:
             raise RuntimeError(f"{context.run.name}: {error}") from error
-    return Said(tuple(found))
+        found.append(verdict.outcome)
+        rests_on.append(detector.decline.rests_on if verdict.regime == "decline" else verdict.regime)
+    return Said(tuple(found), tuple(rests_on))
 
 
 def first_of(said: Sequence[Outcome], sought: Sequence[str] = ALARMS) -> int | None:

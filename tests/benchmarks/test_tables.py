@@ -10,7 +10,7 @@ from benchmarks.generalization.store import collect
 from .test_store import keep
 
 PAGES = {
-    "benchmark.md": ("runs", "regret", "held-out", "instruments", "steady", "compare", "phases"),
+    "benchmark.md": ("runs", "regret", "held-out", "instruments", "alarms", "steady", "compare", "phases"),
     "benchmark-signals.md": ("within", "across", "rivals", "ranking", "dimension"),
 }
 DIMENSIONS = ("dimension", "dimension_additive", "dimension_energy")

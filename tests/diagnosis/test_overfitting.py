@@ -11,7 +11,7 @@ import pytest
 from logalign import Baseline, Reading, open_run
 from logalign.diagnosis.decline import Deviation, Span
 from logalign.diagnosis.drops import LossSignals
-from logalign.diagnosis.overfit_rule import OverfitSignals, OverfitThresholds, decide
+from logalign.diagnosis.overfit_rule import TOLD, OverfitSignals, OverfitThresholds, decide
 from logalign.diagnosis.overfitting import OverfitDetector
 from logalign.diagnosis.repetition import Repetition
 from logalign.diagnosis.revisited import Revisited
@@ -577,6 +577,22 @@ def test_the_rule_is_a_function_of_signals_and_stands_by_what_it_said():
     lenient = OverfitThresholds(approaching=0.1, overfitting=0.2)
     assert decide(signals, lenient, {}).outcome == "healthy"
     assert signals.numbers(thresholds).keys() == detector.verdict.evidence.keys()
+
+
+def test_an_alarm_says_how_many_like_it_came_in_time():
+    page = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
+    table = page.split("<!-- begin: alarms -->")[1].split("<!-- end: alarms -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
+    assert {kind: (int(near), int(alarms)) for kind, alarms, near in rows} == TOLD
+    verdict = outcomes(recorded(REPEATED))[1].verdict
+    near, alarms = TOLD["drops"]
+    assert (
+        verdict.sure
+        == f"{near} of {alarms} such alarms in the benchmark kept a checkpoint within 0.05 nats of the best."
+    )
+    assert f"how sure: {verdict.sure}" in str(verdict)
+    assert verdict.record()["sure"] == verdict.sure
+    assert outcomes(recorded(FRESH))[1].verdict.sure == ""
 
 
 def test_another_form_can_be_judged():

@@ -28,6 +28,7 @@ def test_record_is_strict_json_and_keeps_everything():
         "limits": ["two", "three"],
         "held_out": None,
         "earlier": [],
+        "sure": None,
     }
 
 

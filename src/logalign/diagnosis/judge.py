@@ -66,6 +66,7 @@ class Judgment:
     evidence: Mapping[str, Number] = field(default_factory=dict)
     basis: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    sure: str = ""
     standing: Standing = field(default_factory=dict)
 
 
@@ -184,6 +185,7 @@ class Judge(ABC):
             suggestion=judgment.suggestion.replace(CHECKPOINT, f"{self._alarmed_since() or 0:,}"),
             evidence=judgment.evidence,
             basis=judgment.basis,
+            sure=judgment.sure,
             limits=(*judgment.limits, *_limits_of(self.series), *self.known_limits),
         )
 

@@ -31,8 +31,11 @@ from logalign.diagnosis.decline import (
 from logalign.diagnosis.drops import DropMemory
 from logalign.diagnosis.judge import CHECKPOINT, FROZEN, Judge, Judgment, Standing, frozen, loss_limit
 from logalign.diagnosis.overfit_rule import (
+    ALARMS,
     EARLY_READINGS,
     FIRST_PASSES,
+    NEAR,
+    TOLD,
     OverfitSignals,
     OverfitThresholds,
     RestsOn,
@@ -79,6 +82,14 @@ def _spent_early(series: Series) -> bool:
     return limit is not None and bool(early.size) and bool(early.min() < limit)
 
 
+def _sure(rests_on: RestsOn) -> str:
+    """How many alarms on this evidence came in time."""
+    told = {str(kind): each for kind, each in TOLD.items()}.get(rests_on)
+    if told is None:
+        return ""
+    return f"{told[0]} of {told[1]} such alarms in the benchmark kept a checkpoint within {NEAR:g} nats of the best."
+
+
 class OverfitDetector(Judge):
     """Tells a healthy decline of LAR from overfitting, reading by reading, in constant memory.
 
@@ -110,6 +121,7 @@ class OverfitDetector(Judge):
         self._repetition = RepetitionMemory()
         self._drops = DropMemory(errors=self.thresholds.drops.errors)
         self._revisits = RevisitMemory()
+        self.rests_on: RestsOn = "nothing"
 
     @property
     def signals(self) -> OverfitSignals:
@@ -219,12 +231,14 @@ class OverfitDetector(Judge):
             return FROZEN
         signals, t = self.signals, self.thresholds
         said = decide(signals, t, before)
+        self.rests_on = said.rests_on
         return Judgment(
             outcome=said.outcome,
             reason=said.reason,
             suggestion=self._suggestion(said.outcome),
             evidence=signals.numbers(t),
             basis=self._basis(said.rests_on),
+            sure=_sure(said.rests_on) if said.outcome in ALARMS else "",
             limits=self._limits(signals),
             standing=said.standing,
         )

@@ -95,6 +95,7 @@ class Verdict:
         suggestion: What to do, in one sentence.
         basis: What it rests on, with the source of each threshold.
         limits: What may make it wrong.
+        sure: Of an alarm, how many such alarms in the benchmark came in time, in one sentence; empty where not known.
         held_out: Where held-out losses were recorded and say otherwise, how they moved, in one sentence; empty where
             they do not. Nothing else of the verdict rests on them.
         earlier: Alarms that have ended, the latest last.
@@ -131,6 +132,7 @@ class Verdict:
     basis: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     held_out: str = ""
+    sure: str = ""
     earlier: tuple[Episode, ...] = ()
 
     def __post_init__(self) -> None:
@@ -170,11 +172,14 @@ class Verdict:
             "basis": list(self.basis),
             "limits": list(self.limits),
             "held_out": self.held_out or None,
+            "sure": self.sure or None,
             "earlier": [asdict(each) for each in self.earlier],
         }
 
     def __str__(self) -> str:
         lines = [self.headline(), f"why: {self.reason}"]
+        if self.sure:
+            lines.append(f"how sure: {self.sure}")
         if self.held_out:
             lines.append(f"but: {self.held_out}")
         lines.append(f"do: {self.suggestion}")
@@ -189,6 +194,7 @@ class Verdict:
         return markup.card(
             self.headline(),
             markup.text("why:", self.reason),
+            markup.text("how sure:", self.sure) if self.sure else "",
             markup.text("but:", self.held_out) if self.held_out else "",
             markup.text("what to do:", self.suggestion),
             markup.folded("evidence", markup.facts(numbers) if numbers else ""),

@@ -181,7 +181,8 @@ def _card(card: Card) -> dict[str, Any]:
         since.append(f"{verdict.regime} regime")
     if verdict.regime == "loss":
         since.append("without LAR")
-    facts = [("Why", verdict.reason), ("But", verdict.held_out), ("What to do", verdict.suggestion)]
+    facts = [("Why", verdict.reason), ("How sure", verdict.sure), ("But", verdict.held_out)]
+    facts.append(("What to do", verdict.suggestion))
     return {
         "name": card.name,
         "outcome": verdict.outcome,

@@ -48,7 +48,7 @@ def print_verdict(verdict: Verdict, *, name: str, console: Console, verbose: boo
     """
     headline = Text(f"{name}: ").append(verdict.headline(), style=STYLES[verdict.outcome])
     console.print(headline, soft_wrap=True)
-    for label, sentence in (("why", verdict.reason), ("but", verdict.held_out), ("what to do", verdict.suggestion)):
+    for label, sentence in _sentences(verdict):
         if sentence:
             console.print(_paragraph(label, sentence))
     if not verbose:
@@ -69,6 +69,15 @@ def print_verdict(verdict: Verdict, *, name: str, console: Console, verbose: boo
             console.print(Text(label, style="bold"))
             for sentence in sentences:
                 console.print(_paragraph("-", sentence))
+
+
+def _sentences(verdict: Verdict) -> list[tuple[str, str]]:
+    return [
+        ("why", verdict.reason),
+        ("how sure", verdict.sure),
+        ("but", verdict.held_out),
+        ("what to do", verdict.suggestion),
+    ]
 
 
 def _paragraph(label: str, sentence: str) -> Table:
