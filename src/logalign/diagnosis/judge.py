@@ -19,7 +19,7 @@ from logalign.diagnosis.verdict import KNOWN_LIMITS, Number, Outcome, Regime, Ve
 from logalign.errors import InputError
 from logalign.readings import Reading
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 REMEMBERED_CHANGES = 16
 VERDICT = "verdict"
 INTERPOLATION = 0.05

@@ -60,8 +60,8 @@ class LogAlignPruner(BasePruner):
     Args:
         wrapped: Another pruner, asked where the verdict does not prune; it needs `trial.report()`, as always. None for
             none.
-        outcomes: The verdicts that prune: "overfitting" and "memorizing". Leave "memorizing" out where a network is
-            meant to grok.
+        outcomes: The verdicts that prune: "overfitting", "memorizing" and "diverged". Leave "memorizing" out where a
+            network is meant to grok.
         patience: So many readings in a row have to say so. More keeps more trials, and saves fewer steps.
 
     Raises:
@@ -76,7 +76,7 @@ class LogAlignPruner(BasePruner):
         self,
         wrapped: BasePruner | None = None,
         *,
-        outcomes: Collection[Outcome] = ("overfitting", "memorizing"),
+        outcomes: Collection[Outcome] = ("overfitting", "memorizing", "diverged"),
         patience: int = 12,
     ) -> None:
         if not isinstance(wrapped, BasePruner | None):
