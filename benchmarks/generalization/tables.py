@@ -20,7 +20,7 @@ from benchmarks.generalization.regret import Cost
 from benchmarks.generalization.score import Context, Interval, Signal
 from benchmarks.generalization.store import Made
 from benchmarks.generalization.truth import outcome, phases
-from logalign.diagnosis.overfit_rule import NEAR
+from logalign.diagnosis.overfit_rule import NEAR, TOLD
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
 SCORED = ("language", "finetuning", "vision")
@@ -167,16 +167,16 @@ def instruments_table(fitting: Sequence[Context]) -> list[Row]:
 
 def alarms_table(testing: Sequence[Context]) -> list[Row]:
     """First alarms by the evidence that they rest on, and how many kept a checkpoint near the lowest; scored half."""
-    told: dict[str, list[bool]] = {}
+    told: dict[str, list[bool]] = {kind: [] for kind in TOLD}
     for context in testing:
         heard = verdicts.said(context, with_baseline=False)
         first = verdicts.first_of(heard.outcomes)
         if judged(context.run) and first is not None:
             near = regret.cost(context.run, first).regret <= NEAR
-            told.setdefault(heard.rests_on[first], []).append(near)
+            told[heard.rests_on[first]].append(near)
     return [
         {"first alarm rests on": kind, "alarms": str(len(each)), f"within {NEAR:g} nats of the lowest": str(sum(each))}
-        for kind, each in sorted(told.items())
+        for kind, each in told.items()
     ]
 
 
