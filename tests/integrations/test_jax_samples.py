@@ -230,12 +230,16 @@ def test_ids_are_told_apart_and_known_in_any_type():
 
 def test_a_step_waits_for_neither_losses_nor_samples(training):
     @jax.jit
-    def slow(x):  # a good part of a second of work; it is dispatched in a thousandth of that
-        return jax.lax.fori_loop(0, 200, lambda _, y: jnp.cos(y @ x), x)
+    def slow(x):  # a second of work or several; it is dispatched in a thousandth of that
+        return jax.lax.fori_loop(0, 1500, lambda _, y: jnp.cos(y @ x), x)
 
     sums = training[0][0]
     x = jax.random.normal(jax.random.key(0), (400, 400))
     jax.block_until_ready(slow(x))
+    with Recorder(every=2) as recorder:  # all that is compiled is compiled before
+        for _ in range(3):
+            recorder.step(sums, losses=x[0, :8], samples=x[:8])
+        recorder.flush()
     with Recorder(every=2) as recorder:
         recorder.step(sums, losses=jnp.ones(8), samples=np.arange(8))
         recorder.flush()
