@@ -57,11 +57,11 @@ def training():
 
 
 def by_hand(steps, until):
-    """Drift and gain of the last complete pass at a step, from the losses of all samples up to it."""
+    """Drift and gain at the last step of the last complete pass at a step, from the losses of all samples up to it."""
     ids = np.concatenate([np.asarray(ids) for _, _, ids, _ in steps[: until + 1]])
     losses = np.concatenate([np.asarray(losses, np.float64) for _, _, _, losses in steps[: until + 1]])
     times = np.repeat(np.arange(until + 1), BATCH) / STEPS_PER_PASS
-    return revisits(ids, times, losses, now=(until + 1) // STEPS_PER_PASS)
+    return revisits(ids, times, losses, now=(until + 1) // STEPS_PER_PASS - 1 / STEPS_PER_PASS)
 
 
 def record(steps, samples=lambda rows, ids: ids, losses=lambda losses: losses, *, every=5, **options):

@@ -16,13 +16,13 @@ def slow_reference(samples, times, losses, now):
     """Drift, its error, gain, its error, pairs: sample by sample, and with a QR decomposition and a pseudo-inverse."""
     visits = {}
     for sample, time, loss in sorted(zip(samples, times, losses, strict=True), key=lambda each: each[1]):
-        if time < now - 1e-9:
+        if time <= now + 1e-9:
             visits.setdefault(sample, []).append((time - now, loss))
     rows, changes = [], []
     knots = [-2.0, -1.5, -1.0, -0.5, 0.0]
     for each in visits.values():
         for (t1, l1), (t2, l2) in itertools.pairwise(each):
-            if t1 > -2 - 1e-9 and t2 > -1 - 1e-9:
+            if t1 > -2 + 1e-9 and t2 > -1 + 1e-9:
                 row = [np.interp(t2, knots, unit) - np.interp(t1, knots, unit) for unit in np.eye(5)[1:]]
                 rows.append([*row, -1.0])
                 changes.append(l2 - l1)
@@ -101,7 +101,7 @@ def test_the_order_of_the_visits_and_the_level_of_the_losses_do_not_matter(names
     losses = losses_of(order, times, slope=0.1, gain=0.3, noise=0.05)
     found = revisits(order, times, losses)
     mixed = np.random.default_rng(0).permutation(len(order))
-    other = revisits(np.array(names)[order[mixed]], times[mixed], level + scale * losses[mixed], now=4)
+    other = revisits(np.array(names)[order[mixed]], times[mixed], level + scale * losses[mixed], now=times[-1])
     assert found.pairs == other.pairs
     if found.drift is None:
         assert other.drift is None
@@ -124,6 +124,7 @@ def test_too_few_pairs_or_passes_cannot_tell():
     assert found.reason == f"{MIN_PAIRS - 1} pairs of visits in the last pass, fewer than {MIN_PAIRS}"
     order, times = shuffled(5)
     assert revisits(order, times, np.zeros(1000), now=1.99).reason == TOO_FEW_PASSES
+    assert revisits(order, times, np.zeros(1000), now=1.995).drift == pytest.approx(0, abs=1e-9)  # the last of pass two
     assert revisits(order, times, np.zeros(1000), now=2.0).drift == pytest.approx(0, abs=1e-9)
     assert revisits([], [], []).reason == TOO_FEW_PASSES
 

@@ -39,7 +39,7 @@ def test_online_is_offline_at_every_step(recorded):
         known = seen & chosen
         complete = int(passes + 1 / length + 1e-9)
         times = passes + (recorded.steps[known] - step) / length
-        expected = revisits(recorded.samples[known], times, recorded.losses[known], now=complete)
+        expected = revisits(recorded.samples[known], times, recorded.losses[known], now=complete - 1 / length)
         assert complete >= 2
         assert passes == pytest.approx(step / recorded.steps_per_pass, abs=0.05)
         assert length == pytest.approx(recorded.steps_per_pass, rel=0.05)

@@ -97,11 +97,11 @@ def numbers(found: Any) -> tuple[float | None, ...]:
 
 
 def truth_of(samples: list[Tensor], losses: list[Tensor], steps: list[int]) -> Numbers:
-    """What `revisits` gives at the end of the last pass of `PER_PASS` steps that is complete at each of these."""
+    """What `revisits` gives at the last step of the last pass of `PER_PASS` steps that is complete at each of these."""
     who = torch.cat(samples).tolist()
     when = [step / PER_PASS for step, each in enumerate(samples) for _ in each]
     values = torch.cat(losses).double().tolist()
-    return [numbers(logalign.revisits(who, when, values, now=(step + 1) // PER_PASS)) for step in steps]
+    return [numbers(logalign.revisits(who, when, values, now=(step + 1) // PER_PASS - 1 / PER_PASS)) for step in steps]
 
 
 def train(

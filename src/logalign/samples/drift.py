@@ -6,15 +6,15 @@ t1 < t2, in passes over the data, is modeled as
 
     l2 - l1 = F(t2) - F(t1) - gain
 
-with F piecewise linear, one knot every half pass, and now the end of the last complete pass. `drift = F(now) -
-F(now - 1)`, in nats a pass, is the movement that training on other samples gives: negative while it generalizes,
-positive once samples are forgotten faster than anything carries over. `gain`, in nats, is what one visit buys of the
-sample itself. The two are told apart because the times between visits differ. The fit is least squares with Huber
-weights over the pairs of the last pass.
+with F piecewise linear, one knot every half pass. `drift = F(now) - F(now - 1)`, in nats a pass, is the movement that
+training on other samples gives: negative while it generalizes, positive once samples are forgotten faster than anything
+carries over. `gain`, in nats, is what one visit buys of the sample itself. The two are told apart because the times
+between visits differ. The fit is least squares with Huber weights over the pairs of the last pass.
 
-The ends of passes are where samples are met at all times between visits, from none to two passes. A window that ends
-inside a pass lacks the long ones, and what is forgotten soon after a visit then passes for drift: on five recorded runs
-it alarmed in one of seven places where the held-out loss was falling, and at the ends of passes in none (docs/log.md).
+A training is asked at the last visit of each complete pass (`visits.py`), where samples have been met at all times
+between visits, from none to two passes. A window that ends inside a pass lacks the long ones, and what is forgotten
+soon after a visit then passes for drift: on five recorded runs it alarmed in one of seven places where the held-out
+loss was falling, and at the ends of passes in none (docs/log.md).
 
 The alternative, the slope of the batch loss inside a pass, has errors ten times as large, because batches differ in how
 hard their samples are. Here each sample is compared with itself.
@@ -43,8 +43,6 @@ MIN_SPREAD = 0.1
 """Standard deviation of the times between visits, in passes, below which drift and gain cannot be told apart.
 
 It is 0.41 where every pass is shuffled anew, and 0 where the order never changes."""
-NEARLY = 0.02
-"""Passes that the last one may lack."""
 ROUNDING = 1e-9
 """Passes; times that are closer to the edge of the window are on it."""
 REWEIGHTINGS = 4
@@ -90,15 +88,15 @@ def revisits(samples: ArrayLike, times: ArrayLike, losses: ArrayLike, *, now: fl
     """Drift and gain of recorded visits.
 
     `l2 - l1 = F(t2) - F(t1) - gain` by robust least squares over consecutive visits of one sample at times t1 < t2 with
-    `now - 1 <= t2 < now` and `t1 >= now - 2`. F is piecewise linear with a knot every half pass, and
+    `now - 1 < t2 <= now` and `t1 > now - 2`. F is piecewise linear with a knot every half pass, and
     `drift = F(now) - F(now - 1)`. A visit whose loss is not finite is in no pair.
 
     Args:
         samples: Which sample was visited, [v], numbers or text.
         times: When, in passes over the data, [v], in any order.
         losses: The sample's loss before the update, in nats, [v].
-        now: The time that the result is for, by default the end of the last pass that is complete but for a fiftieth.
-            Visits from then on are not looked at.
+        now: The time that the result is for; the last visit by default. Later visits are not looked at. The last visit
+            of a pass is the best choice: there samples have been met at all times between visits.
 
     Returns:
         Drift and gain with their standard errors, or the reason why there are none: fewer than two passes, fewer than
@@ -127,8 +125,8 @@ def revisits(samples: ArrayLike, times: ArrayLike, losses: ArrayLike, *, now: fl
         raise InputError("times: expected finite numbers of passes, found NaN or infinity")
     if not who.size:
         return Revisits(reason=TOO_FEW_PASSES)
-    at = float(math.floor(when.max() + NEARLY)) if now is None else float(now)
-    known = when < at - ROUNDING
+    at = float(when.max()) if now is None else float(now)
+    known = when <= at + ROUNDING
     who, when, loss = who[known], when[known], loss[known]
     _, number = np.unique(who, return_inverse=True)
     order = np.lexsort((when, number))
@@ -137,7 +135,7 @@ def revisits(samples: ArrayLike, times: ArrayLike, losses: ArrayLike, *, now: fl
         changes = loss[1:] - loss[:-1]
     again = (number[1:] == number[:-1]) & np.isfinite(changes)
     t1, t2, change = when[:-1][again], when[1:][again], changes[again]
-    return from_pairs(t1 - at, t2 - at, change, passes=at)
+    return from_pairs(t1 - at, t2 - at, change, passes=at + _time_of_one(when))
 
 
 def from_pairs(t1: Vector, t2: Vector, change: Vector, *, passes: float) -> Revisits:
@@ -147,9 +145,9 @@ def from_pairs(t1: Vector, t2: Vector, change: Vector, *, passes: float) -> Revi
         t1: Time of the earlier visit of each pair, in passes relative to now, [p].
         t2: Of the later one, [p].
         change: By how much the loss has changed, [p].
-        passes: How many passes there have been.
+        passes: How many passes there have been, the last visit included.
     """
-    in_window = (t2 > -1 - ROUNDING) & (t2 < -ROUNDING) & (t1 > -2 - ROUNDING) & (t1 < t2)
+    in_window = (t2 > -1 + ROUNDING) & (t2 <= ROUNDING) & (t1 > -2 + ROUNDING) & (t1 < t2)
     t1, t2, change = t1[in_window], t2[in_window], change[in_window]
     pairs = int(change.size)
     if passes < MIN_PASSES - ROUNDING:
@@ -160,6 +158,12 @@ def from_pairs(t1: Vector, t2: Vector, change: Vector, *, passes: float) -> Revi
         return Revisits(pairs=pairs, reason=SAME_ORDER)
     with np.errstate(over="ignore", invalid="ignore"):  # losses without bound
         return _fit(t1, t2, change)
+
+
+def _time_of_one(times: Vector) -> float:
+    """The time that one step takes, in passes: a pass is complete one step after its last visit began."""
+    apart = np.diff(np.unique(times))
+    return float(np.median(apart)) if apart.size else 0.0
 
 
 def _fit(t1: Vector, t2: Vector, change: Vector) -> Revisits:

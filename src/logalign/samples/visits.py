@@ -113,7 +113,7 @@ class Visits:
         return self._clock.is_whole
 
     def at(self, step: float, *, steps_per_pass: float | None = None, passes: float | None = None) -> Revisits:
-        """Drift and gain of the last complete pass at a step, not before that of the last visit.
+        """Drift and gain at the last step of the last complete pass, at a step not before that of the last visit.
 
         Args:
             step: Where; its own visits are among those that were taken.
@@ -133,9 +133,9 @@ class Visits:
             return Revisits(reason=LOST)
         complete = math.floor(passes + 1 / length + ROUNDING)
         if self._found is None or self._found[0] != complete:
-            end = step - (passes - complete) * length
+            last = step - (passes - complete) * length - 1  # the last step of that pass
             first, second, change = np.array(self._pairs, dtype=np.float64).T
-            found = from_pairs((first - end) / length, (second - end) / length, change, passes=complete)
+            found = from_pairs((first - last) / length, (second - last) / length, change, passes=complete)
             self._found = complete, found
         return self._found[1]
 
