@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from logalign import Baseline, Reading, Readings, open_run
+from logalign import Baseline, GrokDetector, OverfitDetector, Reading, Readings, open_run
 from logalign.diagnosis.detector import Detector, diagnose
 from logalign.errors import InputError, LogAlignError, RunError
 
 DATA = Path(__file__).parents[1] / "data"
-NAMES = ["lm_fresh", "lm_repeat200k", "modadd59_wd0", "modadd59_wd1", "modadd67_wd1"]
+NAMES = ["ft_prose_to_python", "lm_fresh", "lm_repeat200k", "modadd59_wd0", "modadd59_wd1", "modadd67_wd1"]
 
 
 def recorded(name):
@@ -35,6 +35,7 @@ def baseline_for(name):
     [
         ("lm_repeat200k", "lm_fresh", "overfitting", "decline"),
         ("lm_repeat200k", None, "overfitting", "decline"),
+        ("ft_prose_to_python", None, "memorizing", "grokking"),
         ("lm_fresh", None, "healthy", "decline"),
         ("lm_fresh", "lm_fresh", "healthy", "decline"),
         ("modadd59_wd1", None, "generalizing", "grokking"),
@@ -62,6 +63,18 @@ def test_online_and_offline_agree_at_every_step_and_a_state_goes_on_the_same(nam
         assert carried.update(reading) == verdict
         if i % 7 == 0 or i == len(readings) - 1:
             assert diagnose(readings[: i + 1], baseline=baseline, regime=regime) == verdict
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_judges_that_share_their_readings_say_what_each_says_alone(name):
+    baseline, readings = baseline_for(name), recorded(name)
+    readings = [*readings[:80], *readings[60:]]  # a resume
+    detector = Detector(baseline=baseline)
+    decline, grokking = OverfitDetector(baseline=baseline), GrokDetector()
+    for reading in readings:
+        detector.update(reading)
+        assert detector.decline.verdict == decline.update(reading)
+        assert detector.grokking.verdict == grokking.update(reading)
 
 
 @pytest.mark.slow
@@ -168,8 +181,8 @@ def test_a_baseline_may_be_a_path_and_must_fit(write_run):
 
 
 def test_a_state_of_something_else_is_refused():
-    with pytest.raises(InputError, match=r"expected what Detector.state_dict\(\) gives \(version 2\), found version 3"):
-        Detector().load_state_dict({"version": 3})
+    with pytest.raises(InputError, match=r"expected what Detector.state_dict\(\) gives \(version 3\), found version 2"):
+        Detector().load_state_dict({"version": 2})
 
 
 def test_a_resumed_log_is_judged_as_if_it_had_not_been_interrupted():

@@ -252,5 +252,5 @@ def test_a_state_of_something_else_is_refused():
     with pytest.raises(InputError) as caught:
         GrokDetector().load_state_dict({"version": 1, "regime": "decline"})
     assert str(caught.value) == (
-        "state: expected what GrokDetector.state_dict() gives (version 3), found version 1, regime 'decline'"
+        "state: expected what GrokDetector.state_dict() gives (version 4), found version 1, regime 'decline'"
     )

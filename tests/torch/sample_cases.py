@@ -214,6 +214,20 @@ def fsdp_fused(rank: int, world: int) -> Numbers:
     return readings_of(train(model, loss_of=fused_loss, share=(rank, world), optimizer_of=slow_sgd)[1])
 
 
+def verdicts(rank: int = 0, world: int = 1) -> list[tuple[str, int | None]]:
+    """Outcome and since when it has stood, at every reading."""
+    model = model_of() if world == 1 else nn.parallel.DistributedDataParallel(model_of())
+    said = []
+
+    def on_step(step: int, monitor: Any) -> Any:
+        if monitor.readings and monitor.readings[-1].step == step:
+            said.append((monitor.verdict.outcome, monitor.verdict.since_step))
+        return monitor
+
+    train(model, loss_of=plain_loss, share=(rank, world), optimizer_of=slow_sgd, on_step=on_step)
+    return said
+
+
 class Fused(Plain):
     """A model as Transformers builds them, whose head's own forward does not run, and whose logits never leave it."""
 

@@ -632,6 +632,12 @@ def test_ranks_say_what_one_process_says(ranks, truth, case, arguments):
         assert f == pytest.approx(e, abs=1e-5)
 
 
+def test_ranks_have_the_verdicts_of_one_process(ranks):
+    said = sample_cases.verdicts()
+    assert len({outcome for outcome, _ in said}) > 1
+    assert all(theirs == said for theirs in ranks.run(sample_cases.verdicts))
+
+
 def follow(batches, rows, **watching):
     """Train on batches of rows, and give every visit and the monitor."""
     model = model_of()

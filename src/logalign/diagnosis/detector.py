@@ -18,6 +18,7 @@ from logalign.diagnosis.loss_only import LossDetector
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.overfitting import OverfitDetector
 from logalign.diagnosis.present import Present
+from logalign.diagnosis.series import Series
 from logalign.diagnosis.verdict import ALARMS, Episode, Outcome, Verdict, combined
 from logalign.errors import InputError
 from logalign.readings import Reading, Readings, never_tried
@@ -26,7 +27,7 @@ from logalign.runlog import Run, open_run
 Choice = Literal["auto", "grokking", "decline", "both"]
 CHOICES: tuple[Choice, ...] = ("auto", "grokking", "decline", "both")
 NO_BASELINE = "the baseline is not used: a log without LAR cannot be compared with it"
-STATE_VERSION = 2
+STATE_VERSION = 3
 REMEMBERED_EPISODES = 64
 
 
@@ -61,8 +62,10 @@ class Detector:
     ) -> None:
         check_regime(regime)
         self.regime = regime
-        self.grokking = GrokDetector(thresholds=grokking, any_loss=regime in ("grokking", "both"))
-        self.decline = OverfitDetector(baseline=baseline, thresholds=decline)
+        series = Series()  # of both: they look at the same readings
+        any_loss = regime in ("grokking", "both")
+        self.grokking = GrokDetector(thresholds=grokking, any_loss=any_loss, series=series)
+        self.decline = OverfitDetector(baseline=baseline, thresholds=decline, series=series)
         self.without_lar: LossDetector | None = LossDetector()  # None once a LAR was tried
         self._held_out = HeldOutMemory()
         self._present = Present()
@@ -81,8 +84,15 @@ class Detector:
         Raises:
             InputError: it is of another layer than the readings before, or of another shape than they or the baseline.
         """
-        self.decline.update(reading)
-        self.grokking.update(reading)
+        judges, series = (self.decline, self.grokking), self.decline.series
+        self.decline.check(reading)
+        if series.goes_back(reading):
+            series.rewind(reading.step)
+            for judge in judges:
+                judge.rewind(reading.step)
+        is_new = series.add(reading)
+        for judge in judges:
+            judge.take(is_new=is_new)
         self._held_out.update(reading)
         if not never_tried(reading):
             self.without_lar = None
@@ -151,8 +161,9 @@ class Detector:
         """All that it knows but baseline and thresholds, as lists and numbers that JSON and `torch.save` can hold."""
         return {
             "version": STATE_VERSION,
-            "grokking": self.grokking.state_dict(),
-            "decline": self.decline.state_dict(),
+            "series": self.decline.series.state(),
+            "grokking": self.grokking.state_beside_series(),
+            "decline": self.decline.state_beside_series(),
             "without_lar": None if self.without_lar is None else self.without_lar.state_dict(),
             "held_out": self._held_out.state(),
             "present": self._present.state(),
@@ -171,6 +182,7 @@ class Detector:
                 f"state: expected what Detector.state_dict() gives (version {STATE_VERSION}), found "
                 f"version {state.get('version')!r}"
             )
+        self.grokking.series = self.decline.series = Series.from_state(state["series"])
         self.grokking.load_state_dict(state["grokking"])
         self.decline.load_state_dict(state["decline"])
         self.without_lar = None if state["without_lar"] is None else LossDetector()

@@ -243,6 +243,7 @@ class GrokDetector(Judge):
     Args:
         thresholds: When to call it what.
         any_loss: Take every loss for a softmax cross entropy, also one that did not begin near log m.
+        series: As of `Judge`.
 
     Example:
         >>> from logalign import Reading
@@ -255,9 +256,11 @@ class GrokDetector(Judge):
 
     regime = "grokking"
 
-    def __init__(self, *, thresholds: GrokThresholds | None = None, any_loss: bool = False) -> None:
+    def __init__(
+        self, *, thresholds: GrokThresholds | None = None, any_loss: bool = False, series: Series | None = None
+    ) -> None:
         self._any_loss = any_loss
-        super().__init__()
+        super().__init__(series)
         self.thresholds = GrokThresholds() if thresholds is None else thresholds
         self._plateau: list[tuple[int, float]] = []  # step, LAR
         self._form: str | None = None

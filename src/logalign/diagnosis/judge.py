@@ -19,7 +19,7 @@ from logalign.diagnosis.verdict import KNOWN_LIMITS, Number, Outcome, Regime, Ve
 from logalign.errors import InputError
 from logalign.readings import Reading
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 REMEMBERED_CHANGES = 16
 VERDICT = "verdict"
 INTERPOLATION = 0.05
@@ -73,6 +73,10 @@ class Judgment:
 class Judge(ABC):
     """Takes readings one by one and keeps the verdict up to date; subclasses hold the rules.
 
+    Args:
+        series: The readings, where another judge follows the same ones and takes them in: then `take` is called instead
+            of `update`. By default a series of its own.
+
     Attributes:
         regime: Which logic this is.
         series: The readings so far.
@@ -82,8 +86,8 @@ class Judge(ABC):
     needs_lar: ClassVar[bool] = True
     known_limits: ClassVar[tuple[str, ...]] = KNOWN_LIMITS
 
-    def __init__(self) -> None:
-        self.series = Series(needs_lar=self.needs_lar)
+    def __init__(self, series: Series | None = None) -> None:
+        self.series = Series(needs_lar=self.needs_lar) if series is None else series
         # Of the verdict and of each kind of evidence: since when which outcome has stood, the current one last.
         self._changes: dict[str, list[tuple[int, Outcome]]] = {}
         self._before: dict[str, Outcome] = {}  # what stood before the last reading
@@ -103,10 +107,15 @@ class Judge(ABC):
         Raises:
             InputError: it is of another layer than the readings before, or of a layer of another shape.
         """
-        self._check(reading)
+        self.check(reading)
         if self.series.goes_back(reading):
-            self._rewind(reading.step)
-        if self.series.add(reading):
+            self.series.rewind(reading.step)
+            self.rewind(reading.step)
+        return self.take(is_new=self.series.add(reading))
+
+    def take(self, *, is_new: bool) -> Verdict:
+        """Judge the last reading of the series; `is_new` says whether the series took it in."""
+        if is_new:
             self._follow()
         self._before = {kind: changes[-1][1] for kind, changes in self._changes.items()}
         self._conclude()
@@ -114,17 +123,20 @@ class Judge(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All that it knows, as lists and numbers that strict JSON and `torch.save` can hold."""
+        return {"series": self.series.state(), **self.state_beside_series()}
+
+    def state_beside_series(self) -> dict[str, Any]:
+        """The same without the readings, where two judges have one series."""
         return {
             "version": STATE_VERSION,
             "regime": self.regime,
-            "series": self.series.state(),
             "changes": {kind: [list(change) for change in changes] for kind, changes in self._changes.items()},
             "before": dict(self._before),
             "own": self._own_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict()` gave.
+        """Go on from what `state_dict()` gave; from a state beside the series, with the series that it has.
 
         Raises:
             InputError: it is not the state of such a detector.
@@ -134,14 +146,19 @@ class Judge(ABC):
                 f"state: expected what {type(self).__name__}.state_dict() gives (version {STATE_VERSION}), found "
                 f"version {state.get('version')!r}, regime {state.get('regime')!r}"
             )
-        self.series = Series.from_state(state["series"])
+        if "series" in state:
+            self.series = Series.from_state(state["series"])
         self._changes = {kind: [(step, said) for step, said in changes] for kind, changes in state["changes"].items()}
         self._before = dict(state["before"])
         self._load_own_state(state["own"])
         self._conclude()
 
-    def _check(self, reading: Reading) -> None:
-        """Refuse a reading before anything is changed by it."""
+    def check(self, reading: Reading) -> None:
+        """Refuse a reading before anything is changed by it.
+
+        Raises:
+            InputError: it is of another layer than the readings before, or of another shape.
+        """
         self.series.check(reading)
 
     @abstractmethod
@@ -162,8 +179,8 @@ class Judge(ABC):
     @abstractmethod
     def _load_own_state(self, state: Mapping[str, Any]) -> None: ...
 
-    def _rewind(self, step: int) -> None:
-        self.series.rewind(step)
+    def rewind(self, step: int) -> None:
+        """Forget what was concluded at this step and beyond; the series is taken back by itself."""
         kept = {kind: [each for each in changes if each[0] < step] for kind, changes in self._changes.items()}
         self._changes = {kind: changes for kind, changes in kept.items() if changes}
         self._forget(step)

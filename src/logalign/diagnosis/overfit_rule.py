@@ -109,7 +109,7 @@ class OverfitSignals:
         lr_dropped: Whether the learning rate dropped abruptly among the last readings.
         repetition: What passes over the same data have lately made of the loss and of LAR.
         drops: How the loss has lately dropped where passes begin; nothing where that cannot be seen.
-        spread: By what factor vocabulary-centered k has grown since it was lowest.
+        spread: By what factor vocabulary-centered k has grown since it was lowest, in a classifier.
         classifies: Whether the layer has no more outputs than inputs, as classifiers do and language models do not.
         interpolates: Whether the network interpolates its data: then a share of its loss says nothing.
         spent_early: Whether it was so within the first 30 readings.

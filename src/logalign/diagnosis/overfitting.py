@@ -96,6 +96,7 @@ class OverfitDetector(Judge):
     Args:
         baseline: What the run is compared with, beside what its own samples tell.
         thresholds: When to call it what.
+        series: As of `Judge`.
 
     Raises:
         InputError: from `update()`, a reading of another shape than the baseline's, or one without tokens_seen where
@@ -111,8 +112,15 @@ class OverfitDetector(Judge):
 
     regime = "decline"
 
-    def __init__(self, *, baseline: Baseline | None = None, thresholds: OverfitThresholds | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *,
+        baseline: Baseline | None = None,
+        thresholds: OverfitThresholds | None = None,
+        series: Series | None = None,
+    ) -> None:
+        self._lr_dropped = False
+        super().__init__(series)
         self.thresholds = OverfitThresholds() if thresholds is None else thresholds
         self.baseline = baseline
         self._warm_up: tuple[float, int] | None = None  # its last step, and when that was known
@@ -134,6 +142,7 @@ class OverfitDetector(Judge):
         if series.last_step is None:
             raise InputError("signals: expected at least one reading with a defined LAR, found none")
         found: dict[str, Deviation | None] = {}
+        classifies = series.m is not None and series.n is not None and series.m <= series.n
         axis = self._axis()
         for form in (*FORMS, "loss"):
             found[form] = None
@@ -157,11 +166,11 @@ class OverfitDetector(Judge):
             if baseline is None
             else loss_below(series, baseline, axis=axis, warm_up=warm_up, smoothing=t.loss_smoothing, hold=t.hold),
             schedule_difference=None if self._difference is None else self._difference[0],
-            lr_dropped=_dropped(series, warm_up),
+            lr_dropped=self._lr_dropped,
             repetition=self._repetition.held(t.hold_repetition),
             drops=self._drops.held(t.drops.hold),
-            spread=spread(series, self._form, hold=t.hold_repetition, highest=self._highest),
-            classifies=series.m is not None and series.n is not None and series.m <= series.n,
+            spread=spread(series, self._form, hold=t.hold_repetition, highest=self._highest) if classifies else None,
+            classifies=classifies,
             interpolates=_interpolates(series),
             spent_early=_spent_early(series),
             revisited=self._revisits.now,
@@ -181,15 +190,17 @@ class OverfitDetector(Judge):
     def _form(self) -> str:
         """The form that is judged: the thresholds' one where most readings and the baseline have it, else plain LAR."""
         form, baseline = self.thresholds.form, self.baseline
-        recorded = float(np.isfinite(self.series.recent(form)).mean())
-        return form if recorded > MOST and (baseline is None or baseline.has(form)) else PLAIN
+        values = self.series.recent(form)
+        recorded = np.count_nonzero(np.isfinite(values)) > MOST * values.size
+        return form if recorded and (baseline is None or baseline.has(form)) else PLAIN
 
     def _axis(self) -> Axis:
         tokens = self.series.last("tokens_seen") is not None
         return "step" if self.baseline is None else self.baseline.axis_for(tokens=tokens)
 
-    def _check(self, reading: Reading) -> None:
-        super()._check(reading)
+    def check(self, reading: Reading) -> None:
+        """As of `Judge`, and the baseline's shape and axis."""
+        super().check(reading)
         if self.baseline is not None:
             self.baseline.check_shape(reading.m, reading.n, name=f"step {reading.step}")
             self.baseline.axis_for(tokens=reading.tokens_seen is not None)
@@ -201,8 +212,8 @@ class OverfitDetector(Judge):
             history = series.history
             end = warm_up_end(history.x, history.column("lar"), history.column("lr"))
             self._warm_up = None if end is None else (end, step)
-        counts = self._warm_up is not None and not _dropped(series, self._warm_up_end)
-        self._repetition.follow(series, self._form, counts=counts)
+        self._lr_dropped = _dropped(series, self._warm_up_end)
+        self._repetition.follow(series, self._form, counts=self._warm_up is not None and not self._lr_dropped)
         level = smoothed_lar(series, self.thresholds.form)
         if level is not None and level > self._highest:
             self._highs = [*self._highs, (step, level)][-REMEMBERED_HIGHS:]
@@ -221,6 +232,7 @@ class OverfitDetector(Judge):
             self._warm_up = None
         if self._difference is not None and self._difference[1] >= step:
             self._difference = None
+        self._lr_dropped = _dropped(self.series, self._warm_up_end)
         self._highs = [high for high in self._highs if high[0] < step]
         self._repetition.rewind(step)
         self._drops.rewind(step)
@@ -336,6 +348,7 @@ class OverfitDetector(Judge):
 
     def _own_state(self) -> dict[str, Any]:
         return {
+            "lr_dropped": self._lr_dropped,
             "warm_up": None if self._warm_up is None else list(self._warm_up),
             "difference": None if self._difference is None else list(self._difference),
             "highs": [list(high) for high in self._highs],
@@ -345,6 +358,7 @@ class OverfitDetector(Judge):
         }
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self._lr_dropped = state["lr_dropped"]
         self._warm_up = None if state["warm_up"] is None else (state["warm_up"][0], state["warm_up"][1])
         self._difference = None if state["difference"] is None else (state["difference"][0], state["difference"][1])
         self._highs = [(step, level) for step, level in state["highs"]]

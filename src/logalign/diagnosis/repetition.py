@@ -26,7 +26,7 @@ REMEMBERED = 64
 """Readings whose repetition is remembered as it was; what was before them in the bins of a history."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Repetition:
     """What a run that sees its data again has lately made of it.
 
@@ -146,4 +146,4 @@ def _strained(found: Repetition, steps: Vector) -> Repetition:
     if steps.size < 2 or steps[-2] <= 0:
         return found
     added = found.memorization * max(found.decline, 0.0) * math.log(steps[-1] / steps[-2])
-    return Repetition(**{**asdict(found), "strain": found.strain + added})
+    return Repetition(found.memorization, found.learning, found.decline, found.strain + added)

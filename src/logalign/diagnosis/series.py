@@ -73,7 +73,9 @@ class Series:
         self._rows = np.full((recent, 1 + len(COLUMNS)), np.nan)  # step and COLUMNS, the latest last
         self._size = 0
         self._epochs = GivenEpochs()
+        # Both with the number of readings and resumes that they are of.
         self._passes: tuple[tuple[int, int], Passes | None] | None = None
+        self._past: tuple[tuple[int, int], np.ndarray[Any, np.dtype[np.float64]]] | None = None
 
     @property
     def capacity(self) -> int:
@@ -97,12 +99,12 @@ class Series:
 
     def past(self, *names: str) -> tuple[Vector, ...]:
         """Steps and columns of the whole past: the last readings as they are, what was before them in coarser bins."""
-        history, own = self.history, self._rows[len(self._rows) - self._size :]
-        first = self.steps[0] if self._size else math.inf
-        before = int(np.searchsorted(history.rows()[:, 0], first, side="left"))
-        steps = np.concatenate([history.x[:before], own[:, 0]])
-        columns = [np.concatenate([history.column(name)[:before], own[:, 1 + COLUMNS.index(name)]]) for name in names]
-        return steps, *columns
+        key = (self.taken, self.resumes)
+        if self._past is None or self._past[0] != key:
+            own = self._rows[len(self._rows) - self._size :]
+            self._past = key, np.concatenate([self.history.before(self.steps[0] if self._size else math.inf), own])
+        whole = self._past[1]
+        return whole[:, 0], *(whole[:, 1 + COLUMNS.index(name)] for name in names)
 
     @property
     def passes(self) -> Passes | None:

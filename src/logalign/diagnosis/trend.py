@@ -163,6 +163,11 @@ class History:
         """The full bins as rows: the last x of each, then the mean of each value."""
         return self._bins[: self.size, 1:].copy()
 
+    def before(self, x: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The full bins whose last x is below this one as rows: the mean x of each, then the mean of each value."""
+        count = int(np.searchsorted(self._bins[: self.size, 1], x, side="left"))
+        return np.delete(self._bins[:count], 1, axis=1)
+
     def append(self, x: float, *values: float) -> bool:
         """Take one reading in; True where a bin became full by it, so that `x` and `y` are new.
 
