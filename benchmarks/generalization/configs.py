@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from benchmarks.generalization.third_batch import third_batch
+from benchmarks.generalization.third_batch import fourth_batch, third_batch
 
 FAMILIES = ("language", "finetuning", "vision", "tables and texts", "other losses", "algorithmic")
 
@@ -231,8 +231,12 @@ def _algorithmic() -> Iterator[Config]:
 def all_configs() -> list[Config]:
     """Every run of the benchmark, by family."""
     language = [*_language(), *_more_language()]
-    third = [Config(family=family, settings=settings, seed=seed, batch=3) for family, settings, seed in third_batch()]
-    configs = [*language, *_finetuning(), *_more_finetuning(), *_vision(), *_algorithmic(), *third]
+    later = [
+        Config(family=family, settings=settings, seed=seed, batch=batch)
+        for batch, made in ((3, third_batch()), (4, fourth_batch()))
+        for family, settings, seed in made
+    ]
+    configs = [*language, *_finetuning(), *_more_finetuning(), *_vision(), *_algorithmic(), *later]
     names = [config.name for config in configs]
     assert len(set(names)) == len(names)
     return configs
