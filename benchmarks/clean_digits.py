@@ -1,13 +1,13 @@
 """Classifiers of clean digits, which do not overfit: how often is there a false alarm?
 
-    python -m benchmarks.clean_digits                   four set-ups, 20 seeds of each (10 minutes on a core)
+    python -m benchmarks.clean_digits                   four set-ups, 20 seeds of each (15 minutes on a core)
     python -m benchmarks.clean_digits mlp --seeds 5     some of mlp, cnn, lightning, flax
     python -m benchmarks.clean_digits --write           and put the table into docs/benchmark.md
 
 A plain loop with an MLP and with a CNN, Lightning, and Flax NNX: 1,280 of scikit-learn's digits, Adam at 1e-3, batches
 of 32, 30 passes. logalign gets what the README's lines give it, and in Flax the losses of the rows and their ids.
-Held-out images are looked at beside it, once a pass, and reach no verdict. Regret is the held-out loss at the first alarm less
-the lowest.
+Held-out images are looked at beside it, once a pass, and reach no verdict. Regret is the held-out loss at the first
+alarm less the lowest. The seeds begin at 100: on some of the first the rule was mended.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 import logalign
 
 TRAINED, BATCH, PASSES, RATE = 1280, 32, 30, 1e-3
+FIRST_SEED = 100
 PER_PASS = TRAINED // BATCH
 ALARMS = ("approaching", "overfitting")
 PAGE = Path(__file__).parent.parent / "docs" / "benchmark.md"
@@ -270,7 +271,7 @@ def main() -> None:
     rows = []
     for name in arguments.ways or WAYS:
         words, train = WAYS[name]
-        rows.append(row_of(words, [train(seed) for seed in range(arguments.seeds)]))
+        rows.append(row_of(words, [train(seed) for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds)]))
         print(rows[-1], flush=True)
     shown = Table(*rows[0])
     for row in rows:

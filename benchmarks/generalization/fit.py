@@ -2,7 +2,8 @@
 
 Three numbers of `OverfitThresholds` are chosen together, from a coarse grid: those with the lowest mean regret of the
 first alarm over all runs, healthy ones among them, no run counting for more than half a nat. The grid is coarse because
-the lowest regret is broad: any of its neighbors does nearly as well.
+the lowest regret is broad: any of its neighbors does nearly as well. The numbers of standard errors are not fitted: two
+of them, as everywhere, for clean classifiers must not be alarmed by what is within the error of zero (docs/log.md).
 """
 
 from __future__ import annotations

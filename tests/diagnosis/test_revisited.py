@@ -63,7 +63,7 @@ def test_gains_are_summed_once_a_pass():
         assert found.memorized_error == pytest.approx(0.03 * math.sqrt(3))
         assert (found.passes, found.drift) == (4, 0.0)
         assert found.share == pytest.approx(0.7 / 3.7)
-        assert found.of_the_first == pytest.approx(0.7 / 3)
+        assert found.of_the_first() == pytest.approx(0.7 / 3)
 
 
 def test_what_is_learned_from_others_makes_up_for_what_was_memorized():
@@ -90,7 +90,7 @@ def test_nothing_is_known_before_the_first_drift_or_after_the_last():
 
 def test_a_share_is_never_below_zero_nor_above_one():
     memory = followed(passes([-0.5, -0.5]))
-    assert (memory.now.share, memory.now.of_the_first, memory.now.unseen) == (0, 0, 3)
+    assert (memory.now.share, memory.now.of_the_first(), memory.now.unseen) == (0, 0, 3)
     assert followed(passes([9.0, 9.0], loss=0.0)).now.share == 1
 
 

@@ -54,6 +54,8 @@ class OverfitThresholds:
         loss_smoothing: Readings of the running median of that share.
         memorized: The memorized share of revisits up to which no drift is an alarm.
         material: What was memorized, as a share of the loss that training began with, up to which it does not matter.
+        errors: So many of its standard errors are taken off what was memorized before it is compared with `material`:
+            set, not fitted, for what may be zero is no ground for an alarm.
         falls: Beyond it, training pays while drift lowers the loss in a pass by this share of what unseen samples would
             have, times the pace of the learning rate; else "approaching".
         stands: An alarm stands until drift is below that by so many of its standard errors. "overfitting" where drift
@@ -78,7 +80,8 @@ class OverfitThresholds:
     loss_below: float = 0.27
     loss_smoothing: int = 5
     memorized: float = 0.2
-    material: float = 0.03
+    material: float = 0.01
+    errors: float = 2.0
     falls: float = 0.01
     stands: float = 2.0
     strain: float = 0.0262
@@ -289,7 +292,7 @@ def _by_revisits(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
 
 def stalls(seen: Revisited, t: OverfitThresholds) -> bool:
     """Whether training no longer pays, and much has been memorized."""
-    much = seen.share > t.memorized and seen.of_the_first > t.material
+    much = seen.share > t.memorized and seen.of_the_first(t.errors) > t.material
     return much and seen.drift > -t.falls * seen.unseen * seen.pace
 
 

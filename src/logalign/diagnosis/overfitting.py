@@ -303,10 +303,10 @@ class OverfitDetector(Judge):
             return (
                 "how the losses of samples change from one visit to the next, while the network trains on others: "
                 "robust regression over the last complete pass (docs/revisits.md)",
-                f"approaching: a memorized share above {t.memorized:.0%}, at least {t.material:.0%} of the first loss "
-                f"memorized, and a drift above -{t.falls:.0%} of what unseen samples would have, times the learning "
-                "rate's share of its highest; overfitting: the same for two passes, or drift above zero by "
-                f" {t.stands:g} standard errors; {fitted}",
+                f"approaching: a memorized share above {t.memorized:.0%}, of the first loss more than {t.material:.0%} "
+                f"memorized with {t.errors:g} standard errors taken off, and a drift above -{t.falls:.0%} of what "
+                "unseen samples would have, times the learning rate's share of its highest; overfitting: the same for "
+                f"two passes, or drift above zero by {t.stands:g} standard errors; {fitted}",
             )
         if rests_on == "strain":
             return (

@@ -66,10 +66,9 @@ class Revisited:
         """The memorized share, from 0 to 1."""
         return max(self.memorized, 0.0) / self.unseen if self.unseen > 0 else 0.0
 
-    @property
-    def of_the_first(self) -> float:
-        """What was memorized, as a share of the loss that training began with."""
-        return max(self.memorized, 0.0) / self.began if self.began > 0 else 0.0
+    def of_the_first(self, errors: float = 0.0) -> float:
+        """What was memorized, less so many standard errors of it, as a share of the loss that training began with."""
+        return max(self.memorized - errors * self.memorized_error, 0.0) / self.began if self.began > 0 else 0.0
 
 
 class RevisitMemory:
