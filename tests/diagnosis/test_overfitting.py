@@ -323,6 +323,22 @@ def test_what_is_next_to_nothing_of_the_first_loss_does_not_matter():
         assert decided(revisited=replace(stalls, began=began))[0] == outcome
 
 
+def test_what_may_be_nothing_is_no_alarm_and_the_reason_says_so():
+    stalls = coming_back(0.05, 0.6)
+    beyond = stalls.memorized - T.material * stalls.began
+    for errors, outcome in ((T.errors - 0.1, "healthy"), (T.errors + 0.1, "overfitting")):
+        assert decided(revisited=replace(stalls, memorized_error=beyond / errors))[0] == outcome
+    for seen, words in (
+        (replace(stalls, memorized_error=beyond), "is not clearly more than 1% of the loss that training began with"),
+        (coming_back(0.0, 0.1), "little has been memorized"),
+        (coming_back(-0.09, 0.6, error=0.1), "may still lower a sample's loss"),
+        (coming_back(-0.09, 0.6), "what it learns carries over"),
+    ):
+        said = decide(signals(revisited=seen), T, {})
+        assert said.outcome == "healthy"
+        assert words in said.reason
+
+
 def test_two_passes_in_a_row_are_overfitting():
     stalls, pays = coming_back(0.0, 2 * T.memorized), coming_back(-1.0, 2 * T.memorized)
     assert decided(revisited=stalls, revisited_before=pays) == ("approaching", "revisits")

@@ -282,10 +282,20 @@ def _by_revisits(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
         return outcome, f"{said}, and {memorized}: what it learns no longer carries over.", "revisits"
     if now.drift < -now.drift_error:
         said = f"training on other samples lowers a sample's loss, by {size}: what it learns carries over."
-    else:
+    elif now.share <= t.memorized:
         said = (
             f"little has been memorized: {memorized}; {t.memorized:.0%}, and a drift that no longer lowers the loss, "
             "mark the approach of overfitting."
+        )
+    elif now.of_the_first(t.errors) <= t.material:
+        said = (
+            f"what has been memorized, {now.memorized:.2g} \u00b1 {now.memorized_error:.1g} nats, is not clearly more "
+            f"than {t.material:.0%} of the loss that training began with, {now.began:.2g} nats."
+        )
+    else:
+        said = (
+            f"{memorized}, but training on other samples may still lower a sample's loss ({now.drift:+.2g} \u00b1 "
+            f"{now.drift_error:.1g} nats a pass)."
         )
     return "healthy", said, "revisits"
 
