@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 import logalign
 from logalign.demos.gpt import GPT
-from logalign.monitor import Monitor
+from logalign.recording.monitor import Monitor
 from logalign.torch.hooks import Recorder
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from benchmarks.overhead import Rows, megabytes, peak_allocation, timed, write
 from logalign.demos import corpus
 from logalign.demos.gpt import GPT
-from logalign.energies import Energies
+from logalign.mathematics.energies import Energies
 from logalign.torch.linear import Dense
 from logalign.torch.meter import Meter, unpack
 from logalign.torch.output_energy import OutputEnergy, Way

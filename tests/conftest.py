@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from logalign.runlog import Run, open_run
+from logalign.runs.run import Run, open_run
 
 WriteRun = Callable[..., Run]
 

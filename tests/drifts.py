@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from logalign.readings import Reading
+from logalign.runs.reading import Reading
 
 PASSES = 10.0
 ERROR = 0.01

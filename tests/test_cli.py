@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import logalign
 from logalign.cli import app
 from logalign.errors import InputError
-from logalign.runlog import open_run
+from logalign.runs.run import open_run
 from tests.drifts import drifting
 
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from logalign.columns import site_columns
 from logalign.errors import RunError
-from logalign.readings import REVISIT_FIELDS, Reading
-from logalign.runlog import RunWriter, open_run
+from logalign.runs.columns import site_columns
+from logalign.runs.reading import REVISIT_FIELDS, Reading
+from logalign.runs.run import RunWriter, open_run
 from tests.drifts import NO_DRIFT_YET, drifting
 
 SHORT = 10**9

@@ -44,7 +44,7 @@ def test_a_run_written_by_hand_as_the_format_shows_is_read():
 
 
 def test_the_run_format_names_every_field_of_a_reading():
-    from logalign.readings import FIELDS
+    from logalign.runs.reading import FIELDS
 
     page = (ROOT / "docs/run-format.md").read_text()
     assert [name for name in FIELDS if f"`{name}`" not in page] == []

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logalign import Energies, effective_dim, lar, spectra
-from logalign.arrays import Layer
 from logalign.errors import InputError
+from logalign.mathematics.arrays import Layer
 
 CASES = json.loads((Path(__file__).parent / "data" / "lar_cases.json").read_text())
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
@@ -459,7 +459,7 @@ def test_the_gram_path_and_the_block_path_agree(shape):
 def test_the_size_of_the_blocks_does_not_matter(monkeypatch, block_elements, outputs):
     rng = np.random.default_rng(10)
     W, X = rng.normal(size=(23, 5)), rng.normal(size=(19, 5))
-    monkeypatch.setattr("logalign.arrays.BLOCK_ELEMENTS", block_elements)
+    monkeypatch.setattr("logalign.mathematics.arrays.BLOCK_ELEMENTS", block_elements)
     found = Energies.of(W, X, outputs=X @ W.T if outputs else None)
     assert forms_of(found) == pytest.approx(reference(W, X), rel=1e-12)
 
@@ -475,7 +475,7 @@ def test_the_gram_path_gives_way_where_it_would_be_left_with_rounding():
 
 @pytest.mark.parametrize(("m", "tokens", "n"), [(3000, 3000, 8), (20_000, 200, 250)], ids=["Gram", "blocks"])
 def test_the_matrix_of_logits_is_never_built(monkeypatch, m, tokens, n):
-    monkeypatch.setattr("logalign.arrays.BLOCK_ELEMENTS", 1 << 16)
+    monkeypatch.setattr("logalign.mathematics.arrays.BLOCK_ELEMENTS", 1 << 16)
     rng = np.random.default_rng(12)
     W, X = rng.normal(size=(m, n)), rng.normal(size=(tokens, n))
     tracemalloc.start()

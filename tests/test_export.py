@@ -10,12 +10,12 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 
-import logalign.export
+import logalign.runs.export
 from logalign import Reading, open_run
 from logalign.errors import InputError, MissingExtraError, RunError
-from logalign.export import export, found_runs
-from logalign.readings import REVISIT_FIELDS
-from logalign.runlog import RunWriter
+from logalign.runs.export import export, found_runs
+from logalign.runs.reading import REVISIT_FIELDS
+from logalign.runs.run import RunWriter
 from tests.drifts import drifting
 
 
@@ -30,7 +30,7 @@ def write(path, *, readings=5, lr=0.1, sites=("unembedding",), **extra):
                     lar=None if i == 3 else 0.5 + 0.01 * i,
                     reason="a zero norm" if i == 3 else None,
                     energies={"weight": 1.0 + i, "input": 2.0, "output": None},
-                    standard_errors=dict.fromkeys(logalign.export.FORMS, 0.01) if i == 2 else None,
+                    standard_errors=dict.fromkeys(logalign.runs.export.FORMS, 0.01) if i == 2 else None,
                     n=64,
                     tokens=100 if i else None,
                     extra=extra,
@@ -66,11 +66,11 @@ def test_every_field_reads_back_as_the_run_has_it(tmp_path):
         opened = open_run(run)
         assert len(rows) == len(opened.readings)
         for row, reading in zip(rows, opened.readings, strict=True):
-            for name in logalign.export.FIELDS:
+            for name in logalign.runs.export.FIELDS:
                 if name not in ("energies", "standard_errors"):
                     assert row[name] == getattr(reading, name), name
             assert {name: row[f"energy_{name}"] for name in ("weight", "input", "output")} == reading.energies
-            errors = {form: row[f"{form}_error"] for form in logalign.export.FORMS}
+            errors = {form: row[f"{form}_error"] for form in logalign.runs.export.FORMS}
             assert errors == (reading.standard_errors or dict.fromkeys(errors))
             assert json.loads(row["settings"]) == opened.meta["settings"]
             assert (row["val_loss"], row["accuracy"]) == ((2.5, None) if run == one else (None, 0.9))
@@ -187,7 +187,7 @@ def test_names_of_values_that_are_ours_or_odd(tmp_path):
 
 
 def test_parts_join_in_order_whatever_columns_they_have(tmp_path, monkeypatch):
-    monkeypatch.setattr(logalign.export, "PART_ROWS", 7)
+    monkeypatch.setattr(logalign.runs.export, "PART_ROWS", 7)
     generator = random.Random(0)
     expected = []
     for i in range(12):
@@ -211,7 +211,7 @@ def test_parts_join_in_order_whatever_columns_they_have(tmp_path, monkeypatch):
 
 def test_without_pyarrow_the_command_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r'logalign.export needs pyarrow: pip install "logalign\[export\]"'):
+    with pytest.raises(MissingExtraError, match=r'logalign export needs pyarrow: pip install "logalign\[export\]"'):
         export([write(tmp_path / "run")], tmp_path / "all.parquet")
 
 

@@ -7,7 +7,7 @@ import pytest
 import logalign
 from logalign import Reading, Readings, open_run
 from logalign.errors import InputError, LogAlignWarning, RunError
-from logalign.journal import open_journal
+from logalign.recording.journal import open_journal
 
 
 def readings_of(step, *, lar=0.6, site="unembedding"):

@@ -14,24 +14,24 @@ SOURCE = Path(logalign.__file__).parent
 FRAMEWORKS = {"torch", "jax", "jaxlib", "tensorflow", "keras", "flax", "transformers", "lightning", "accelerate"}
 
 PARTS = {
-    "ground": ["errors", "extras", "markup"],
-    "sums": ["arrays", "energies", "spectrum"],
-    "waist": ["readings", "remote", "runlog", "columns", "foreign", "samples"],
+    "ground": ["errors", "common"],
+    "mathematics": ["mathematics"],
+    "waist": ["runs", "samples"],
     "producers": ["torch", "jax", "checkpoints"],
-    "consumers": ["diagnosis", "trackers", "report", "follow", "export", "notebook"],
-    "composition": ["journal", "monitor", "integrations", "demos", "cli"],
+    "consumers": ["diagnosis", "trackers", "report", "follow", "notebook"],
+    "composition": ["recording", "integrations", "demos", "cli"],
 }
 MAY_IMPORT = {
     "ground": {"ground"},
-    "sums": {"ground", "sums"},
+    "mathematics": {"ground", "mathematics"},
     # A reading is made of one site's energies.
-    "waist": {"ground", "sums", "waist"},
-    "producers": {"ground", "sums", "waist", "producers"},
-    # Not the sums: what a consumer knows of arrays is the numbers in the readings.
+    "waist": {"ground", "mathematics", "waist"},
+    "producers": {"ground", "mathematics", "waist", "producers"},
+    # Not the mathematics: what a consumer knows of arrays is the numbers in the readings.
     "consumers": {"ground", "waist", "consumers"},
     "composition": set(PARTS),
 }
-LOADED_BY_NAME = {("logalign.runlog", "logalign.notebook")}
+LOADED_BY_NAME = {("logalign.runs.run", "logalign.notebook")}
 """Who names a module as text and may: `run.plot()` hands itself to a consumer when it is called."""
 MAY_IMPORT_FRAMEWORKS = {"producers", "composition"}
 
@@ -91,7 +91,7 @@ def faults_of(source: str, module: str, *, is_package: bool = False) -> list[str
 
 
 def resolved(name: str) -> str:
-    """The module behind a dotted name: `logalign.watch` is `logalign.monitor`; other names stay as they are."""
+    """The module behind a dotted name: `logalign.lar` is `logalign.mathematics.energies`; others stay as they are."""
     names = name.split(".")
     if len(names) > 1 and names[1] in logalign._HOME:
         module: str = logalign._HOME[names[1]]
@@ -110,19 +110,19 @@ def test_imports_point_one_way(path):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("logalign.readings", "import torch"),
-        ("logalign.energies", "def f():\n    import torch.nn as nn"),
-        ("logalign.report.page", "from logalign.monitor import Monitor"),
-        ("logalign.report.page", "from ..monitor import Monitor"),
+        ("logalign.runs.reading", "import torch"),
+        ("logalign.mathematics.energies", "def f():\n    import torch.nn as nn"),
+        ("logalign.report.page", "from logalign.recording.monitor import Monitor"),
+        ("logalign.report.page", "from ..recording.monitor import Monitor"),
         ("logalign.report.page", "from logalign import watch"),
         ("logalign.diagnosis.trend", "if TYPE_CHECKING:\n    from jax import Array"),
-        ("logalign.torch.hooks", "from logalign.monitor import Monitor"),
+        ("logalign.torch.hooks", "from logalign.recording.monitor import Monitor"),
         ("logalign.torch.hooks", "from logalign.report import page"),
-        ("logalign.report.figures", "from logalign.energies import Energies"),
-        ("logalign.runlog", "from logalign.torch import sites"),
-        ("logalign.runlog", "from logalign import notebook"),
-        ("logalign.runlog", "import_module('logalign.report.figures')"),
-        ("logalign.readings", "importlib.import_module('logalign.notebook')"),
+        ("logalign.report.figures", "from logalign.mathematics.energies import Energies"),
+        ("logalign.runs.run", "from logalign.torch import sites"),
+        ("logalign.runs.run", "from logalign import notebook"),
+        ("logalign.runs.run", "import_module('logalign.report.figures')"),
+        ("logalign.runs.reading", "importlib.import_module('logalign.notebook')"),
     ],
 )
 def test_the_check_sees_a_wrong_import(module, source):
@@ -131,5 +131,5 @@ def test_the_check_sees_a_wrong_import(module, source):
 
 def test_the_check_allows_what_is_right():
     assert faults_of("import torch\nfrom logalign import Energies, __version__", "logalign.torch.hooks") == []
-    assert faults_of("from logalign.torch import hooks\nfrom . import readings", "logalign.monitor") == []
+    assert faults_of("from logalign.torch import hooks\nfrom . import readings", "logalign.recording.monitor") == []
     assert faults_of("from .figures import lar_figure", "logalign.report.page") == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from logalign import Energies, Reading, Readings
 from logalign.errors import InputError
-from logalign.readings import FIELDS, reading_of_record
+from logalign.runs.reading import FIELDS, reading_of_record
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 counts = st.integers(0, 2**53)

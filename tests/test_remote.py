@@ -20,8 +20,8 @@ import logalign
 from logalign import Baseline, Reading, diagnose, open_run
 from logalign.diagnosis.ranking import rank
 from logalign.errors import MissingExtraError, RunError
-from logalign.remote import find_runs, is_remote, shown
-from logalign.runlog import RunWriter
+from logalign.runs.remote import find_runs, is_remote, shown
+from logalign.runs.run import RunWriter
 
 DATA = Path(__file__).parent / "data"
 

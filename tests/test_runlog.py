@@ -14,8 +14,8 @@ import pytest
 
 from logalign import Reading, open_run
 from logalign.errors import RunError
-from logalign.readings import REVISIT_FIELDS
-from logalign.runlog import RunWriter
+from logalign.runs.reading import REVISIT_FIELDS
+from logalign.runs.run import RunWriter
 from tests.drifts import drifting
 
 DATA = Path(__file__).parent / "data"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logalign import Energies, spectra
-from logalign.spectrum import gram, spectra_of_grams
+from logalign.mathematics.spectrum import gram, spectra_of_grams
 
 CASES = json.loads((Path(__file__).parent / "data" / "lar_cases.json").read_text())
 LIBRARIES = {"numpy": np.asarray, "torch": torch.tensor}
@@ -169,7 +169,7 @@ def test_gram_matrices_add_over_rows_and_over_tokens(monkeypatch):
     assert parts.q == pytest.approx(whole.q, abs=1e-12)
     assert gram(W) == pytest.approx(W.T @ W, rel=1e-12)
     assert host(gram(jnp.asarray(W))) == pytest.approx(W.T @ W, abs=1e-5)
-    monkeypatch.setattr("logalign.arrays.BLOCK_ELEMENTS", 7)
+    monkeypatch.setattr("logalign.mathematics.arrays.BLOCK_ELEMENTS", 7)
     assert gram(W) == pytest.approx(W.T @ W, rel=1e-12)
 
 

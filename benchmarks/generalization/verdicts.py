@@ -18,7 +18,7 @@ from logalign.diagnosis.drops import LossThresholds
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.verdict import Outcome
 from logalign.errors import InputError
-from logalign.readings import Reading
+from logalign.runs.reading import Reading
 
 FIELDS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered", "epoch", "loss", "lr")
 REVISITS = ("drift", "drift_error", "gain", "gain_error", "passes")

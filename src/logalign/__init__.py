@@ -12,20 +12,20 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Baseline": "logalign.diagnosis.baseline",
-    "Energies": "logalign.energies",
+    "Energies": "logalign.mathematics.energies",
     "GrokDetector": "logalign.diagnosis.grokking",
     "LogAlignError": "logalign.errors",
     "OverfitDetector": "logalign.diagnosis.overfitting",
-    "Reading": "logalign.readings",
-    "Readings": "logalign.readings",
+    "Reading": "logalign.runs.reading",
+    "Readings": "logalign.runs.reading",
     "Verdict": "logalign.diagnosis.verdict",
     "diagnose": "logalign.diagnosis.detector",
-    "effective_dim": "logalign.energies",
-    "lar": "logalign.energies",
-    "open_run": "logalign.runlog",
+    "effective_dim": "logalign.mathematics.energies",
+    "lar": "logalign.mathematics.energies",
+    "open_run": "logalign.runs.run",
     "revisits": "logalign.samples.drift",
-    "spectra": "logalign.spectrum",
-    "watch": "logalign.monitor",
+    "spectra": "logalign.mathematics.spectrum",
+    "watch": "logalign.recording.monitor",
 }
 
 if TYPE_CHECKING:
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from logalign.diagnosis.grokking import GrokDetector as GrokDetector
     from logalign.diagnosis.overfitting import OverfitDetector as OverfitDetector
     from logalign.diagnosis.verdict import Verdict as Verdict
-    from logalign.energies import Energies as Energies
-    from logalign.energies import effective_dim as effective_dim
-    from logalign.energies import lar as lar
     from logalign.errors import LogAlignError as LogAlignError
-    from logalign.monitor import watch as watch
-    from logalign.readings import Reading as Reading
-    from logalign.readings import Readings as Readings
-    from logalign.runlog import open_run as open_run
+    from logalign.mathematics.energies import Energies as Energies
+    from logalign.mathematics.energies import effective_dim as effective_dim
+    from logalign.mathematics.energies import lar as lar
+    from logalign.mathematics.spectrum import spectra as spectra
+    from logalign.recording.monitor import watch as watch
+    from logalign.runs.reading import Reading as Reading
+    from logalign.runs.reading import Readings as Readings
+    from logalign.runs.run import open_run as open_run
     from logalign.samples.drift import revisits as revisits
-    from logalign.spectrum import spectra as spectra
 
 __all__ = sorted(_HOME)
 

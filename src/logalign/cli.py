@@ -287,7 +287,7 @@ def diagnose(
     """
     from logalign.diagnosis.baseline import Baseline
     from logalign.diagnosis.detector import diagnose
-    from logalign.remote import shown
+    from logalign.runs.remote import shown
 
     verdict = diagnose(run, baseline=Baseline.from_run(baseline) if baseline else None, regime=regime.value)
     if as_json:
@@ -391,7 +391,7 @@ def export(
 
     A run that cannot be read is told and left out, and the exit status is then 1.
     """
-    from logalign.export import export
+    from logalign.runs.export import export
 
     errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     done = export(runs, parquet, strict=strict, told=lambda error: errors.print(_printable(f"skipped: {error}")))

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from logalign.common.extras import load
 from logalign.diagnosis.baseline import main_site
 from logalign.errors import InputError
-from logalign.extras import load
 from logalign.report.thin import kept_rows
-from logalign.runlog import Run
+from logalign.runs.run import Run
 
 ROWS = 2_000
 """Of a longer run, the lowest and the highest value of every stretch of each curve."""

@@ -8,7 +8,7 @@ import pytest
 from logalign import diagnose, open_run
 from logalign.diagnosis.detector import Detector
 from logalign.diagnosis.held_out import HeldOut, HeldOutMemory, held_out
-from logalign.readings import Reading
+from logalign.runs.reading import Reading
 
 MOVED = HeldOut(lowest=2.0, lowest_step=400, last=3.0, last_step=900, range=2.0, error=0.01)
 

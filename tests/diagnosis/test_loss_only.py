@@ -12,7 +12,7 @@ from logalign import diagnose, open_run
 from logalign.diagnosis.detector import Detector
 from logalign.diagnosis.drops import LossSignals, LossThresholds, shared
 from logalign.diagnosis.loss_only import AFTERWARDS, LossDetector
-from logalign.readings import EPOCHS_AS_STEPS, NO_LAR, Reading
+from logalign.runs.reading import EPOCHS_AS_STEPS, NO_LAR, Reading
 
 
 def staircase(*, passes=8, readings=20, drop=0.1, inside=0.0, start=2.0, noise=0.0, seed=0, lr=None):

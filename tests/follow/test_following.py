@@ -8,7 +8,7 @@ from logalign.diagnosis.detector import diagnose
 from logalign.errors import RunError
 from logalign.follow.following import Follower
 from logalign.follow.screen import Choice, screen
-from logalign.runlog import open_run
+from logalign.runs.run import open_run
 
 
 class Clock:

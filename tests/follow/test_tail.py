@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from logalign.errors import RunError
 from logalign.follow.tail import Tail
-from logalign.readings import Reading
-from logalign.runlog import RunWriter, open_run
+from logalign.runs.reading import Reading
+from logalign.runs.run import RunWriter, open_run
 
 
 def start(folder):

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from logalign import diagnose, open_run
 from logalign.cli import app
 from logalign.errors import RunError
-from logalign.foreign.wandb import MAGIC
-from logalign.readings import REVISIT_FIELDS
+from logalign.runs.foreign.wandb import MAGIC
+from logalign.runs.reading import REVISIT_FIELDS
 from tests.drifts import drifting
 
 

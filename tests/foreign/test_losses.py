@@ -11,8 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from logalign import diagnose, open_run
 from logalign.errors import RunError
-from logalign.foreign.names import meaning_of
-from logalign.readings import EPOCHS_AS_STEPS, NO_LAR, ROWS_AS_STEPS
+from logalign.runs.foreign.names import meaning_of
+from logalign.runs.reading import EPOCHS_AS_STEPS, NO_LAR, ROWS_AS_STEPS
 
 # What MLflow does with SQLAlchemy is theirs to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")

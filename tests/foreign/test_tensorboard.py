@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from logalign import diagnose, open_run
 from logalign.errors import RunError
-from logalign.foreign.tensorboard import event_folders
+from logalign.runs.foreign.tensorboard import event_folders
 
 
 def write(folder, scalars, **options):

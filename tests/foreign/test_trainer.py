@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from logalign import diagnose, open_run
 from logalign.integrations.transformers import LogAlignCallback
-from logalign.readings import NO_LAR
+from logalign.runs.reading import NO_LAR
 
 
 def test_the_logs_of_a_real_trainer(monkeypatch, tmp_path):

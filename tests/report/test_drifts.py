@@ -1,10 +1,10 @@
 import pytest
 
 from logalign import open_run
+from logalign.common.markup import measured
 from logalign.diagnosis.ranking import rank
-from logalign.markup import measured
-from logalign.readings import Reading
 from logalign.report.drifts import FALLS, LEVEL, RISES, Drift, drifts_of
+from logalign.runs.reading import Reading
 from tests.drifts import write_log
 
 

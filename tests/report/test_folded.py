@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from logalign import Baseline, diagnose, open_run
-from logalign.columns import site_columns
 from logalign.errors import InputError
-from logalign.readings import REVISIT_FIELDS
 from logalign.report.folded import _readings, fold
+from logalign.runs.columns import site_columns
+from logalign.runs.reading import REVISIT_FIELDS
 from tests.drifts import write_log
 
 DATA = Path(__file__).parent.parent / "data"

@@ -211,8 +211,8 @@ def test_a_baseline_is_named_and_one_of_another_shape_refused(write_run, tmp_pat
 def test_a_run_of_weights_alone_shows_weights_and_no_empty_chart(tmp_path):
     from safetensors.numpy import save_file
 
-    from logalign.readings import Reading
-    from logalign.runlog import RunWriter
+    from logalign.runs.reading import Reading
+    from logalign.runs.run import RunWriter
 
     writer = RunWriter(tmp_path / "weights", {"main": "unembedding", "sites": {}, "made_from": "checkpoints"})
     for step in (0, 10, 20):

@@ -8,7 +8,7 @@ import pytest
 
 from logalign import open_run
 from logalign.diagnosis.detector import Detector
-from logalign.readings import Reading, Readings
+from logalign.runs.reading import Reading, Readings
 from logalign.trackers.tracker import Trackers, open_trackers
 from tests.drifts import drifting
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from logalign.diagnosis.detector import Detector
 from logalign.diagnosis.verdict import OUTCOMES
-from logalign.readings import REVISIT_FIELDS, Reading, Readings
+from logalign.runs.reading import REVISIT_FIELDS, Reading, Readings
 from logalign.trackers.metrics import (
     JUDGED,
     LAYER,

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from logalign import diagnose, open_run
 from logalign.diagnosis.verdict import Verdict
 from logalign.errors import RunError
-from logalign.readings import Reading, Readings
+from logalign.runs.reading import Reading, Readings
 from logalign.trackers.tensorboard import open_tracker, wrap
 from logalign.trackers.tracker import Trackers
 
@@ -140,7 +140,7 @@ def test_a_disk_that_is_full_is_told_of_and_no_more(tmp_path):
         "from logalign.trackers.tensorboard import open_tracker\n"
         "from logalign.trackers.tracker import Trackers\n"
         "from logalign.diagnosis.verdict import Verdict\n"
-        "from logalign.readings import Reading, Readings\n"
+        "from logalign.runs.reading import Reading, Readings\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "threading.excepthook = lambda *_: None\n"
         "trackers = Trackers([open_tracker(Path(sys.argv[1]))], warn=lambda key, message: print(message))\n"

@@ -8,7 +8,7 @@ import wandb
 
 from logalign import diagnose, open_run
 from logalign.errors import InputError
-from logalign.foreign.wandb import _parser, _records, wandb_files
+from logalign.runs.foreign.wandb import _parser, _records, wandb_files
 from logalign.trackers.wandb import WandbTracker, open_tracker, wrap
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from logalign.checkpoints.stored import STORED_AS, Checkpoint, Stored
 from logalign.errors import CheckpointError, InputError
-from logalign.readings import UNEMBEDDING
+from logalign.runs.reading import UNEMBEDDING
 
 HEADS_ANYWHERE = ("lm_head", "embed_out", "unembed", "unembedding", "output_projection", "output_layer")
 HEADS_AT_TOP = ("head", "classifier", "fc", "fc_out", "score", "output", "out")

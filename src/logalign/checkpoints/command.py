@@ -19,7 +19,7 @@ from logalign.checkpoints.series import SeriesWriter, readings_of, steps_of
 from logalign.checkpoints.spectra import CheckpointSpectra, spectra_of
 from logalign.checkpoints.table import Found, print_checkpoints
 from logalign.checkpoints.text import OnText, Text
-from logalign.extras import load
+from logalign.common.extras import load
 
 
 def run(

@@ -20,8 +20,8 @@ import numpy as np
 
 from logalign.checkpoints.pickled import dtype_name, raw
 from logalign.checkpoints.stored import STORED_AS, Checkpoint, Rows, Stored, inside
+from logalign.common.extras import load
 from logalign.errors import CheckpointError
-from logalign.extras import load
 
 load("torch", extra="torch", purpose="a checkpoint of torch.distributed")
 

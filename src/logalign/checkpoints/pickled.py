@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from logalign.checkpoints.stored import STORED_AS, Checkpoint, Rows, Stored
+from logalign.common.extras import load
 from logalign.errors import CheckpointError
-from logalign.extras import load
 
 load("torch", extra="torch", purpose="a checkpoint of PyTorch")
 

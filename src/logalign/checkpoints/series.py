@@ -13,8 +13,8 @@ from logalign.checkpoints.spectra import CheckpointSpectra
 from logalign.checkpoints.spectrum import WeightSpectrum
 from logalign.checkpoints.text import OnText
 from logalign.errors import InputError
-from logalign.readings import UNEMBEDDING, Reading
-from logalign.runlog import RunWriter
+from logalign.runs.reading import UNEMBEDDING, Reading
+from logalign.runs.run import RunWriter
 
 NO_INPUTS = "no inputs: weights alone give only the bound lar_bound"
 

@@ -12,7 +12,7 @@ from logalign.checkpoints.choice import choose
 from logalign.checkpoints.opening import open_checkpoint, step_of
 from logalign.checkpoints.spectrum import WeightSpectrum, spectrum_of
 from logalign.checkpoints.stored import Checkpoint
-from logalign.readings import UNEMBEDDING
+from logalign.runs.reading import UNEMBEDDING
 
 
 @dataclass(frozen=True, kw_only=True)

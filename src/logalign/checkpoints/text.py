@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logalign.checkpoints.spectrum import WeightSpectrum
-from logalign.energies import Energies
+from logalign.common.extras import load
 from logalign.errors import CheckpointError, InputError
-from logalign.extras import load
-from logalign.readings import UNEMBEDDING, finite
-from logalign.spectrum import spectra_of_grams
+from logalign.mathematics.energies import Energies
+from logalign.mathematics.spectrum import spectra_of_grams
+from logalign.runs.reading import UNEMBEDDING, finite
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

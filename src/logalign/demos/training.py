@@ -38,7 +38,7 @@ except ImportError as error:
     raise MissingExtraError('the demos need PyTorch: pip install "logalign[demo]"') from error
 
 if TYPE_CHECKING:
-    from logalign.monitor import Monitor
+    from logalign.recording.monitor import Monitor
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -21,8 +21,8 @@ from logalign.diagnosis.curves import Band, Curve
 from logalign.diagnosis.series import FORMS, known
 from logalign.diagnosis.trend import Vector
 from logalign.errors import InputError
-from logalign.readings import UNEMBEDDING, Reading
-from logalign.runlog import Run, open_run
+from logalign.runs.reading import UNEMBEDDING, Reading
+from logalign.runs.run import Run, open_run
 
 Axis = Literal["step", "tokens"]
 RunLike = str | os.PathLike[str] | Run

@@ -22,7 +22,7 @@ from logalign.diagnosis.baseline import main_site
 from logalign.diagnosis.epochs import MIN_READINGS
 from logalign.diagnosis.trend import Vector
 from logalign.errors import InputError
-from logalign.runlog import Run
+from logalign.runs.run import Run
 from logalign.samples.passes import passes_of
 from logalign.samples.visits import NOTHING_CAME_BACK
 

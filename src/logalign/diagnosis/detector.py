@@ -21,8 +21,8 @@ from logalign.diagnosis.present import Present
 from logalign.diagnosis.series import Series
 from logalign.diagnosis.verdict import ALARMS, Episode, Outcome, Verdict, combined
 from logalign.errors import InputError
-from logalign.readings import Reading, Readings, never_tried
-from logalign.runlog import Run, open_run
+from logalign.runs.reading import Reading, Readings, never_tried
+from logalign.runs.run import Run, open_run
 
 Choice = Literal["auto", "grokking", "decline", "both"]
 CHOICES: tuple[Choice, ...] = ("auto", "grokking", "decline", "both")

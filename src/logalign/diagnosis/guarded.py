@@ -8,7 +8,7 @@ from typing import Any
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Choice, Detector
 from logalign.diagnosis.verdict import Verdict
-from logalign.readings import Reading
+from logalign.runs.reading import Reading
 
 
 class GuardedDetector:

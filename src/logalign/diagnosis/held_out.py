@@ -16,7 +16,7 @@ import numpy as np
 
 from logalign.diagnosis.trend import History, Vector, noise
 from logalign.diagnosis.verdict import Outcome
-from logalign.readings import Reading
+from logalign.runs.reading import Reading
 
 NAME = "val_loss"
 SMOOTHING = 5

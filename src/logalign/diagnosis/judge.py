@@ -17,7 +17,7 @@ import numpy as np
 from logalign.diagnosis.series import Series
 from logalign.diagnosis.verdict import KNOWN_LIMITS, Number, Outcome, Regime, Verdict
 from logalign.errors import InputError
-from logalign.readings import Reading
+from logalign.runs.reading import Reading
 
 STATE_VERSION = 4
 REMEMBERED_CHANGES = 16

@@ -14,7 +14,7 @@ from logalign.diagnosis.drops import DropMemory, LossSignals, LossThresholds, by
 from logalign.diagnosis.epochs import MIN_READINGS_PER_PASS
 from logalign.diagnosis.judge import VERDICT, Judge, Judgment, Standing
 from logalign.diagnosis.verdict import Outcome, Regime, Verdict
-from logalign.readings import Reading
+from logalign.runs.reading import Reading
 
 AFTERWARDS = (
     "LAR cannot be computed from this log afterwards; logalign.watch(model, run=...) or a callback of "

@@ -47,7 +47,7 @@ from logalign.diagnosis.series import FORM_NAMES, FORMS, Series
 from logalign.diagnosis.trend import warm_up_end
 from logalign.diagnosis.verdict import Outcome
 from logalign.errors import InputError
-from logalign.readings import Reading
+from logalign.runs.reading import Reading
 
 LR_DROP, LR_SHARE, LR_READINGS = 2 / 3, 0.2, 30
 """A learning rate drops abruptly where one reading's is under two thirds of the one before, by a fifth of the highest;

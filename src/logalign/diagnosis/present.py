@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from logalign.diagnosis.judge import Judgment
-from logalign.readings import Reading, never_tried
+from logalign.runs.reading import Reading, never_tried
 
 READINGS = 3
 

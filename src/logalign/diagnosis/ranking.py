@@ -33,8 +33,8 @@ from logalign.diagnosis.comparable import Align, Columns, aligned, columns_of, f
 from logalign.diagnosis.epochs import MIN_READINGS, memorized
 from logalign.diagnosis.trend import Vector
 from logalign.errors import InputError, RunError
-from logalign.remote import shown
-from logalign.runlog import Run, open_run
+from logalign.runs.remote import shown
+from logalign.runs.run import Run, open_run
 
 SIGMAS = 2.5
 """An order by the estimate is sure where two estimates differ by more than so many errors of the difference."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from logalign import markup
+from logalign.common import markup
 from logalign.errors import InputError
 
 Outcome = Literal["healthy", "approaching", "overfitting", "memorizing", "generalizing", "diverged", "undecidable"]

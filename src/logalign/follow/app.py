@@ -24,8 +24,8 @@ from logalign.follow.following import Follower
 from logalign.follow.history import curves_of
 from logalign.follow.plot import number
 from logalign.follow.screen import Choice, screen, state_words
-from logalign.foreign.rows import printable
-from logalign.readings import Reading
+from logalign.runs.foreign.rows import printable
+from logalign.runs.reading import Reading
 
 INTERVAL = 1.0
 """Seconds between looks."""

@@ -24,7 +24,7 @@ from logalign.diagnosis.verdict import Verdict
 from logalign.errors import InputError, RunError
 from logalign.follow.history import CURVES, History, curves_of
 from logalign.follow.tail import Grown, Tail
-from logalign.readings import UNEMBEDDING, Reading
+from logalign.runs.reading import UNEMBEDDING, Reading
 
 PIECE = 64 << 10
 """Bytes of a look: about a hundred readings, a tenth of a second."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from logalign.readings import Reading
+from logalign.runs.reading import Reading
 
 Vector = np.ndarray[Any, Any]
 

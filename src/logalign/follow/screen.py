@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from rich.text import Text
 
+from logalign.common.markup import measured
 from logalign.diagnosis.loss_only import AFTERWARDS
 from logalign.follow.following import Follower
 from logalign.follow.plot import FEWEST, Curve, in_ascii, number, plot
-from logalign.foreign.rows import printable
-from logalign.markup import measured
 from logalign.report.drifts import UNIT, Drift
 from logalign.report.terminal import STYLES
+from logalign.runs.foreign.rows import printable
 
 NARROW = 72
 """Columns under which one plot is drawn instead of four."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import logalign
+from logalign.common.extras import load
 from logalign.diagnosis.detector import as_baseline
 from logalign.errors import InputError, LogAlignError
-from logalign.extras import load
-from logalign.journal import open_journal
-from logalign.readings import FIELDS, UNEMBEDDING, Reading, Readings, finite
+from logalign.recording.journal import open_journal
+from logalign.runs.reading import FIELDS, UNEMBEDDING, Reading, Readings, finite
 from logalign.samples.visits import TRACKED
 
 load("jax", extra="jax", purpose="logalign.integrations.jax")
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from logalign.diagnosis.baseline import Baseline
     from logalign.diagnosis.detector import Choice
     from logalign.diagnosis.verdict import Verdict
-    from logalign.runlog import Run
+    from logalign.runs.run import Run
 
 STATE_VERSION = 1
 NOT_SUMMED = "energies() was told not to sum in this step"

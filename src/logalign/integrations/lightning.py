@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from logalign.common.extras import load
 from logalign.errors import InputError, LogAlignWarning
-from logalign.extras import load
-from logalign.monitor import Monitor, watch
+from logalign.recording.monitor import Monitor, watch
 from logalign.trackers.metrics import metrics
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from logalign.diagnosis.verdict import Verdict
-    from logalign.readings import Readings
+    from logalign.runs.reading import Readings
 
 READINGS_WANTED = 500
 """Into how many readings a training is divided, where its length is known and `every` is not given."""

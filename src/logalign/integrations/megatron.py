@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from logalign.common.extras import load
 from logalign.errors import SiteError
-from logalign.extras import load
-from logalign.monitor import Monitor
-from logalign.monitor import watch as watch_module
+from logalign.recording.monitor import Monitor
+from logalign.recording.monitor import watch as watch_module
 
 if TYPE_CHECKING:
     from torch import nn

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from logalign.common.extras import load
 from logalign.diagnosis.epochs import MIN_READINGS, memorized
 from logalign.diagnosis.verdict import OUTCOMES, Outcome
 from logalign.errors import InputError, LogAlignWarning
-from logalign.extras import load
 from logalign.samples.passes import passes_of
 from logalign.samples.record import GIVEN_UP, NOT_TRACKED
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
-    from logalign.monitor import Monitor
+    from logalign.recording.monitor import Monitor
 
 ATTRIBUTE = "logalign"
 """The user attribute of a trial that holds its verdict."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from logalign.arrays import checked_layer
-from logalign.energies import Energies
+from logalign.common.extras import load
 from logalign.errors import InputError, LogAlignWarning
-from logalign.extras import load
+from logalign.mathematics.arrays import checked_layer
+from logalign.mathematics.energies import Energies
 from logalign.torch.meter import SCALARS, Meter, Packed, Part, unpack
 from logalign.torch.reduce import wide
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from logalign.common.extras import load
 from logalign.errors import InputError
-from logalign.extras import load
-from logalign.monitor import Monitor, watch
+from logalign.recording.monitor import Monitor, watch
 from logalign.trackers.metrics import metrics
 
 SUPPORTED = "0.3,0.4"

@@ -18,10 +18,10 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from logalign.common.extras import load
 from logalign.errors import InputError, LogAlignWarning
-from logalign.extras import load
-from logalign.monitor import STATE_VERSION, Monitor, watch
-from logalign.readings import UNEMBEDDING
+from logalign.recording.monitor import STATE_VERSION, Monitor, watch
+from logalign.runs.reading import UNEMBEDDING
 from logalign.trackers.metrics import PREFIX, metrics
 
 # First, for the error that says which releases are supported and how to install one.

@@ -3,7 +3,7 @@
 They come out of a jitted step as one small pytree, which `logalign.integrations.jax.Recorder` makes readings of.
 """
 
-from logalign.extras import load
+from logalign.common.extras import load
 
 load("jax", extra="jax", purpose="logalign.jax")
 

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from logalign.energies import GRAM_DIGITS, Energies, Vector, product_rounding
 from logalign.errors import InputError
+from logalign.mathematics.energies import GRAM_DIGITS, Energies, Vector, product_rounding
 
 Axes = Hashable | Sequence[Hashable]
 

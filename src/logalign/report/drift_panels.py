@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from logalign.columns import Columns
-from logalign.markup import measured
+from logalign.common.markup import measured
 from logalign.report import signal_figures
 from logalign.report.drifts import UNIT, Drift
 from logalign.report.figures import COLORS
 from logalign.report.panels import Panel, Trace, band, known, label, line, panel, run_color
 from logalign.report.shown import ShownRun, Vector
+from logalign.runs.columns import Columns
 
 TITLE = f"drift ({UNIT})"
 EXPLAINED = (

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from logalign.common.markup import measured
 from logalign.diagnosis.baseline import main_site
 from logalign.diagnosis.comparable import ALIGNMENTS
 from logalign.diagnosis.ranking import Ranking
-from logalign.markup import measured
-from logalign.readings import Reading
-from logalign.runlog import Run
+from logalign.runs.reading import Reading
+from logalign.runs.run import Run
 
 SIGMAS = 2.0
 """Standard errors on either side within which a drift is not told from zero."""

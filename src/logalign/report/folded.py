@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from logalign.columns import Columns
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Detector
 from logalign.diagnosis.verdict import Outcome, Verdict
 from logalign.errors import InputError
-from logalign.readings import ENERGY_NAMES, FORMS, INTEGER_FIELDS, REVISIT_FIELDS, TEXT_FIELDS, Reading
+from logalign.runs.columns import Columns
+from logalign.runs.reading import ENERGY_NAMES, FORMS, INTEGER_FIELDS, REVISIT_FIELDS, TEXT_FIELDS, Reading
 
 ALL_UP_TO = 10_000
 THINNED_TO = 2_000

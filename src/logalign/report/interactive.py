@@ -29,9 +29,9 @@ from typing import Any
 import jinja2
 
 import logalign
+from logalign.common.extras import load
 from logalign.diagnosis.verdict import OUTCOMES, Verdict
 from logalign.errors import InputError
-from logalign.extras import load
 from logalign.report.figures import house_style
 from logalign.report.page import _blocks, _replace, _svg, _table
 from logalign.report.panels import Panel, Tables, label

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from logalign.columns import Columns
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.loss_only import AFTERWARDS
 from logalign.errors import InputError
@@ -27,7 +26,8 @@ from logalign.report.names import short_names
 from logalign.report.panels import Tables
 from logalign.report.shown import FEWEST_ROWS, ROWS, ShownRun, shown_run
 from logalign.report.spectra_shown import ShownSpectra, shown_spectra
-from logalign.runlog import Run, open_run
+from logalign.runs.columns import Columns
+from logalign.runs.run import Run, open_run
 
 RunLike = str | os.PathLike[str] | Run
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from logalign.columns import Columns, site_columns
 from logalign.diagnosis.baseline import Axis, Baseline
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.series import FORMS, LARGEST, POSSIBLE_LAR
 from logalign.errors import InputError
-from logalign.readings import UNEMBEDDING
 from logalign.report.drifts import SIGMAS
 from logalign.report.folded import Folded, fold
 from logalign.report.thin import kept_rows
-from logalign.runlog import Run
+from logalign.runs.columns import Columns, site_columns
+from logalign.runs.reading import UNEMBEDDING
+from logalign.runs.run import Run
 from logalign.samples.passes import passes_of
 
 Vector = np.ndarray[Any, Any]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from logalign.runlog import Run
+from logalign.runs.run import Run
 
 POINTS, STEPS, SITES, NUMBERS = 200, 24, 12, 60_000
 """Points of a spectrum, steps, layers and numbers in all that one page holds."""

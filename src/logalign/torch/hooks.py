@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from logalign.errors import InputError, SiteError
-from logalign.readings import UNEMBEDDING
+from logalign.runs.reading import UNEMBEDDING
 from logalign.torch.adapters import Adapted
 from logalign.torch.calls import Calls
 from logalign.torch.compiled import TraceableHook, as_written, bystanders, is_transformed

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logalign.energies import Energies, product_rounding
 from logalign.errors import InputError
+from logalign.mathematics.energies import Energies, product_rounding
 from logalign.torch import reduce
 from logalign.torch.linear import Dense, LinearMap
 from logalign.torch.output_energy import OutputEnergy, Way

@@ -29,8 +29,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from logalign.energies import GRAM_DIGITS
 from logalign.errors import InputError
+from logalign.mathematics.energies import GRAM_DIGITS
 from logalign.torch import reduce
 from logalign.torch.linear import LinearMap
 

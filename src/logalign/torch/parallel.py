@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from logalign.errors import InputError, LogAlignError, LogAlignWarning
-from logalign.readings import UNEMBEDDING
+from logalign.runs.reading import UNEMBEDDING
 from logalign.torch import megatron
 from logalign.torch.linear import Dense, FirstRows, LinearMap
 from logalign.torch.meter import SCALARS, Packed, Part

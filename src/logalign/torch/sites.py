@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from logalign.errors import InputError, SiteError
-from logalign.readings import UNEMBEDDING
+from logalign.runs.reading import UNEMBEDDING
 from logalign.torch.fused import own_head
 from logalign.torch.linear import OBSERVE, LinearMap, is_loaded, kind, linear_map, weight_of
 from logalign.torch.megatron import megatron_map, shared_weight

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from logalign.errors import InputError
-from logalign.readings import FIELDS, finite
+from logalign.runs.reading import FIELDS, finite
 
 
 def check_values(given: Mapping[str, Any], extra: Mapping[str, Any]) -> None:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 from logalign.diagnosis.verdict import Outcome, Verdict
-from logalign.foreign import rows
-from logalign.readings import Reading, Readings
+from logalign.runs.foreign import rows
+from logalign.runs.reading import Reading, Readings
 
 PREFIX: str = rows.PREFIX
 STEP: str = PREFIX + rows.STEP

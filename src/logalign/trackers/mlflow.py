@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from logalign.common.extras import load
 from logalign.diagnosis.verdict import Verdict
 from logalign.errors import InputError
-from logalign.extras import load
 from logalign.trackers.metrics import VERDICT_TEXT
 
 REFUSED = re.compile(r"[^\w\-. :/]")

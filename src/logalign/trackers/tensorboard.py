@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from logalign.common.extras import load
 from logalign.diagnosis.verdict import Verdict
 from logalign.errors import RunError
-from logalign.extras import load
 from logalign.trackers.metrics import VERDICT_TEXT
 
 FOLDER = "tensorboard"

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from logalign.diagnosis.verdict import Verdict
 from logalign.errors import InputError
-from logalign.readings import Readings
+from logalign.runs.reading import Readings
 from logalign.trackers.metrics import metrics
 
 

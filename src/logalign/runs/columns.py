@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from logalign.readings import ENERGY_NAMES, FIELDS, FORMS, INTEGER_FIELDS, TEXT_FIELDS, UNEMBEDDING
-from logalign.runlog import META, READINGS, Run
+from logalign.runs.reading import ENERGY_NAMES, FIELDS, FORMS, INTEGER_FIELDS, TEXT_FIELDS, UNEMBEDDING
+from logalign.runs.run import META, READINGS, Run
 
 Columns = Mapping[str, np.ndarray[Any, Any]]
 

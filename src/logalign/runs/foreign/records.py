@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from logalign.errors import RunError
-from logalign.foreign.losses import has_losses
-from logalign.foreign.names import meaning_of
-from logalign.foreign.rows import PREFIX, STEP, TRAINER_PREFIX, Row, listed, readings_of
-from logalign.readings import Reading
+from logalign.runs.foreign.losses import has_losses
+from logalign.runs.foreign.names import meaning_of
+from logalign.runs.foreign.rows import PREFIX, STEP, TRAINER_PREFIX, Row, listed, readings_of
+from logalign.runs.reading import Reading
 
 SUFFIXES = (".json", ".jsonl", ".ndjson")
 STEPS = ("train/global_step", "trainer/global_step", "global_step", STEP, "Step", "_step")

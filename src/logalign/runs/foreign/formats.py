@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from logalign.errors import RunError
-from logalign.foreign import mlflow, records, table, tensorboard, trainer, wandb
-from logalign.readings import Reading
+from logalign.runs.foreign import mlflow, records, table, tensorboard, trainer, wandb
+from logalign.runs.reading import Reading
 
 FORMATS = "a log of TensorBoard, W&B, MLflow or Transformers' Trainer"
 

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from logalign.common.extras import load
 from logalign.errors import LogAlignError, MissingExtraError, RunError
-from logalign.extras import load
 
 NOTHING_THERE = "expected a run folder, a JSONL or a CSV file, found nothing there"
 DEPTH = 6

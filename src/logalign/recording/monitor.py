@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import logalign
 from logalign.diagnosis.detector import as_baseline, check_regime
 from logalign.errors import InputError, LogAlignError, MissingExtraError
-from logalign.journal import Journal, open_journal, say
-from logalign.readings import UNEMBEDDING, Reading, Readings, finite
+from logalign.recording.journal import Journal, open_journal, say
+from logalign.runs.reading import UNEMBEDDING, Reading, Readings, finite
 from logalign.samples.visits import TRACKED
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from logalign.diagnosis.baseline import Baseline
     from logalign.diagnosis.detector import Choice
     from logalign.diagnosis.verdict import Verdict
-    from logalign.runlog import Run
+    from logalign.runs.run import Run
     from logalign.torch.hooks import Recorder
     from logalign.torch.parallel import Ranks
 
@@ -383,7 +383,7 @@ class Monitor:
 
         if not self._recorder.armed or not torch.is_grad_enabled():
             return
-        from logalign.arrays import checked_layer
+        from logalign.mathematics.arrays import checked_layer
 
         checked_layer(weight, inputs, outputs=outputs, bias=bias)
         if mask is not None and (mask.dtype != torch.bool or mask.shape != inputs.shape[:-1]):
@@ -602,8 +602,8 @@ class Monitor:
         return Reading(site=site, lar=None, m=m, n=n, tokens=0, nonfinite=0, reason=reason, **common)
 
     def _spectral_fields(self, step: int, site: str, grams: tuple[Tensor, Tensor]) -> dict[str, Any]:
-        from logalign.arrays import to_numpy
-        from logalign.spectrum import spectra_of_grams
+        from logalign.mathematics.arrays import to_numpy
+        from logalign.mathematics.spectrum import spectra_of_grams
 
         found = spectra_of_grams(*grams)
         if self._journal.writes:

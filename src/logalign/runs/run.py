@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from logalign import markup
+from logalign.common import markup
 from logalign.errors import InputError, LogAlignError, RunError
-from logalign.foreign.formats import FORMATS, is_log_file, reader_of
-from logalign.readings import (
+from logalign.runs.foreign.formats import FORMATS, is_log_file, reader_of
+from logalign.runs.reading import (
     ENERGY_NAMES,
     FIELDS,
     FORMS,
@@ -36,7 +36,7 @@ from logalign.readings import (
     never_tried,
     reading_of_record,
 )
-from logalign.remote import NOTHING_THERE, fetch, fetch_folder, hint_of, is_remote, shown
+from logalign.runs.remote import NOTHING_THERE, fetch, fetch_folder, hint_of, is_remote, shown
 
 SCHEMA_VERSION = 1
 AFTER_TORN_LINE = "after_torn_line"

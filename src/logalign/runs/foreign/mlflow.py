@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from logalign.errors import RunError
-from logalign.foreign.losses import has_losses
-from logalign.foreign.rows import LARS, PREFIX, Point, listed, printable, readings_of, rows_by_step
-from logalign.readings import Reading
+from logalign.runs.foreign.losses import has_losses
+from logalign.runs.foreign.rows import LARS, PREFIX, Point, listed, printable, readings_of, rows_by_step
+from logalign.runs.reading import Reading
 
 SQLITE_MAGIC = b"SQLite format 3\0"
 KIND = "MLflow run"

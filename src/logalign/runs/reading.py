@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from logalign import markup
-from logalign.energies import Energies
+from logalign.common import markup
 from logalign.errors import InputError
+from logalign.mathematics.energies import Energies
 
 UNEMBEDDING = "unembedding"
 """The site name of the layer that gives the logits."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logalign.errors import InputError, RunError
-from logalign.foreign.names import Meaning, meaning_of
-from logalign.readings import EPOCHS_AS_STEPS, NO_LAR, ROWS_AS_STEPS, Reading, reading_of_record
+from logalign.runs.foreign.names import Meaning, meaning_of
+from logalign.runs.reading import EPOCHS_AS_STEPS, NO_LAR, ROWS_AS_STEPS, Reading, reading_of_record
 
 if TYPE_CHECKING:
-    from logalign.foreign.rows import Row
+    from logalign.runs.foreign.rows import Row
 
 CARRIED = ("epoch", "lr", "tokens_seen")
 """What is often logged at other steps than a loss: the last value at or before its step stands."""

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from logalign.common.extras import load
 from logalign.errors import MissingExtraError, RunError
-from logalign.extras import load
-from logalign.foreign.rows import Row, listed, readings_of
-from logalign.readings import Reading
+from logalign.runs.foreign.rows import Row, listed, readings_of
+from logalign.runs.reading import Reading
 
 SUFFIX = ".wandb"
 MAGIC = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)

@@ -17,8 +17,8 @@ from typing import Any
 
 import array_api_compat as compat
 
-from logalign import markup
-from logalign.arrays import Array, Layer, checked_layer
+from logalign.common import markup
+from logalign.mathematics.arrays import Array, Layer, checked_layer
 
 DEGENERATE = 1e-10
 """Eigenvalues of G closer than this share of the largest belong to one eigenspace (in float64)."""

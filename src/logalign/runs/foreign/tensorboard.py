@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from logalign.common.extras import load
 from logalign.errors import RunError
-from logalign.extras import load
-from logalign.foreign.names import meaning_of
-from logalign.foreign.rows import LARS, NAMES_TOLD, Point, listed, readings_of, rows_by_step
-from logalign.readings import Reading
+from logalign.runs.foreign.names import meaning_of
+from logalign.runs.foreign.rows import LARS, NAMES_TOLD, Point, listed, readings_of, rows_by_step
+from logalign.runs.reading import Reading
 
 EVENT_FILES = "*tfevents*"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from logalign.errors import RunError
-from logalign.foreign.names import meaning_of
-from logalign.foreign.records import STEPS, TIMES
-from logalign.foreign.rows import PREFIX, STEP, TRAINER_PREFIX, Row, listed, readings_of
-from logalign.readings import Reading
+from logalign.runs.foreign.names import meaning_of
+from logalign.runs.foreign.records import STEPS, TIMES
+from logalign.runs.foreign.rows import PREFIX, STEP, TRAINER_PREFIX, Row, listed, readings_of
+from logalign.runs.reading import Reading
 
 SUFFIXES = (".csv", ".tsv")
 OF_RUN = " - "

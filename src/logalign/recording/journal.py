@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from logalign.diagnosis.detector import check_regime
 from logalign.diagnosis.guarded import GuardedDetector
 from logalign.errors import LogAlignWarning
-from logalign.readings import Reading, Readings
-from logalign.runlog import RunWriter, open_run
+from logalign.runs.reading import Reading, Readings
+from logalign.runs.run import RunWriter, open_run
 from logalign.samples.record import SampleRecord
 from logalign.samples.visits import TRACKED
 from logalign.trackers.tracker import Tracker, Trackers, open_trackers

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from logalign.errors import InputError, RunError
-from logalign.foreign.losses import has_losses, loss_readings
-from logalign.readings import (
+from logalign.runs.foreign.losses import has_losses, loss_readings
+from logalign.runs.reading import (
     ENERGY_NAMES,
     FIELDS,
     FORMS,

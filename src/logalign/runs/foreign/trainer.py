@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from logalign.errors import RunError
-from logalign.foreign.rows import Row, readings_of
-from logalign.readings import Reading
+from logalign.runs.foreign.rows import Row, readings_of
+from logalign.runs.reading import Reading
 
 STATE = "trainer_state.json"
 CHECKPOINT = "checkpoint-"

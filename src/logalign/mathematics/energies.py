@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from logalign.arrays import Array, Layer, checked_layer, to_numpy
 from logalign.errors import InputError
+from logalign.mathematics.arrays import Array, Layer, checked_layer, to_numpy
 
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 

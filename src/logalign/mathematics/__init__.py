@@ -1,0 +1,1 @@
+"""The mathematics: energies of a linear map, LAR, spectra; of arrays of any framework."""

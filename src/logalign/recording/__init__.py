@@ -1,0 +1,1 @@
+"""Recording: what `watch()` returns, and what becomes of its readings."""
