@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 
 from logalign import Reading
-from logalign.runs.run import RunWriter
+from logalign.runs.writer import RunWriter
 
 RUNS, READINGS = 2_000, 50
 

@@ -8,7 +8,8 @@ import pytest
 from logalign.errors import RunError
 from logalign.runs.columns import site_columns
 from logalign.runs.reading import REVISIT_FIELDS, Reading
-from logalign.runs.run import RunWriter, open_run
+from logalign.runs.run import open_run
+from logalign.runs.writer import RunWriter
 from tests.drifts import NO_DRIFT_YET, drifting
 
 SHORT = 10**9

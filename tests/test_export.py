@@ -15,7 +15,7 @@ from logalign import Reading, open_run
 from logalign.errors import InputError, MissingExtraError, RunError
 from logalign.runs.export import export, found_runs
 from logalign.runs.reading import REVISIT_FIELDS
-from logalign.runs.run import RunWriter
+from logalign.runs.writer import RunWriter
 from tests.drifts import drifting
 
 

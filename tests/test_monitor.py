@@ -930,12 +930,12 @@ def test_a_run_that_can_no_longer_be_written_stops_no_training(tmp_path, monkeyp
     def refuse(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("logalign.runs.run.os.write", write_while_there_is_room)
+    monkeypatch.setattr("logalign.runs.writer.os.write", write_while_there_is_room)
     with watch(model, every=1, run=path, spectra_every=1) as monitor:
         for step in range(6):
             full = 2 <= step < 4
             monkeypatch.setattr(
-                "logalign.runs.run.RunWriter.spectra",
+                "logalign.runs.writer.RunWriter.spectra",
                 refuse if full else lambda *_, **__: None,
             )
             labels = torch.full((4, 6), -100) if step == 3 else tokens_of(step)

@@ -118,7 +118,7 @@ def test_a_run_that_is_empty_damaged_or_not_read_yet_says_so(tmp_path, write_run
     assert "damaged:" in shown(open_run(damaged.path))
     with pytest.raises(RunError):
         open_run(damaged.path).plot()
-    monkeypatch.setattr("logalign.runs.run.SHOWN_AT_ONCE", 10)
+    monkeypatch.setattr("logalign.notebook.SHOWN_AT_ONCE", 10)
     long = open_run(write_run("long").path)
     assert "not read yet" in shown(long)
     assert "readings" not in vars(long)

@@ -21,7 +21,7 @@ from logalign import Baseline, Reading, diagnose, open_run
 from logalign.diagnosis.ranking import rank
 from logalign.errors import MissingExtraError, RunError
 from logalign.runs.remote import find_runs, is_remote, shown
-from logalign.runs.run import RunWriter
+from logalign.runs.writer import RunWriter
 
 DATA = Path(__file__).parent / "data"
 

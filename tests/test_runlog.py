@@ -13,9 +13,9 @@ import polars
 import pytest
 
 from logalign import Reading, open_run
-from logalign.errors import RunError
+from logalign.errors import InputError, RunError
 from logalign.runs.reading import REVISIT_FIELDS
-from logalign.runs.run import RunWriter
+from logalign.runs.writer import RunWriter
 from tests.drifts import drifting
 
 DATA = Path(__file__).parent / "data"
@@ -470,3 +470,13 @@ def test_files_that_are_no_logs(tmp_path, name, content, text):
     path.write_bytes(content)
     assert str(path) in refusal(path)
     assert text in refusal(path)
+
+
+def test_the_main_layer(write_run):
+    assert write_run("one", sites=("body",)).main == "body"
+    both = ("unembedding", "body")
+    assert write_run("both", sites=both).main == "unembedding"
+    assert write_run("named", sites=both, meta={"main": "body"}).main == "body"
+    two = write_run("two", sites=("a", "b"))
+    with pytest.raises(InputError, match="expected readings of one layer or of 'unembedding', found a, b"):
+        _ = two.main

@@ -1,4 +1,4 @@
-"""Figures for notebooks: what `run.plot()` returns."""
+"""What a notebook shows of a run: its card, and what `run.plot()` returns."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from logalign.common import markup
 from logalign.common.extras import load
-from logalign.diagnosis.baseline import main_site
-from logalign.errors import InputError
+from logalign.errors import InputError, LogAlignError
 from logalign.report.thin import kept_rows
-from logalign.runs.run import Run
+from logalign.runs.log import READINGS
+from logalign.runs.reading import never_tried
+from logalign.runs.run import Run, main_layer
 
+SHOWN_AT_ONCE = 16_000_000
+"""Bytes of a log that a notebook reads only to show a run."""
 ROWS = 2_000
 """Of a longer run, the lowest and the highest value of every stretch of each curve."""
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#808080"
@@ -45,7 +49,7 @@ def plot(run: Run, *, site: str | None = None) -> Any:
     """
     graphs = load("plotly.graph_objects", extra="report", purpose="run.plot()")
     make_subplots = load("plotly.subplots", extra="report", purpose="run.plot()").make_subplots
-    site = main_site(run) if site is None else site
+    site = run.main if site is None else site
     columns = run.columns(site)
     if not columns["step"].size:
         sites = ", ".join(sorted({reading.site for reading in run.readings})) or "no readings"
@@ -85,6 +89,53 @@ def plot(run: Run, *, site: str | None = None) -> Any:
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )
     return figure
+
+
+def card(run: Run) -> str:
+    """What a notebook shows of a run: facts and curves as HTML; a damaged run says so."""
+    log = run.path if run.path.is_file() else run.path / READINGS
+    if "readings" not in run.__dict__ and log.is_file() and log.stat().st_size > SHOWN_AT_ONCE:
+        size = f"{log.stat().st_size / 1e6:,.0f} MB, not read yet; .readings reads them"
+        return markup.card(f"Run {run.name}", markup.facts({"readings": size}))
+    try:
+        readings = run.readings
+    except LogAlignError as error:
+        return markup.card(f"Run {run.name}", markup.text("damaged:", str(error)))
+    if not readings:
+        return markup.card(f"Run {run.name}", markup.facts({"readings": "none yet"}))
+    sites = list(dict.fromkeys(reading.site for reading in readings))
+    site = main_layer(sites, named=run.meta.get("main"), otherwise=sites[0])
+    main = [reading for reading in readings if reading.site == site]
+    last = main[-1]
+    known = [reading for reading in main if reading.lar is not None]
+    facts = {
+        "layer": f"{last.site} (m = {markup.number(last.m, ',')}, n = {markup.number(last.n, ',')})",
+        "readings": f"{len(main):,}, steps {main[0].step:,} to {last.step:,}",
+        "LAR": f"{markup.number(last.lar)} at the last" + (f" ({last.reason})" if last.reason else ""),
+    }
+    others = {"LAR, centered": last.lar_centered, "k": last.effective_dim, "loss": last.loss}
+    facts |= {name: markup.number(value) for name, value in others.items() if value is not None}
+    if last.drift is not None:
+        facts["drift"] = f"{markup.measured(last.drift, last.drift_error)} nats a pass"
+    is_without_lar = all(never_tried(reading) for reading in main)
+    if len(known) < len(main) and not is_without_lar:
+        facts["undefined"] = f"{len(main) - len(known):,} readings"
+    if len(sites) > 1:
+        facts["other layers"] = f"{len(sites) - 1:,}"
+    steps = [reading.step for reading in main]
+    drawn = [
+        markup.Drawn("LAR", markup.BLUE, steps, [reading.lar for reading in main]),
+        markup.Drawn("centered", markup.ORANGE, steps, [reading.lar_centered for reading in main]),
+    ]
+    if is_without_lar:
+        held_out = [(reading.step, reading.extra.get("val_loss")) for reading in main]
+        held_out = [each for each in held_out if each[1] is not None]
+        drawn = [
+            markup.Drawn("loss", markup.BLUE, steps, [reading.loss for reading in main]),
+            markup.Drawn("held out", markup.ORANGE, [step for step, _ in held_out], [loss for _, loss in held_out]),
+        ]
+    shown = [each for each in drawn if any(value is not None for value in each.y)]
+    return markup.card(f"Run {run.name}", markup.facts(facts), markup.curves(shown, x_name="step"))
 
 
 def _error_band(graphs: Any, columns: Any, kept: Any) -> Any:

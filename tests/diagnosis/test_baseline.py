@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from logalign import Baseline, Reading, open_run
-from logalign.diagnosis.baseline import main_site
 from logalign.errors import InputError, RunError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -169,13 +168,3 @@ def test_a_resumed_log_in_the_baseline_counts_its_last_version(tmp_path):
     path = tmp_path / "run.jsonl"
     path.write_text("".join(f'{{"step": {step}, "lar": {lar}}}\n' for step, lar in [(0, 0.5), (10, 0.9), (10, 0.6)]))
     assert Baseline.from_run(path).band([0, 5, 10]).center == pytest.approx([0.5, 0.55, 0.6])
-
-
-def test_main_site(write_run):
-    assert main_site(write_run("one", sites=("body",))) == "body"
-    both = ("unembedding", "body")
-    assert main_site(write_run("both", sites=both)) == "unembedding"
-    assert main_site(write_run("named", sites=both, meta={"main": "body"})) == "body"
-    two = write_run("two", sites=("a", "b"))
-    with pytest.raises(InputError, match="expected readings of one layer or of 'unembedding', found a, b"):
-        main_site(two)

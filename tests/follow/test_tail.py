@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from logalign.errors import RunError
 from logalign.follow.tail import Tail
 from logalign.runs.reading import Reading
-from logalign.runs.run import RunWriter, open_run
+from logalign.runs.run import open_run
+from logalign.runs.writer import RunWriter
 
 
 def start(folder):

@@ -14,7 +14,8 @@ from logalign.checkpoints.spectrum import WeightSpectrum
 from logalign.checkpoints.text import OnText
 from logalign.errors import InputError
 from logalign.runs.reading import UNEMBEDDING, Reading
-from logalign.runs.run import RunWriter
+from logalign.runs.run import main_layer
+from logalign.runs.writer import RunWriter
 
 NO_INPUTS = "no inputs: weights alone give only the bound lar_bound"
 
@@ -88,7 +89,7 @@ class SeriesWriter:
                     f"{found.path}: expected {weight.name} of shape {(known['m'], known['n'])} as in the checkpoints "
                     f"before, found {(weight.m, weight.n)}; they are not of one training"
                 )
-        main = UNEMBEDDING if UNEMBEDDING in self._sites else next(iter(self._sites))
+        main = main_layer(self._sites, otherwise=next(iter(self._sites)))
         self._writer.describe(sites=self._sites, main=main, model=found.model)
         for reading in readings_of(step, found.weights, on_text):
             self._writer.append(reading)

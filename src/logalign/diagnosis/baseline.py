@@ -84,7 +84,7 @@ class Baseline:
         runs = tuple(each if isinstance(each, Run) else open_run(each) for each in given)
         if not runs:
             raise InputError("baseline: expected at least one run, found none")
-        site = main_site(runs[0]) if site is None else site
+        site = runs[0].main if site is None else site
         for each in runs:
             if not any(reading.lar is not None for reading in each.readings if reading.site == site):
                 raise InputError(f"{each.name}: expected readings of {site!r} with a defined LAR, found none")
@@ -267,32 +267,6 @@ class Baseline:
             tokens_per_step=float(np.median(rates)) if rates else None,
             curves=curves,
         )
-
-
-def main_site(run: Run) -> str:
-    """The layer that stands for a run: what run.json names, else the unembedding, else the only one.
-
-    Raises:
-        InputError: several layers, and none of them is the main one.
-    """
-    sites = sorted({reading.site for reading in run.readings})
-    main = run.meta.get("main")
-    if isinstance(main, str) and main in sites:
-        return main
-    return only_site(sites, name=run.name)
-
-
-def only_site(sites: Sequence[str], *, name: str) -> str:
-    """The unembedding among these layers, else the only one; the unembedding's name where there is none.
-
-    Raises:
-        InputError: several, and the unembedding is not among them.
-    """
-    if UNEMBEDDING in sites or not sites:
-        return UNEMBEDDING
-    if len(sites) > 1:
-        raise InputError(f"{name}: expected readings of one layer or of {UNEMBEDDING!r}, found {', '.join(sites)}")
-    return sites[0]
 
 
 def _points(readings: Sequence[Reading], form: str, axis: Axis) -> tuple[Vector, Vector]:

@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 
-from logalign.diagnosis.baseline import main_site
 from logalign.diagnosis.epochs import MIN_READINGS
 from logalign.diagnosis.trend import Vector
 from logalign.errors import InputError
@@ -38,7 +37,7 @@ Columns = Mapping[str, Vector]
 
 def columns_of(run: Run, site: str | None = None) -> Columns:
     """The columns of a run's layer: passes over the data as the epoch, and mean losses as the loss, where recorded."""
-    columns = run.columns(site or main_site(run))
+    columns = run.columns(site or run.main)
     epochs = passes_of(columns["step"], columns["passes"], columns["epoch"])
     if epochs.size and np.isnan(epochs).all() and columns["drift_reason"][-1] == NOTHING_CAME_BACK:
         epochs = columns["step"] / (columns["step"][-1] + 1)  # the first pass is not over

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from logalign.diagnosis.baseline import Baseline, main_site, only_site
+from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.grokking import GrokDetector, GrokThresholds
 from logalign.diagnosis.held_out import HeldOutMemory
 from logalign.diagnosis.loss_only import LossDetector
@@ -22,7 +22,7 @@ from logalign.diagnosis.series import Series
 from logalign.diagnosis.verdict import ALARMS, Episode, Outcome, Verdict, combined
 from logalign.errors import InputError
 from logalign.runs.reading import Reading, Readings, never_tried
-from logalign.runs.run import Run, open_run
+from logalign.runs.run import Run, main_layer, open_run
 
 Choice = Literal["auto", "grokking", "decline", "both"]
 CHOICES: tuple[Choice, ...] = ("auto", "grokking", "decline", "both")
@@ -227,10 +227,10 @@ def diagnose(
     """
     if isinstance(run, str | os.PathLike | Run):
         opened = run if isinstance(run, Run) else open_run(run)
-        site, readings = main_site(opened), list(opened.readings)
+        site, readings = opened.main, list(opened.readings)
     else:
         readings = [each.main if isinstance(each, Readings) else each for each in run]
-        site = only_site(sorted({reading.site for reading in readings}), name="readings")
+        site = main_layer(sorted({reading.site for reading in readings}))
     detector = Detector(baseline=as_baseline(baseline), regime=regime)
     for reading in readings:
         if reading.site == site:

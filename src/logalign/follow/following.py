@@ -24,7 +24,8 @@ from logalign.diagnosis.verdict import Verdict
 from logalign.errors import InputError, RunError
 from logalign.follow.history import CURVES, History, curves_of
 from logalign.follow.tail import Grown, Tail
-from logalign.runs.reading import UNEMBEDDING, Reading
+from logalign.runs.reading import Reading
+from logalign.runs.run import main_layer
 
 PIECE = 64 << 10
 """Bytes of a look: about a hundred readings, a tenth of a second."""
@@ -233,9 +234,9 @@ class Follower:
         main, described = self.meta.get("main"), self.meta.get("sites")
         if isinstance(main, str) and (main in self.sites or (isinstance(described, dict) and main in described)):
             return main
-        if UNEMBEDDING in self.sites or self.site is not None:
-            return UNEMBEDDING if UNEMBEDDING in self.sites else self.site
-        return min(self.sites, default=None)
+        if not self.sites:
+            return self.site
+        return main_layer(self.sites, otherwise=self.site or min(self.sites))
 
     def _event(self, event: Mapping[str, Any]) -> None:
         kind, step, message = event.get("event"), event.get("step"), event.get("message")

@@ -27,8 +27,9 @@ from typing import Any
 from logalign.errors import InputError, RunError
 from logalign.runs.foreign.formats import is_log_file, reader_of
 from logalign.runs.foreign.rows import printable
+from logalign.runs.log import AFTER_TORN_LINE, EVENTS, META, READINGS
 from logalign.runs.reading import TEXT_FIELDS, Reading, reading_of_record
-from logalign.runs.run import AFTER_TORN_LINE, EVENTS, META, READINGS, open_run
+from logalign.runs.run import open_run
 
 BLOCK = 1 << 20
 """Bytes that one look reads at most, so that a long run comes in pieces."""

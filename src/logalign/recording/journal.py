@@ -22,7 +22,8 @@ from logalign.diagnosis.detector import check_regime
 from logalign.diagnosis.guarded import GuardedDetector
 from logalign.errors import LogAlignWarning
 from logalign.runs.reading import Reading, Readings
-from logalign.runs.run import RunWriter, open_run
+from logalign.runs.run import open_run
+from logalign.runs.writer import RunWriter
 from logalign.samples.record import SampleRecord
 from logalign.samples.visits import TRACKED
 from logalign.trackers.tracker import Tracker, Trackers, open_trackers

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from logalign.common.markup import measured
-from logalign.diagnosis.baseline import main_site
 from logalign.diagnosis.comparable import ALIGNMENTS
 from logalign.diagnosis.ranking import Ranking
 from logalign.runs.reading import Reading
@@ -84,7 +83,7 @@ def drift_records(drifts: Sequence[Drift | None]) -> list[dict[str, float | None
 
 
 def _reading_at(run: Run, ranking: Ranking) -> Reading | None:
-    site, column = main_site(run), ALIGNMENTS[ranking.align]
+    site, column = run.main, ALIGNMENTS[ranking.align]
     reached = [
         reading
         for reading in run.readings

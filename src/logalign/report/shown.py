@@ -5,7 +5,7 @@ Shapes: columns are one-dimensional, of one length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,7 @@ from logalign.report.drifts import SIGMAS
 from logalign.report.folded import Folded, fold
 from logalign.report.thin import kept_rows
 from logalign.runs.columns import Columns, site_columns
-from logalign.runs.reading import UNEMBEDDING
-from logalign.runs.run import Run
+from logalign.runs.run import Run, main_layer
 from logalign.samples.passes import passes_of
 
 Vector = np.ndarray[Any, Any]
@@ -97,7 +96,7 @@ def shown_run(run: Run, name: str, *, baseline: Baseline | None = None, rows: in
     sites = site_columns(run)
     if not sites:
         raise InputError(f"{run.name}: expected at least one reading to draw, found none yet")
-    site = main_site_of(run, list(sites))
+    site = main_layer(sites, named=run.meta.get("main"), otherwise=next(iter(sites)))
     columns = sites[site]
     if baseline is not None:
         baseline.check_shape(_last(columns, "m"), _last(columns, "n"), name=run.name)
@@ -127,14 +126,6 @@ def _drawable(name: str, values: Vector) -> Vector:
     if name == "effective_dim":
         possible &= values > 0
     return np.where(possible, values, np.nan)
-
-
-def main_site_of(run: Run, sites: Sequence[str]) -> str:
-    """The layer that the report is about: what run.json names, else the unembedding, else the first."""
-    main = run.meta.get("main", UNEMBEDDING)
-    if isinstance(main, str) and main in sites:
-        return main
-    return UNEMBEDDING if UNEMBEDDING in sites else sites[0]
 
 
 def noise_band(values: Vector, rows: Vector, *, readings: int = NOISE_READINGS) -> tuple[Vector, Vector]:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from logalign.runs.log import META, READINGS
 from logalign.runs.reading import ENERGY_NAMES, FIELDS, FORMS, INTEGER_FIELDS, TEXT_FIELDS, UNEMBEDDING
-from logalign.runs.run import META, READINGS, Run
+from logalign.runs.run import Run
 
 Columns = Mapping[str, np.ndarray[Any, Any]]
 

@@ -19,9 +19,10 @@ from typing import Any
 
 from logalign.common.extras import load
 from logalign.errors import InputError, LogAlignError, RunError
+from logalign.runs.log import META
 from logalign.runs.reading import ENERGY_NAMES, FIELDS, FORMS, INTEGER_FIELDS, TEXT_FIELDS, Reading
 from logalign.runs.remote import GLOB, find_runs, is_remote
-from logalign.runs.run import META, Run, open_run
+from logalign.runs.run import Run, open_run
 
 RUN, SETTINGS = "run", "settings"
 PART_ROWS, PART_BYTES = 100_000, 64_000_000
@@ -78,7 +79,7 @@ def export(
         InputError: no run was given, a pattern matches none, or no run could be read.
         RunError: with `strict`, a run that cannot be read; a file that cannot be written.
     """
-    arrow = load("pyarrow", extra="export", purpose="logalign.runs.export")
+    arrow = load("pyarrow", extra="export", purpose="logalign export")
     out = Path(out)
     if not out.parent.is_dir() or out.is_dir():
         raise RunError(f"{out}: expected a file to write in a folder that is there, found {_what_is_wrong(out)}")
@@ -168,7 +169,7 @@ class _Parts:
     def write(self, path: Path) -> None:
         """Write the table; a part is taken away when it is in it."""
         arrow = self._arrow
-        parquet = load("pyarrow.parquet", extra="export", purpose="logalign.runs.export")
+        parquet = load("pyarrow.parquet", extra="export", purpose="logalign export")
         if self._tables:
             self._end_part()
         own = _columns(arrow, "", [], None)
