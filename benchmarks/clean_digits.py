@@ -1,6 +1,6 @@
 """Classifiers of clean digits, which do not overfit: how often is there a false alarm?
 
-    python -m benchmarks.clean_digits                   four set-ups, 20 seeds of each (15 minutes on a core)
+    python -m benchmarks.clean_digits                   four set-ups, 20 seeds of each (20 minutes on a core)
     python -m benchmarks.clean_digits mlp --seeds 5     some of mlp, cnn, lightning, flax
     python -m benchmarks.clean_digits --write           and put the table into docs/benchmark.md
 
