@@ -33,8 +33,8 @@ import logalign
 from logalign.demos.gpt import GPT
 from logalign.samples.visits import TRACKED
 from logalign.torch import reduce
-from logalign.torch.linear import linear_map
 from logalign.torch.meter import Meter
+from logalign.torch.module_map import linear_map
 from logalign.torch.rows import HIGHEST
 from logalign.torch.samples import SampleTracker
 

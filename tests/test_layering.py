@@ -102,6 +102,64 @@ def resolved(name: str) -> str:
 SOURCES = sorted(SOURCE.rglob("*.py"))
 
 
+def arrows() -> dict[str, set[str]]:
+    """Each module, and the modules of logalign that it imports."""
+    names = {module_name(path): path for path in SOURCES}
+    found = {}
+    for name, path in names.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        wanted = imports_of(tree, name, is_package=path.name == "__init__.py") & set(names)
+        # `from logalign.torch import hooks` is of the module, not of its package, too.
+        found[name] = {each for each in wanted if not any(other.startswith(f"{each}.") for other in wanted)} - {name}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Those that can be reached from themselves, together with the others on their way."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [*graph[start]]
+        while ahead:
+            name = ahead.pop()
+            if name not in seen:
+                seen.add(name)
+                ahead += graph.get(name, ())
+        return seen
+
+    reach = {name: reached(name) for name in graph}
+    return sorted({tuple(sorted(o for o in reach[n] if n in reach.get(o, ()))) for n in graph if n in reach[n]})
+
+
+def room_of(module: str) -> str:
+    """The room in the package's folder that a module stands in: a package, or a module by itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_no_module_is_part_of_a_circle():
+    assert circles(arrows()) == []
+    assert circles({"a": {"b"}, "b": {"a", "c"}, "c": set()}) == [("a", "b")]
+
+
+def test_no_room_is_part_of_a_circle():
+    rooms: dict[str, set[str]] = {}
+    for module, imported in arrows().items():
+        if module != "logalign":  # which loads public names when they are used
+            rooms.setdefault(room_of(module), set()).update(room_of(each) for each in imported)
+    assert circles({room: imported - {room} for room, imported in rooms.items()}) == []
+
+
+def test_no_module_imports_the_package_itself():
+    importers = [
+        module_name(path)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Import) and any(alias.name == "logalign" for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.module == "logalign" and not node.level)
+    ]
+    assert importers == []
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=[module_name(path) for path in SOURCES])
 def test_imports_point_one_way(path):
     assert faults_of(path.read_text(encoding="utf-8"), module_name(path), is_package=path.name == "__init__.py") == []

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.generalization.recorder import REVISITS
-from benchmarks.generalization.store import Column
 from logalign.samples.record import SampleRecord
 
 
-def replayed(columns: dict[str, Column], visits: Path) -> dict[str, Column]:
+def replayed(columns: dict[str, NDArray[np.float64]], visits: Path) -> dict[str, NDArray[np.float64]]:
     """The columns of revisits at every reading of a run; those that it has where it kept no visits."""
     if not visits.exists():
         return {name: columns[name] for name in REVISITS if name in columns}

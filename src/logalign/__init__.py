@@ -8,7 +8,7 @@ arrays at hand; `logalign.diagnose(run)` says what a recorded run shows.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from logalign.common.version import __version__ as __version__
 
 _HOME = {
     "Baseline": "logalign.diagnosis.baseline",

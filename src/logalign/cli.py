@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-import logalign
+from logalign.common.version import __version__
 from logalign.errors import LogAlignError
 
 INTRODUCTION = """\
@@ -96,7 +96,7 @@ demo = typer.Typer(name="demo", help=DEMO_INTRODUCTION, no_args_is_help=True, ri
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"logalign {logalign.__version__}")
+        typer.echo(f"logalign {__version__}")
         raise typer.Exit
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from logalign.errors import RunError
-from logalign.runs.foreign.rows import DERIVED, OF_A_LAYER, Point, Row, listed, readings_of, rows_by_step
+from logalign.runs.foreign.row import Row
+from logalign.runs.foreign.rows import DERIVED, OF_A_LAYER, Point, listed, readings_of, rows_by_step
 from logalign.trackers import metrics
 
 

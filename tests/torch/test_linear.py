@@ -26,7 +26,7 @@ with warnings.catch_warnings():  # what these packages say of PyTorch as they ar
     from transformers.pytorch_utils import Conv1D
 
 from logalign.errors import SiteError
-from logalign.torch.linear import linear_map
+from logalign.torch.module_map import linear_map
 
 M, N = 11_000, 128
 """More elements than one block has."""

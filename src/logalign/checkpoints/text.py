@@ -144,8 +144,8 @@ def _not_loaded(folder: Path, what: str, error: Exception, advice: str) -> Check
 def _measured(model: Any, ids: Tensor, weights: Iterable[WeightSpectrum]) -> dict[str, OnText]:
     import torch
 
-    from logalign.torch.linear import linear_map
     from logalign.torch.meter import Meter, unpack
+    from logalign.torch.module_map import linear_map
 
     meters: dict[str, Meter] = {}
     handles = []

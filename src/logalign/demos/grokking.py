@@ -17,14 +17,15 @@ from typing import cast
 import numpy as np
 from rich.console import Console
 
-from logalign import effective_dim, open_run
 from logalign.demos import DemoResult
 from logalign.demos.dimension import frequency_planes, function_dimension
 from logalign.demos.folder import REPORT, Settings, claim
 from logalign.demos.training import Training, check_device, check_steps, threads
 from logalign.errors import InputError, MissingExtraError
+from logalign.mathematics.energies import effective_dim
 from logalign.report import figures
 from logalign.report.page import Section, write_page
+from logalign.runs.run import open_run
 
 try:
     import torch

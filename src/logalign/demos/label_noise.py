@@ -17,7 +17,6 @@ from typing import cast
 import numpy as np
 from rich.console import Console
 
-from logalign import open_run
 from logalign.demos import DemoResult
 from logalign.demos.curves import first_fall, turning_point, value_at
 from logalign.demos.folder import REPORT, Settings, claim
@@ -25,6 +24,7 @@ from logalign.demos.training import Training, check_device, check_steps, epoch_o
 from logalign.errors import InputError, MissingExtraError
 from logalign.report import figures
 from logalign.report.page import Section, write_page
+from logalign.runs.run import open_run
 
 try:
     import torch

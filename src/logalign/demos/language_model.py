@@ -16,16 +16,17 @@ from typing import cast
 import numpy as np
 from rich.console import Console
 
-from logalign import Baseline, open_run
 from logalign.demos import DemoResult
 from logalign.demos.corpus import Corpus, Tokens, read_documents, tokenize
 from logalign.demos.curves import rank_correlation
 from logalign.demos.folder import REPORT, Settings, check, claim
 from logalign.demos.gpt import GPT
 from logalign.demos.training import Training, check_device, check_steps, epoch_order, is_finished
+from logalign.diagnosis.baseline import Baseline
 from logalign.errors import InputError, MissingExtraError
 from logalign.report import figures
 from logalign.report.page import Section, write_page
+from logalign.runs.run import open_run
 
 try:
     import torch

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-import logalign
 from logalign.errors import InputError, MissingExtraError, RunError
+from logalign.recording.monitor import watch
 
 try:
     import torch
@@ -149,7 +149,7 @@ class Training:
         if self.done >= self._steps:
             self._console.print(f"{self._title}: {self._steps} steps are done already")
             return self
-        self._monitor = logalign.watch(
+        self._monitor = watch(
             self._model, every=self._every, run=self.folder, resume=state is not None, settings=dict(self._settings)
         )
         if state is not None:

@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import logalign
 from logalign.common.extras import load
+from logalign.common.version import __version__
 from logalign.diagnosis.detector import as_baseline
 from logalign.errors import InputError, LogAlignError
 from logalign.recording.journal import open_journal
@@ -135,7 +135,7 @@ class Recorder:
         self._main = main
         self._baseline = as_baseline(baseline)
         meta = {
-            "logalign_version": logalign.__version__,
+            "logalign_version": __version__,
             "model": "JAX",
             "main": main,
             "every": every,

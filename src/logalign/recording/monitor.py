@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import logalign
+from logalign.common.version import __version__
 from logalign.diagnosis.detector import as_baseline, check_regime
 from logalign.errors import InputError, LogAlignError, MissingExtraError
 from logalign.recording.journal import Journal, open_journal, say
@@ -175,7 +175,7 @@ def watch(
     mask.micro_batches = is_trying is not None
     try:
         meta = {
-            "logalign_version": logalign.__version__,
+            "logalign_version": __version__,
             "model": type(model).__name__,
             "main": found.main,
             "every": every,

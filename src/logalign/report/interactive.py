@@ -28,8 +28,8 @@ from typing import Any
 
 import jinja2
 
-import logalign
 from logalign.common.extras import load
+from logalign.common.version import __version__
 from logalign.diagnosis.verdict import OUTCOMES, Verdict
 from logalign.errors import InputError
 from logalign.report.figures import house_style
@@ -115,7 +115,7 @@ def write_interactive(
         script=script,
         data=embedded_json(data),
         packed=packed(library),
-        version=logalign.__version__,
+        version=__version__,
     )
     return _replace(Path(path), html)
 

@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import logalign
+from logalign.common.version import __version__
 from logalign.errors import InputError, MissingExtraError
 from logalign.report.figures import house_style
 
@@ -81,9 +81,7 @@ def write_page(
     ]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((files("logalign.report") / "page.html").read_text(encoding="utf-8"))
-    html = template.render(
-        title=title, lead=_blocks(lead), sections=shown, facts=dict(facts), version=logalign.__version__
-    )
+    html = template.render(title=title, lead=_blocks(lead), sections=shown, facts=dict(facts), version=__version__)
     return _replace(Path(path), html)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from logalign.errors import SiteError
 from logalign.torch import linear
-from logalign.torch.linear import LinearMap, linear_map, version_of
+from logalign.torch.linear import LinearMap, version_of
 
 Change = Callable[[Tensor, slice], Tensor]
 """Makes of some rows of W, and of which these are, what an adapter makes of them."""
@@ -75,7 +75,7 @@ class Adapted(LinearMap):
             yield block
 
 
-def adapted(module: Any) -> LinearMap | None:
+def adapted(module: Any, map_of: Callable[[nn.Module], LinearMap | None]) -> LinearMap | None:
     """The map of a module of PEFT's; None where the module that it wraps is no linear layer.
 
     Raises:
@@ -87,10 +87,10 @@ def adapted(module: Any) -> LinearMap | None:
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
     if isinstance(module, ModulesToSaveWrapper):
-        return linear_map(_in_use(module))
+        return map_of(_in_use(module))
     if isinstance(module, TrainableTokensWrapper):
-        return adapted(module.token_adapter)
-    base = linear_map(module.base_layer) if hasattr(module, "base_layer") else linear_map(module.original_module)
+        return adapted(module.token_adapter, map_of)
+    base = map_of(module.base_layer if hasattr(module, "base_layer") else module.original_module)
     if base is None:
         return None
     # Linear in its forms: those for other layers, or for parameters without one, compute something else.

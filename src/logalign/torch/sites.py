@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from logalign.errors import InputError, SiteError
 from logalign.runs.reading import UNEMBEDDING
 from logalign.torch.fused import own_head
-from logalign.torch.linear import OBSERVE, LinearMap, is_loaded, kind, linear_map, weight_of
+from logalign.torch.linear import OBSERVE, LinearMap, is_loaded, kind, weight_of
 from logalign.torch.megatron import megatron_map, shared_weight
+from logalign.torch.module_map import linear_map
 
 WELL_KNOWN_ANYWHERE = ("lm_head", "embed_out", "unembed", "unembedding", "output_projection", "output_layer")
 WELL_KNOWN_AT_TOP = ("head", "classifier", "fc", "fc_out", "score", "output", "out")

@@ -10,14 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from logalign.errors import InputError, RunError
 from logalign.runs.foreign.names import Meaning, meaning_of
+from logalign.runs.foreign.row import Row
 from logalign.runs.reading import EPOCHS_AS_STEPS, NO_LAR, ROWS_AS_STEPS, Reading, reading_of_record
-
-if TYPE_CHECKING:
-    from logalign.runs.foreign.rows import Row
 
 CARRIED = ("epoch", "lr", "tokens_seen")
 """What is often logged at other steps than a loss: the last value at or before its step stands."""

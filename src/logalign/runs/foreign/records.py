@@ -15,7 +15,8 @@ from typing import Any
 from logalign.errors import RunError
 from logalign.runs.foreign.losses import has_losses
 from logalign.runs.foreign.names import meaning_of
-from logalign.runs.foreign.rows import PREFIX, STEP, TRAINER_PREFIX, Row, listed, readings_of
+from logalign.runs.foreign.row import Row
+from logalign.runs.foreign.rows import PREFIX, STEP, TRAINER_PREFIX, listed, readings_of
 from logalign.runs.reading import Reading
 
 SUFFIXES = (".json", ".jsonl", ".ndjson")

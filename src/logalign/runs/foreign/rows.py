@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from logalign.errors import InputError, RunError
 from logalign.runs.foreign.losses import has_losses, loss_readings
+from logalign.runs.foreign.row import Row
 from logalign.runs.reading import (
     ENERGY_NAMES,
     FIELDS,
@@ -56,22 +57,6 @@ HELD_OUT = "val_loss"
 NAMES_TOLD = 20
 
 Target = tuple[str, str]  # site, field
-
-
-class Row(NamedTuple):
-    """What was recorded together.
-
-    Attributes:
-        step: By the tool's own count; a number `logalign/step` among the values comes before it.
-        time: Seconds since the epoch, if recorded.
-        values: Numbers by name, as they were recorded.
-        where: For errors: "line 3", "step 40".
-    """
-
-    step: Any
-    time: float | None
-    values: Mapping[str, Any]
-    where: str
 
 
 class Point(NamedTuple):

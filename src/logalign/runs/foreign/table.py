@@ -14,7 +14,8 @@ from typing import Any
 from logalign.errors import RunError
 from logalign.runs.foreign.names import meaning_of
 from logalign.runs.foreign.records import STEPS, TIMES
-from logalign.runs.foreign.rows import PREFIX, STEP, TRAINER_PREFIX, Row, listed, readings_of
+from logalign.runs.foreign.row import Row
+from logalign.runs.foreign.rows import PREFIX, STEP, TRAINER_PREFIX, listed, readings_of
 from logalign.runs.reading import Reading
 
 SUFFIXES = (".csv", ".tsv")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from logalign.errors import RunError
-from logalign.runs.foreign.rows import Row, readings_of
+from logalign.runs.foreign.row import Row
+from logalign.runs.foreign.rows import readings_of
 from logalign.runs.reading import Reading
 
 STATE = "trainer_state.json"

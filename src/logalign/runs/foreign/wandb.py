@@ -15,7 +15,8 @@ from typing import Any
 
 from logalign.common.extras import load
 from logalign.errors import MissingExtraError, RunError
-from logalign.runs.foreign.rows import Row, listed, readings_of
+from logalign.runs.foreign.row import Row
+from logalign.runs.foreign.rows import listed, readings_of
 from logalign.runs.reading import Reading
 
 SUFFIX = ".wandb"
