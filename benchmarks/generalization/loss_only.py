@@ -18,7 +18,7 @@ from benchmarks.generalization.store import Made, load
 from benchmarks.generalization.truth import outcome
 from benchmarks.generalization.verdicts import ALARMS, first_of, readings_of
 from logalign.diagnosis.detector import Detector
-from logalign.diagnosis.verdict import Outcome
+from logalign.diagnosis.outcome import Outcome
 from logalign.runs.reading import NO_LAR, Reading
 
 OF_A_LOG = ("step", "epoch", "loss", "loss_mean", "lr")

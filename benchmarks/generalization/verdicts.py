@@ -15,8 +15,8 @@ from benchmarks.generalization.store import Made
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Detector
 from logalign.diagnosis.drops import LossThresholds
+from logalign.diagnosis.outcome import Outcome
 from logalign.diagnosis.overfit_rule import OverfitThresholds
-from logalign.diagnosis.verdict import Outcome
 from logalign.errors import InputError
 from logalign.runs.reading import Reading
 

@@ -11,11 +11,11 @@ import pytest
 from logalign import Baseline, Reading, open_run
 from logalign.diagnosis.decline import Deviation, Span
 from logalign.diagnosis.drops import LossSignals
+from logalign.diagnosis.outcome import OUTCOMES
 from logalign.diagnosis.overfit_rule import TOLD, OverfitSignals, OverfitThresholds, decide
 from logalign.diagnosis.overfitting import OverfitDetector
 from logalign.diagnosis.repetition import Repetition
 from logalign.diagnosis.revisited import Revisited
-from logalign.diagnosis.verdict import OUTCOMES
 from logalign.errors import InputError
 
 DATA = Path(__file__).parents[1] / "data"

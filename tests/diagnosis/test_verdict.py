@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from logalign.diagnosis.verdict import EXIT_STATUS, OUTCOMES, PRECEDENCE, Episode, Verdict, combined
+from logalign.diagnosis.outcome import OUTCOMES, PRECEDENCE, SHOWN
+from logalign.diagnosis.verdict import Episode, Verdict, combined
 from logalign.errors import InputError
 
 
@@ -79,7 +80,7 @@ def test_an_alarm_that_has_ended_is_part_of_the_verdict(outcome, earlier, status
 
 
 def test_every_outcome_has_a_status_and_a_place():
-    assert set(EXIT_STATUS) == set(PRECEDENCE) == set(OUTCOMES)
+    assert set(SHOWN) == set(PRECEDENCE) == set(OUTCOMES)
     alarms = [outcome for outcome in PRECEDENCE if verdict(outcome).is_alarm]
     assert tuple(alarms) == PRECEDENCE[: len(alarms)]
 

@@ -212,7 +212,7 @@ def test_a_run_of_weights_alone_shows_weights_and_no_empty_chart(tmp_path):
     from safetensors.numpy import save_file
 
     from logalign.runs.reading import Reading
-    from logalign.runs.run import RunWriter
+    from logalign.runs.writer import RunWriter
 
     writer = RunWriter(tmp_path / "weights", {"main": "unembedding", "sites": {}, "made_from": "checkpoints"})
     for step in (0, 10, 20):

@@ -2,8 +2,9 @@ import io
 
 from rich.console import Console
 
-from logalign.diagnosis.verdict import OUTCOMES, Verdict
-from logalign.report.terminal import STYLES, print_verdict
+from logalign.diagnosis.outcome import OUTCOMES, SHOWN
+from logalign.diagnosis.verdict import Verdict
+from logalign.report.terminal import print_verdict
 
 
 def printed(verdict, *, width=60, verbose=False, **options):
@@ -63,4 +64,4 @@ def test_what_is_not_there_takes_no_lines():
 def test_colors_only_on_a_terminal():
     assert "\x1b[" not in printed(verdict())
     assert "\x1b[1;31moverfitting" in printed(verdict(), force_terminal=True, color_system="standard")
-    assert set(STYLES) == set(OUTCOMES)
+    assert set(SHOWN) == set(OUTCOMES)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from logalign.diagnosis.detector import Detector
-from logalign.diagnosis.verdict import OUTCOMES
+from logalign.diagnosis.outcome import OUTCOMES, SHOWN
 from logalign.runs.reading import REVISIT_FIELDS, Reading, Readings
 from logalign.trackers.metrics import (
     JUDGED,
@@ -13,7 +13,6 @@ from logalign.trackers.metrics import (
     REVISITS,
     STEP,
     TRAINING,
-    VERDICT_CODES,
     VERDICT_TEXT,
     metrics,
 )
@@ -39,7 +38,7 @@ def test_the_page_has_every_name_in_the_order_of_the_code():
 
 def test_the_page_has_the_codes_of_verdicts():
     codes = {row[1]: int(row[0]) for row in rows() if re.fullmatch(r"-?\d", row[0])}
-    assert codes == dict(VERDICT_CODES)
+    assert codes == {outcome: shown.code for outcome, shown in SHOWN.items()}
     assert set(codes) == set(OUTCOMES)
 
 

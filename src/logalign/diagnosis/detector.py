@@ -15,11 +15,12 @@ from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.grokking import GrokDetector, GrokThresholds
 from logalign.diagnosis.held_out import HeldOutMemory
 from logalign.diagnosis.loss_only import LossDetector
+from logalign.diagnosis.outcome import ALARMS, Outcome
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.overfitting import OverfitDetector
 from logalign.diagnosis.present import Present
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.verdict import ALARMS, Episode, Outcome, Verdict, combined
+from logalign.diagnosis.verdict import Episode, Verdict, combined
 from logalign.errors import InputError
 from logalign.runs.reading import Reading, Readings, never_tried
 from logalign.runs.run import Run, main_layer, open_run

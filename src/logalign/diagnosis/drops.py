@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from logalign.diagnosis.epochs import DROP_READINGS
+from logalign.diagnosis.outcome import OF_OVERFITTING, Outcome
 from logalign.diagnosis.series import Series
 from logalign.diagnosis.trend import History, noise
-from logalign.diagnosis.verdict import Outcome
 
 REMEMBERED = 64
-ALARMS = ("approaching", "overfitting")
 LR_DROP = 2 / 3
 """A learning rate that drops by more than a third lowers the loss by itself."""
 
@@ -160,7 +159,7 @@ def by_drops(last: Sequence[LossSignals], t: LossThresholds, previous: Outcome |
     now = last[-1]
     said = f"the training loss has lost {now.share:.0%} of what unseen samples would have, in drops where passes begin"
     beyond = all(each.share_low > t.memorized for each in last)
-    stands = previous in ALARMS and now.share > t.keep * t.memorized
+    stands = previous in OF_OVERFITTING and now.share > t.keep * t.memorized
     hardly = [each.inside > -t.falls * each.unseen for each in last]
     inside = "rises" if now.inside > 0 else "hardly falls" if hardly[-1] else "falls"
     if (beyond and all(each.inside > 0 for each in last)) or (stands and previous == "overfitting"):

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from logalign.diagnosis.judge import FROZEN, INTERPOLATION, VERDICT, Judge, Judgment, Standing, frozen, loss_limit
+from logalign.diagnosis.outcome import Outcome
 from logalign.diagnosis.series import Series
 from logalign.diagnosis.trend import median, running_median
-from logalign.diagnosis.verdict import Number, Outcome
+from logalign.diagnosis.verdict import Number
 
 CENTERED, PLAIN = "lar_centered", "lar"
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from logalign.diagnosis.outcome import Outcome
 from logalign.diagnosis.trend import History, Vector, noise
-from logalign.diagnosis.verdict import Outcome
 from logalign.runs.reading import Reading
 
 NAME = "val_loss"

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from logalign.diagnosis.outcome import Outcome
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.verdict import KNOWN_LIMITS, Number, Outcome, Regime, Verdict
+from logalign.diagnosis.verdict import KNOWN_LIMITS, Number, Regime, Verdict
 from logalign.errors import InputError
 from logalign.runs.reading import Reading
 

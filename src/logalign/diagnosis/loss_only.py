@@ -13,7 +13,8 @@ import numpy as np
 from logalign.diagnosis.drops import DropMemory, LossSignals, LossThresholds, by_drops
 from logalign.diagnosis.epochs import MIN_READINGS_PER_PASS
 from logalign.diagnosis.judge import VERDICT, Judge, Judgment, Standing
-from logalign.diagnosis.verdict import Outcome, Regime, Verdict
+from logalign.diagnosis.outcome import Outcome
+from logalign.diagnosis.verdict import Regime, Verdict
 from logalign.runs.reading import Reading
 
 AFTERWARDS = (

@@ -11,9 +11,10 @@ from typing import Literal
 
 from logalign.diagnosis.decline import Deviation, Span
 from logalign.diagnosis.drops import LossSignals, LossThresholds, by_drops
+from logalign.diagnosis.outcome import OF_OVERFITTING, Outcome
 from logalign.diagnosis.repetition import Repetition
 from logalign.diagnosis.revisited import Revisited
-from logalign.diagnosis.verdict import Number, Outcome
+from logalign.diagnosis.verdict import Number
 
 FIRST_PASSES = 2.0
 """Passes over the data from which on samples that come back tell drift and gain."""
@@ -25,7 +26,6 @@ EARLY_READINGS = 30
 """A classifier that has fitted its data within so many readings has done so before k could be seen to grow."""
 Kind = Literal["baseline", "loss", "revisits", "strain", "drops", "spread"]
 RestsOn = Literal[Kind, "epoch", "nothing"]
-ALARMS = ("approaching", "overfitting")
 WITH_REVISITS: tuple[Kind, ...] = ("baseline", "loss", "revisits")
 WITHOUT: tuple[Kind, ...] = ("baseline", "loss", "drops", "strain", "spread")
 """The evidence that is asked: the rest only where samples are not followed, for it adds nothing to revisits."""
@@ -233,7 +233,7 @@ def _first(said: list[Conclusion], s: OverfitSignals, t: OverfitThresholds) -> C
 def _by_baseline(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
     """How far LAR lies below the baseline: the first of the paper's two signals."""
     width = s.width(t)
-    if s.has_baseline and not s.reached and previous in ALARMS:
+    if s.has_baseline and not s.reached and previous in OF_OVERFITTING:
         return previous, "the baseline ends before this step, and the alarm that was raised before stands.", "baseline"
     if s.deviation is None or width is None:
         return None
@@ -241,7 +241,7 @@ def _by_baseline(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
     said = f"LAR is {s.deviation.now:.3f} below the baseline"
     if s.deviation.low > alarm or (previous == "overfitting" and s.deviation.high > t.keep * alarm):
         return "overfitting", f"{said}, more than the {alarm:.3f} that mark overfitting.", "baseline"
-    if s.deviation.low > limit or (previous in ALARMS and s.deviation.high > t.keep * limit):
+    if s.deviation.low > limit or (previous in OF_OVERFITTING and s.deviation.high > t.keep * limit):
         return "approaching", f"{said}, outside its band of {limit:.3f}.", "baseline"
     if width < t.overfitting:
         return "healthy", f"LAR stays within {limit:.3f} of the baseline.", "baseline"
@@ -250,12 +250,12 @@ def _by_baseline(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
 
 def _by_loss(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
     """How far the training loss lies below the baseline's: fresh data let nobody get there so soon."""
-    if s.has_baseline and not s.reached and previous in ALARMS:
+    if s.has_baseline and not s.reached and previous in OF_OVERFITTING:
         return previous, "the baseline ends before this step, and the alarm that was raised before stands.", "loss"
     if s.loss_below is None or s.interpolates:
         return None
     limit = s.caution(t) * t.loss_below
-    if s.loss_below.low > limit or (previous in ALARMS and s.loss_below.high > t.keep * limit):
+    if s.loss_below.low > limit or (previous in OF_OVERFITTING and s.loss_below.high > t.keep * limit):
         said = (
             f"the baseline's training loss is {s.loss_below.now:.0%} above this run's, outside its band of {limit:.0%}"
         )
@@ -271,7 +271,7 @@ def _by_revisits(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
     size = f"{abs(now.drift):.2g} \u00b1 {now.drift_error:.1g} nats a pass"
     rises = now.drift > t.stands * now.drift_error
     memorized = f"{now.share:.0%} of the loss that unseen samples would have is gone by seeing the same ones again"
-    if stalls(now, t) or (previous in ALARMS and not _pays(now, t)):
+    if stalls(now, t) or (previous in OF_OVERFITTING and not _pays(now, t)):
         if rises:
             said = f"training on other samples now makes a sample's loss rise, by {size}"
         else:
@@ -322,7 +322,7 @@ def _by_strain(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
             if previous is None
             else (previous, "the learning rate has just dropped; the verdict stands.", "strain")
         )
-    stands = previous in ALARMS and found.strain > t.keep * t.strain
+    stands = previous in OF_OVERFITTING and found.strain > t.keep * t.strain
     strain = f"strain, the loss memorized times the LAR lost, is {found.strain:.3f}; {t.strain:g} marks the approach"
     if not (stands or found.strain > t.strain):
         said = f"what is memorized takes hardly any new directions of the head into use ({strain} of overfitting)."
@@ -354,7 +354,7 @@ def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
     said = f"k is {s.spread:.2f} times as large as when it was lowest"
     if s.spread > (t.keep if previous == "overfitting" else 1.0) * t.spread_alarm:
         return "overfitting", f"{said}: single samples are being fitted.", "spread"
-    if s.spread > (t.keep if previous in ALARMS else 1.0) * t.spread:
+    if s.spread > (t.keep if previous in OF_OVERFITTING else 1.0) * t.spread:
         return "approaching", f"{said}; {t.spread:.2f} mark the approach of overfitting.", "spread"
     if s.spent_early:
         return (

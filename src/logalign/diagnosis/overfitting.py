@@ -30,8 +30,8 @@ from logalign.diagnosis.decline import (
 )
 from logalign.diagnosis.drops import DropMemory
 from logalign.diagnosis.judge import CHECKPOINT, FROZEN, Judge, Judgment, Standing, frozen, loss_limit
+from logalign.diagnosis.outcome import OF_OVERFITTING, Outcome
 from logalign.diagnosis.overfit_rule import (
-    ALARMS,
     EARLY_READINGS,
     FIRST_PASSES,
     NEAR,
@@ -45,7 +45,6 @@ from logalign.diagnosis.repetition import LATELY, RepetitionMemory
 from logalign.diagnosis.revisited import RevisitMemory
 from logalign.diagnosis.series import FORM_NAMES, FORMS, Series
 from logalign.diagnosis.trend import warm_up_end
-from logalign.diagnosis.verdict import Outcome
 from logalign.errors import InputError
 from logalign.runs.reading import Reading
 
@@ -250,7 +249,7 @@ class OverfitDetector(Judge):
             suggestion=self._suggestion(said.outcome),
             evidence=signals.numbers(t),
             basis=self._basis(said.rests_on),
-            sure=_sure(said.rests_on) if said.outcome in ALARMS else "",
+            sure=_sure(said.rests_on) if said.outcome in OF_OVERFITTING else "",
             limits=self._limits(signals),
             standing=said.standing,
         )

@@ -8,37 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from logalign.common import markup
+from logalign.diagnosis.outcome import ALARMS, OUTCOMES, PRECEDENCE, SHOWN, Outcome
 from logalign.errors import InputError
 
-Outcome = Literal["healthy", "approaching", "overfitting", "memorizing", "generalizing", "diverged", "undecidable"]
 Regime = Literal["grokking", "decline", "both", "loss", "unknown"]
 Number = float | int | None
 
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 REGIMES: tuple[Regime, ...] = get_args(Regime)
-
-EXIT_STATUS: Mapping[Outcome, int] = {
-    "healthy": 0,
-    "approaching": 0,
-    "generalizing": 0,
-    "overfitting": 3,
-    "memorizing": 3,
-    "diverged": 3,
-    "undecidable": 4,
-}
-"""What `logalign diagnose` exits with where there was no alarm before; 1 is an error."""
-ALARMS: tuple[Outcome, ...] = ("overfitting", "memorizing", "diverged")
-
-PRECEDENCE: tuple[Outcome, ...] = (
-    "diverged",
-    "overfitting",
-    "memorizing",
-    "generalizing",
-    "approaching",
-    "healthy",
-    "undecidable",
-)
-"""Which of two outcomes stands where both regimes were asked: alarms first, then what has the stronger evidence."""
 
 KNOWN_LIMITS = (
     "published evidence is grokking and the pre-training of 3B-parameter language models (arXiv 2605.28975); for "
@@ -48,19 +24,8 @@ KNOWN_LIMITS = (
 """What holds of every verdict."""
 
 
-SHOWN = 3
+EARLIER_NAMED = 3
 """Earlier alarms that a headline names."""
-
-COLORS: Mapping[Outcome, str] = {
-    "healthy": "#2e9e5b",
-    "generalizing": "#2e9e5b",
-    "approaching": "#c98a00",
-    "overfitting": "#d9534f",
-    "memorizing": "#d9534f",
-    "diverged": "#d9534f",
-    "undecidable": "currentColor",
-}
-"""Of a headline in a notebook; read on white and on black."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +121,7 @@ class Verdict:
         A network that generalizes has memorized before, which is no alarm any more.
         """
         ended = [each for each in self.earlier if self.outcome != "generalizing" or each.outcome == "overfitting"]
-        return EXIT_STATUS["overfitting"] if ended else EXIT_STATUS[self.outcome]
+        return SHOWN["overfitting" if ended else self.outcome].exit_status
 
     def record(self) -> dict[str, Any]:
         """The verdict as an object that strict JSON can hold."""
@@ -200,7 +165,7 @@ class Verdict:
             markup.folded("evidence", markup.facts(numbers) if numbers else ""),
             markup.folded("rests on", markup.listed(self.basis)),
             markup.folded("limits", markup.listed(self.limits)),
-            color=COLORS[self.outcome],
+            color=SHOWN[self.outcome].color,
         )
 
     def headline(self) -> str:
@@ -213,7 +178,7 @@ class Verdict:
         if self.since_step is not None:
             words += f", since step {self.since_step:,}"
         if self.earlier:
-            words += f"; earlier {', '.join(map(str, self.earlier[-SHOWN:]))}"
+            words += f"; earlier {', '.join(map(str, self.earlier[-EARLIER_NAMED:]))}"
         return words
 
 

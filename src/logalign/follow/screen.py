@@ -16,10 +16,10 @@ from rich.text import Text
 
 from logalign.common.markup import measured
 from logalign.diagnosis.loss_only import AFTERWARDS
+from logalign.diagnosis.outcome import SHOWN
 from logalign.follow.following import Follower
 from logalign.follow.plot import FEWEST, Curve, in_ascii, number, plot
 from logalign.report.drifts import UNIT, Drift
-from logalign.report.terminal import STYLES
 from logalign.runs.foreign.rows import printable
 
 NARROW = 72
@@ -155,7 +155,7 @@ def _verdict(follower: Follower, width: int, *, roomy: bool) -> list[Text]:
     verdict = follower.verdict
     if follower.last is None:
         return [Text(" No verdict yet: no reading has been taken.", "bold")]
-    head = Text(" ").append(f" {verdict.outcome.upper()} ", STYLES[verdict.outcome] + " reverse")
+    head = Text(" ").append(f" {verdict.outcome.upper()} ", SHOWN[verdict.outcome].style + " reverse")
     regime = f"{verdict.regime} regime" if verdict.regime in ("grokking", "decline") else ""
     regime = "without LAR" if verdict.regime == "loss" else regime
     since = "" if verdict.since_step is None else f"since step {verdict.since_step:,}"

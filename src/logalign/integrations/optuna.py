@@ -30,7 +30,7 @@ import numpy as np
 
 from logalign.common.extras import load
 from logalign.diagnosis.epochs import MIN_READINGS, memorized
-from logalign.diagnosis.verdict import OUTCOMES, Outcome
+from logalign.diagnosis.outcome import OUTCOMES, Outcome
 from logalign.errors import InputError, LogAlignWarning
 from logalign.samples.passes import passes_of
 from logalign.samples.record import GIVEN_UP, NOT_TRACKED

@@ -15,7 +15,8 @@ import numpy as np
 
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Detector
-from logalign.diagnosis.verdict import Outcome, Verdict
+from logalign.diagnosis.outcome import Outcome
+from logalign.diagnosis.verdict import Verdict
 from logalign.errors import InputError
 from logalign.runs.columns import Columns
 from logalign.runs.reading import ENERGY_NAMES, FORMS, INTEGER_FIELDS, REVISIT_FIELDS, TEXT_FIELDS, Reading

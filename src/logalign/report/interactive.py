@@ -30,21 +30,13 @@ import jinja2
 
 from logalign.common.extras import load
 from logalign.common.version import __version__
-from logalign.diagnosis.verdict import OUTCOMES, Verdict
+from logalign.diagnosis.outcome import SHOWN
+from logalign.diagnosis.verdict import Verdict
 from logalign.errors import InputError
 from logalign.report.figures import house_style
 from logalign.report.page import _blocks, _replace, _svg, _table
 from logalign.report.panels import Panel, Tables, label
 
-MARKS = {
-    "healthy": "✓",
-    "approaching": "▲",
-    "overfitting": "✕",
-    "memorizing": "✕",
-    "diverged": "✕",
-    "generalizing": "✓",
-    "undecidable": "?",
-}
 AXES = {
     "step": {"title": "step", "format": ",d"},
     "tokens": {"title": "tokens", "format": ".4s"},
@@ -110,7 +102,7 @@ def write_interactive(
         parts=[_part(part, i) for i, part in enumerate(parts)],
         facts=[(heading, dict(each)) for heading, each in facts],
         axes=axes,
-        outcomes=OUTCOMES,
+        outcomes={outcome: shown.color for outcome, shown in SHOWN.items()},
         hashes=[content_hash(script), content_hash(library)],
         script=script,
         data=embedded_json(data),
@@ -186,7 +178,7 @@ def _card(card: Card) -> dict[str, Any]:
     return {
         "name": card.name,
         "outcome": verdict.outcome,
-        "mark": MARKS[verdict.outcome],
+        "mark": SHOWN[verdict.outcome].mark,
         "since": ", ".join(since),
         "facts": [(label, _sentence(text)) for label, text in facts if text],
         "notes": list(card.notes),

@@ -19,12 +19,11 @@ from matplotlib.figure import Figure
 
 from logalign.diagnosis.drops import LossThresholds
 from logalign.diagnosis.grokking import GrokThresholds
+from logalign.diagnosis.outcome import OUTCOMES, SHOWN
 from logalign.diagnosis.overfit_rule import OverfitThresholds
-from logalign.diagnosis.verdict import OUTCOMES
 from logalign.report import figures, signal_figures
 from logalign.report.figures import COLORS, RUN_COLORS
 from logalign.report.shown import ShownRun, axis_values
-from logalign.report.signal_figures import OUTCOME_COLORS
 from logalign.report.spectra_shown import ShownSpectra
 
 Vector = np.ndarray[Any, Any]
@@ -427,7 +426,7 @@ def outcome_panels(runs: Sequence[ShownRun], tables: Tables) -> list[Panel]:
                     "name": outcome,
                     "hover": outcome if len(runs) == 1 else f"{label(run.name)}: {outcome}",
                     "legend": not any(trace["name"] == outcome for trace in traces),
-                    "color": OUTCOME_COLORS[outcome],
+                    "color": SHOWN[outcome].color,
                 }
             )
     lanes = seen if len(runs) == 1 else [label(run.name, characters=24) for run in runs]

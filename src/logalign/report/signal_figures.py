@@ -9,21 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from logalign.diagnosis.verdict import OUTCOMES
+from logalign.diagnosis.outcome import OUTCOMES, SHOWN
 from logalign.report import figures
 from logalign.report.figures import COLORS, RUN_COLORS, Columns, house_style, new_axes
 
 Vector = np.ndarray[Any, Any]
 
-OUTCOME_COLORS = {
-    "healthy": "#009E73",
-    "approaching": "#E69F00",
-    "overfitting": "#D55E00",
-    "memorizing": "#CC79A7",
-    "diverged": "#000000",
-    "generalizing": "#0072B2",
-    "undecidable": "#7F7F7F",
-}
 FEW_POINTS = 40
 """Readings up to which each is marked, so that one between two gaps is seen."""
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
@@ -113,7 +104,7 @@ def outcome_figure(runs: Sequence[tuple[str, Vector, Sequence[str]]]) -> Figure:
                     linestyle="none",
                     marker="s",
                     markersize=7,
-                    color=OUTCOME_COLORS[outcome],
+                    color=SHOWN[outcome].color,
                     label=outcome if lane == 0 else "_",
                 )
     names = seen if len(runs) == 1 else [figures._plain(name) for name, _, _ in runs]

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from logalign.diagnosis.comparable import position
 from logalign.diagnosis.loss_only import AFTERWARDS
+from logalign.diagnosis.outcome import SHOWN
 from logalign.diagnosis.ranking import ESTIMATE, LAR, LOSS_AND_LAR, PASSES, Quantity, Ranking
-from logalign.diagnosis.verdict import Outcome, Verdict, shown
+from logalign.diagnosis.verdict import Verdict, shown
 from logalign.report.drifts import UNIT, Drift
 from logalign.report.names import short_names
 
@@ -26,15 +27,6 @@ RESTS_ON: dict[Quantity, str] = {
     PASSES: "Passes are too short for readings to tell more, so no order is sure: take readings more often.",
     LAR: "No order is sure by it alone: pass loss= and epoch= to step().",
 }
-STYLES: dict[Outcome, str] = {
-    "healthy": "bold green",
-    "generalizing": "bold green",
-    "approaching": "bold yellow",
-    "overfitting": "bold red",
-    "memorizing": "bold red",
-    "diverged": "bold red",
-    "undecidable": "bold",
-}
 
 
 def print_verdict(verdict: Verdict, *, name: str, console: Console, verbose: bool = False) -> None:
@@ -46,7 +38,7 @@ def print_verdict(verdict: Verdict, *, name: str, console: Console, verbose: boo
         console: Where to.
         verbose: Whether to print its numbers, what it rests on and its limits, too.
     """
-    headline = Text(f"{name}: ").append(verdict.headline(), style=STYLES[verdict.outcome])
+    headline = Text(f"{name}: ").append(verdict.headline(), style=SHOWN[verdict.outcome].style)
     console.print(headline, soft_wrap=True)
     for label, sentence in _sentences(verdict):
         if sentence:

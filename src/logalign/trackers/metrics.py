@@ -6,9 +6,10 @@ docs/trackers.md lists them. What is undefined at a reading is left out, never m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from logalign.diagnosis.verdict import Outcome, Verdict
+from logalign.diagnosis.outcome import SHOWN
+from logalign.diagnosis.verdict import Verdict
 from logalign.runs.foreign import rows
 from logalign.runs.reading import Reading, Readings
 
@@ -25,17 +26,6 @@ REVISITS = ("drift", "drift_error", "gain", "gain_error", "revisited", "passes")
 """What samples that training meets again say, once, with the main layer."""
 JUDGED = ("deviation", "revisited_share", "strain")
 """Numbers of the verdict's evidence."""
-
-VERDICT_CODES: Mapping[Outcome, int] = {
-    "undecidable": -1,
-    "generalizing": 0,
-    "healthy": 1,
-    "approaching": 2,
-    "memorizing": 3,
-    "overfitting": 4,
-    "diverged": 5,
-}
-"""Trackers draw numbers, not words: the higher the worse, 3 to 5 are alarms."""
 
 
 def metrics(readings: Readings, verdict: Verdict) -> dict[str, float]:
@@ -59,7 +49,7 @@ def metrics(readings: Readings, verdict: Verdict) -> dict[str, float]:
     found = _of(main, (*LAYER, *TRAINING, *REVISITS), PREFIX)
     found |= {PREFIX + name: value for name, value in main.extra.items()}
     found |= {PREFIX + name: verdict.evidence.get(name) for name in JUDGED}
-    found[PREFIX + "verdict"] = VERDICT_CODES[verdict.outcome]
+    found[PREFIX + "verdict"] = SHOWN[verdict.outcome].code
     for site, reading in readings.items():
         if site != main.site:
             found |= _of(reading, LAYER, f"{PREFIX}{site}/")
