@@ -62,3 +62,9 @@ def test_every_test_that_the_page_of_stacks_names_is_there():
     rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
     untested = [row for row in rows if "`test_" not in row and "*not measured*" not in row]
     assert all(row.endswith("| test |") for row in untested), untested
+
+
+def test_the_api_page_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text()
+    named = set(re.findall(r"^::: logalign\.(\w+)$", page, re.MULTILINE)) - {"errors"}
+    assert named == set(logalign.__all__) - {"LogAlignError"}

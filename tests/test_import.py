@@ -44,20 +44,29 @@ def test_the_check_itself_sees_what_is_loaded():
 def test_public_names():
     assert logalign.__all__ == [
         "Baseline",
+        "Detector",
         "Energies",
-        "GrokDetector",
+        "GrokThresholds",
         "LogAlignError",
-        "OverfitDetector",
+        "Monitor",
+        "OverfitThresholds",
+        "Ranking",
         "Reading",
         "Readings",
+        "Revisits",
+        "Run",
+        "Spectra",
         "Verdict",
         "diagnose",
         "effective_dim",
+        "export",
         "lar",
         "open_run",
+        "rank",
         "revisits",
         "spectra",
         "watch",
+        "write_run_report",
     ]
     for name in logalign.__all__:
         assert getattr(logalign, name).__name__ == name

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from logalign import Baseline, GrokDetector, OverfitDetector, Reading, Readings, open_run
+from logalign import Baseline, Reading, Readings, open_run
 from logalign.diagnosis.detector import Detector, diagnose
+from logalign.diagnosis.grokking import GrokDetector
+from logalign.diagnosis.overfit_rule import OverfitThresholds
+from logalign.diagnosis.overfitting import OverfitDetector
 from logalign.errors import InputError, LogAlignError, RunError
 
 DATA = Path(__file__).parents[1] / "data"
@@ -84,6 +87,13 @@ def test_offline_says_at_every_step_what_online_said(name):
     online = Detector(baseline=baseline)
     for i, reading in enumerate(readings):
         assert online.update(reading) == diagnose(readings[: i + 1], baseline=baseline)
+
+
+def test_thresholds_may_be_given():
+    readings = recorded("ft_prose_to_python")[:60]
+    assert diagnose(readings).outcome == "overfitting"
+    cautious = OverfitThresholds(memorized=0.99)
+    assert diagnose(readings, thresholds=cautious).outcome == "healthy"
 
 
 # Regimes -----------------------------------------------------------------------------------------------------------

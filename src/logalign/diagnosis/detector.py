@@ -201,6 +201,7 @@ def diagnose(
     *,
     baseline: Baseline | str | os.PathLike[str] | Run | None = None,
     regime: Choice = "auto",
+    thresholds: OverfitThresholds | None = None,
 ) -> Verdict:
     """Say what a recorded run shows: one of the outcomes of `Verdict`, with its reason.
 
@@ -212,6 +213,7 @@ def diagnose(
         run: A path, a Run, or readings, such as those of a `Monitor`.
         baseline: A `Baseline`, or a run to make one from: training that does not overfit.
         regime: "auto", "grokking", "decline" or "both".
+        thresholds: When the decline logic calls it what; those of the benchmark by default.
 
     Returns:
         The verdict after the last reading of the run's main layer.
@@ -232,7 +234,7 @@ def diagnose(
     else:
         readings = [each.main if isinstance(each, Readings) else each for each in run]
         site = main_layer(sorted({reading.site for reading in readings}))
-    detector = Detector(baseline=as_baseline(baseline), regime=regime)
+    detector = Detector(baseline=as_baseline(baseline), regime=regime, decline=thresholds)
     for reading in readings:
         if reading.site == site:
             detector.update(reading)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Choice, Detector
+from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.verdict import Verdict
 from logalign.runs.reading import Reading
 
@@ -20,16 +22,23 @@ class GuardedDetector:
     Args:
         baseline: As of `Detector`.
         regime: As of `Detector`.
+        thresholds: Of the decline logic.
         warn: Called with one sentence when something went wrong.
     """
 
-    def __init__(self, *, baseline: Baseline | None, regime: Choice, warn: Callable[[str], None]) -> None:
-        self._baseline = baseline
-        self._regime = regime
+    def __init__(
+        self,
+        *,
+        baseline: Baseline | None,
+        regime: Choice,
+        warn: Callable[[str], None],
+        thresholds: OverfitThresholds | None = None,
+    ) -> None:
+        self._new = partial(Detector, baseline=baseline, regime=regime, decline=thresholds)
         self._warn = warn
         self._pending: Callable[[], Iterable[Reading]] | None = None
         self._fault: str | None = None
-        self._detector = Detector(baseline=baseline, regime=regime)
+        self._detector = self._new()
 
     @property
     def verdict(self) -> Verdict:
@@ -44,7 +53,7 @@ class GuardedDetector:
 
     def restart(self, readings: Callable[[], Iterable[Reading]]) -> None:
         """Begin anew, with these readings as the past; they are not read before they are needed."""
-        self._detector = Detector(baseline=self._baseline, regime=self._regime)
+        self._detector = self._new()
         self._fault = None
         self._pending = readings
 

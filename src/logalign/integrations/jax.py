@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from logalign.common.extras import load
 from logalign.common.version import __version__
 from logalign.diagnosis.detector import as_baseline
+from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.errors import InputError, LogAlignError
 from logalign.recording.journal import open_journal
 from logalign.runs.reading import FIELDS, UNEMBEDDING, Reading, Readings, finite
@@ -77,6 +78,7 @@ class Recorder:
             reading, unless `load_state_dict()` sets it.
         baseline: What `verdict` compares LAR with: a `Baseline`, or a run to make one from.
         regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
+        thresholds: When the decline logic calls it what; those of the benchmark by default.
         trackers: Where to show every reading and the verdict, too: names or objects, as `logalign.watch` takes them.
         main: The name of the site that is judged, the layer whose outputs are logits.
         settings: What else to record in run.json, for instance the training's hyperparameters.
@@ -108,8 +110,8 @@ class Recorder:
         ...     for _ in range(3):
         ...         kernel, loss, sums = train_step(kernel, x)
         ...         _ = recorder.step(sums, loss=loss)
-        >>> [each.step for each in recorder.readings]
-        [0, 1, 2]
+        >>> print(*(each.step for each in recorder.readings))
+        0 1 2
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Recorder:
         resume: bool = False,
         baseline: Baseline | str | os.PathLike[str] | Run | None = None,
         regime: Choice = "auto",
+        thresholds: OverfitThresholds | None = None,
         trackers: object = None,
         main: str = UNEMBEDDING,
         settings: Mapping[str, Any] | None = None,
@@ -152,6 +155,7 @@ class Recorder:
             history=history,
             baseline=self._baseline,
             regime=regime,
+            thresholds=thresholds,
             trackers=trackers,
             revisits=revisits,
         )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from logalign.diagnosis.detector import check_regime
 from logalign.diagnosis.guarded import GuardedDetector
+from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.errors import LogAlignWarning
 from logalign.runs.reading import Reading, Readings
 from logalign.runs.run import open_run
@@ -47,6 +48,7 @@ class Journal:
         history: How many steps' readings to keep in memory.
         baseline: As of `Detector`.
         regime: As of `Detector`.
+        thresholds: Of the decline logic, as of `Detector`.
         past: The readings of a resumed run, after the last of which the step goes on; None for a new one.
         trackers: Of `open_trackers()`.
         revisits: How many samples to track, for drift; 0 for none.
@@ -66,6 +68,7 @@ class Journal:
         history: int,
         baseline: Baseline | None = None,
         regime: Choice = "auto",
+        thresholds: OverfitThresholds | None = None,
         past: Iterable[Reading] | None = None,
         trackers: Iterable[Tracker] = (),
         revisits: int = TRACKED,
@@ -80,7 +83,10 @@ class Journal:
         self._warned: set[str] = set()
         self._told_later: list[tuple[str, str]] = []
         self._detector = GuardedDetector(
-            baseline=baseline, regime=regime, warn=lambda message: self.warn_later("detector", message)
+            baseline=baseline,
+            regime=regime,
+            thresholds=thresholds,
+            warn=lambda message: self.warn_later("detector", message),
         )
         self._trackers = Trackers(trackers, warn=self.warn_later)
         self.past = None if past is None else list(past)
@@ -266,6 +272,7 @@ def open_journal(
     history: int = 10_000,
     baseline: Baseline | None = None,
     regime: Choice = "auto",
+    thresholds: OverfitThresholds | None = None,
     trackers: object = None,
     revisits: int = TRACKED,
 ) -> Journal:
@@ -280,6 +287,7 @@ def open_journal(
         history: As of `Journal`.
         baseline: As of `Journal`.
         regime: As of `Journal`.
+        thresholds: As of `Journal`.
         trackers: Names or objects, as `open_trackers()` takes them.
         revisits: As of `Journal`.
 
@@ -307,6 +315,7 @@ def open_journal(
         history=history,
         baseline=baseline,
         regime=regime,
+        thresholds=thresholds,
         past=past,
         trackers=opened,
         revisits=revisits,

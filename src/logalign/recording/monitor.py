@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from logalign.common.version import __version__
 from logalign.diagnosis.detector import as_baseline, check_regime
+from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.errors import InputError, LogAlignError, MissingExtraError
 from logalign.recording.journal import Journal, open_journal, say
 from logalign.runs.reading import UNEMBEDDING, Reading, Readings, finite
@@ -60,6 +61,7 @@ def watch(
     history: int = 10_000,
     baseline: Baseline | str | os.PathLike[str] | Run | None = None,
     regime: Choice = "auto",
+    thresholds: OverfitThresholds | None = None,
     mesh: DeviceMesh | ProcessGroup | None = None,
     vocabulary: int | None = None,
     without_logits: str | int = "auto",
@@ -89,6 +91,7 @@ def watch(
         baseline: What `Monitor.verdict` compares LAR with: a `Baseline`, or a run to make one from, of the same set-up
             on data that does not repeat.
         regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
+        thresholds: When the decline logic calls it what; those of the benchmark by default.
         mesh: The ranks that have tokens of their own, where the model's wrapper (DDP, `fully_shard`, DeepSpeed)
             does not say it: a process group, or the data- and context-parallel axes of a device mesh.
         vocabulary: How many rows of the unembedding stand for something, where it is padded beyond: the others are left
@@ -188,6 +191,7 @@ def watch(
             "history": history,
             "baseline": reference,
             "regime": regime,
+            "thresholds": thresholds,
             "revisits": revisits,
         }
         if sought is None:
