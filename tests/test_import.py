@@ -73,7 +73,7 @@ def test_public_names():
 
 
 @pytest.mark.parametrize(
-    "name", ["lar", "Energies", "Readings", "open_run", "diagnose", "OverfitDetector", "GrokDetector", "Baseline"]
+    "name", ["lar", "Energies", "Readings", "open_run", "diagnose", "Detector", "OverfitThresholds", "Baseline", "Run"]
 )
 def test_what_needs_no_framework_loads_none(name):
     assert loaded_by(f"import logalign; logalign.{name}") == set()
