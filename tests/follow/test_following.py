@@ -7,7 +7,7 @@ import pytest
 from logalign.diagnosis.detector import diagnose
 from logalign.errors import RunError
 from logalign.follow.following import Follower
-from logalign.follow.screen import Choice, screen
+from logalign.follow.screen import View, screen
 from logalign.runs.run import open_run
 
 
@@ -31,7 +31,7 @@ def all_of(follower):
 
 
 def text(follower, width=80, height=24, choice=None):
-    return "\n".join(row.plain for row in screen(follower, choice or Choice(), width=width, height=height))
+    return "\n".join(row.plain for row in screen(follower, choice or View(), width=width, height=height))
 
 
 def test_at_every_reading_it_says_what_diagnose_says(recorded):
@@ -148,7 +148,7 @@ def test_the_screen_fits_every_size(write_run, lars):
     follower = followed(write_run(lars=lars).path / "")
     all_of(follower)
     follower.warnings.append((5, "word " * 50))
-    choices = [Choice(), Choice(curve="signal", zoomed=True), Choice(curve="k"), Choice(help=True)]
+    choices = [View(), View(curve="signal", zoomed=True), View(curve="k"), View(help=True)]
     for width in (1, 2, 9, 20, 39, 71, 72, 80, 201):
         for height in (1, 2, 5, 9, 13, 17, 24, 60):
             for choice in choices:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from logalign.follow.plot import BRAILLE, Curve, plot
+from logalign.follow.plot import BRAILLE, TerminalCurve, plot
 
 NAN = float("nan")
 
@@ -23,7 +23,7 @@ def dots(rows):
 
 
 def test_a_line_goes_from_corner_to_corner():
-    rows = plot("x", np.arange(5.0), [Curve("", np.arange(5.0), "cyan")], width=28, height=7)
+    rows = plot("x", np.arange(5.0), [TerminalCurve("", np.arange(5.0), "cyan")], width=28, height=7)
     found = dots(rows)
     assert found[-1, 0]
     assert found[0, -1]
@@ -35,14 +35,14 @@ def test_a_line_goes_from_corner_to_corner():
 def test_no_extreme_of_a_long_run_is_lost():
     values = np.zeros(100_000)
     values[[777, 50_001]] = 1.0, -1.0
-    found = dots(plot("x", np.arange(100_000.0), [Curve("", values, "cyan")], width=80, height=8))
+    found = dots(plot("x", np.arange(100_000.0), [TerminalCurve("", values, "cyan")], width=80, height=8))
     assert found[0].sum() == 1
     assert found[-1].sum() == 1
 
 
 def test_undefined_values_are_a_gap():
     values = np.array([1.0, 1.0, NAN, 1.0, 1.0])
-    columns = dots(plot("x", np.arange(5.0), [Curve("", values, "cyan")], width=49, height=5)).any(axis=0)
+    columns = dots(plot("x", np.arange(5.0), [TerminalCurve("", values, "cyan")], width=49, height=5)).any(axis=0)
     assert columns[:20].all()
     assert not columns[25:55].any()
     assert columns[62:].all()
@@ -50,14 +50,14 @@ def test_undefined_values_are_a_gap():
 
 def test_a_logarithmic_axis_has_its_powers_and_leaves_out_what_is_not_positive():
     values = np.array([0.0, 1.0, 10.0, 100.0, -5.0])
-    rows = plot("k", np.arange(5.0), [Curve("", values, "cyan")], width=40, height=9, log=True)
+    rows = plot("k", np.arange(5.0), [TerminalCurve("", values, "cyan")], width=40, height=9, log=True)
     labels = [row.plain[:6].strip() for row in rows[1:-1]]
     assert [label for label in labels if label] == ["100", "10", "1"]
     assert labels.index("10") == 3
 
 
 def test_a_threshold_is_named_at_its_line_or_in_the_heading():
-    curve = Curve("", np.array([0.0, 1.0]), "cyan")
+    curve = TerminalCurve("", np.array([0.0, 1.0]), "cyan")
     near = plot("x", np.arange(2.0), [curve], width=60, height=8, lines=[(1.5, "approaching")])
     assert "approaching 1.5" in near[1].plain
     far = plot("x", np.arange(2.0), [curve], width=60, height=8, lines=[(100.0, "approaching")])
@@ -73,7 +73,10 @@ def test_every_plot_fits(values, log, size):
     steps = np.arange(float(len(values)))
     if not len(steps):
         steps, values = np.array([0.0]), [NAN]
-    curves = [Curve("plain", np.array(values), "cyan"), Curve("centered", np.array(values), "red", dotted=True)]
+    curves = [
+        TerminalCurve("plain", np.array(values), "cyan"),
+        TerminalCurve("centered", np.array(values), "red", dotted=True),
+    ]
     for ascii_only in (False, True):
         rows = plot("LAR", steps, curves, width=width, height=height, log=log, ascii_only=ascii_only)
         assert len(rows) == height

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from logalign.errors import InputError
 from logalign.torch import output_energy
 from logalign.torch.linear import Dense
-from logalign.torch.meter import Meter, Part, unpack
+from logalign.torch.meter import Meter, Share, unpack
 from logalign.torch.output_energy import SAMPLE, OutputEnergy, Way
 
 
@@ -150,12 +150,12 @@ def test_errors_of_all_forms_against_their_scatter():
 
 def test_of_a_part_of_the_rows_no_sample_is_taken_and_of_a_part_of_the_columns_no_energy():
     weight, inputs = random(60, 16), random(2000, 16, seed=1)
-    meter = Meter(Part(shape=(60, 16), spread=True), weight.device, way=Way(100))
+    meter = Meter(Share(shape=(60, 16), spread=True), weight.device, way=Way(100))
     meter.add(weight[:30], inputs)
     packed = meter.pack()
     energies, _, _ = unpack(packed, packed.vector.numpy())
     assert energies.output_error == 0
     assert energies.output == pytest.approx(exact(weight[:30], inputs), rel=1e-5)
-    meter = Meter(Part(shape=(60, 32)), weight.device)
+    meter = Meter(Share(shape=(60, 32)), weight.device)
     with pytest.raises(InputError, match="this rank has 16 of 32 columns"):
         meter.add(weight, inputs)

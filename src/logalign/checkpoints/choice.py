@@ -52,7 +52,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ChosenTensors:
     """What is looked at.
 
     Attributes:
@@ -64,7 +64,7 @@ class Choice:
     left_out: Mapping[str, int]
 
 
-def choose(checkpoint: Checkpoint, layers: str | Sequence[str]) -> Choice:
+def choose(checkpoint: Checkpoint, layers: str | Sequence[str]) -> ChosenTensors:
     """Find the matrices asked for.
 
     Args:
@@ -101,7 +101,7 @@ def choose(checkpoint: Checkpoint, layers: str | Sequence[str]) -> Choice:
                 how, site = f"matches {pattern!r}", name.removesuffix(".weight")
                 chosen.setdefault(name, Chosen(name=name, site=site, how=how, is_transposed=name in conv1d))
     order = sorted(chosen.values(), key=lambda each: (each.site != UNEMBEDDING, _numbered(each.name)))
-    return Choice(chosen=tuple(order), left_out=dict(left_out))
+    return ChosenTensors(chosen=tuple(order), left_out=dict(left_out))
 
 
 def _unfit(name: str, stored: Stored) -> str | None:

@@ -17,15 +17,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from logalign.diagnosis.curves import Band, Curve
-from logalign.diagnosis.series import FORMS, known
+from logalign.diagnosis.curves import Band, BaselineCurve
+from logalign.diagnosis.series import known
 from logalign.diagnosis.trend import Vector
 from logalign.errors import InputError
-from logalign.runs.reading import UNEMBEDDING, Reading
-from logalign.runs.run import Run, open_run
+from logalign.runs.reading import FORMS, UNEMBEDDING, Reading
+from logalign.runs.run import Run, RunLike, open_run
 
 Axis = Literal["step", "tokens"]
-RunLike = str | os.PathLike[str] | Run
 
 CURVES = (*FORMS, "loss")
 """What a baseline has a curve of: the four forms of LAR, and the training loss, whose deviation is a rival signal."""
@@ -51,7 +50,7 @@ class Baseline:
     axis: Literal["step", "tokens", "auto"] = "auto"
     epoch: float | None = None
     tokens_per_step: float | None = None
-    curves: Mapping[Axis, Mapping[str, Curve]] = field(default_factory=dict, repr=False)
+    curves: Mapping[Axis, Mapping[str, BaselineCurve]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_run(
@@ -132,7 +131,7 @@ class Baseline:
             raise InputError(f"baseline: expected a curve of {form!r} by {axis}, found none recorded")
         return curve.at(np.asarray(x, dtype=np.float64))
 
-    def curve(self, form: str, axis: Axis) -> Curve | None:
+    def curve(self, form: str, axis: Axis) -> BaselineCurve | None:
         """The curve of one form, None where it was not recorded."""
         return self.curves.get(axis, {}).get(form)
 
@@ -245,9 +244,9 @@ class Baseline:
                     f"{name}: expected a layer of the first run's shape (m, n) = {shapes[0]}, found {shape}; "
                     "LARs compare only at equal shape"
                 )
-        curves: dict[Axis, dict[str, Curve]] = {}
+        curves: dict[Axis, dict[str, BaselineCurve]] = {}
         for along in ("step", "tokens"):
-            found = {form: Curve.of([_points(part, form, along) for part in parts]) for form in (*CURVES, "lr")}
+            found = {form: BaselineCurve.of([_points(part, form, along) for part in parts]) for form in (*CURVES, "lr")}
             curves[along] = {form: curve for form, curve in found.items() if curve is not None}
         if axis == "tokens" and "lar" not in curves["tokens"]:
             raise InputError(

@@ -39,7 +39,7 @@ class Band:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Curve:
+class BaselineCurve:
     """The mean of one or several recorded series, interpolated between readings, over the x that all of them have."""
 
     x: Vector
@@ -49,7 +49,7 @@ class Curve:
     spacing: float
 
     @classmethod
-    def of(cls, series: Sequence[tuple[Vector, Vector]]) -> Curve | None:
+    def of(cls, series: Sequence[tuple[Vector, Vector]]) -> BaselineCurve | None:
         """The curve of these (x, y); None where one is empty or they have no x in common."""
         if not all(x.size for x, _ in series):
             return None

@@ -25,8 +25,8 @@ from logalign.errors import InputError
 from logalign.runs.reading import Reading, Readings, never_tried
 from logalign.runs.run import Run, main_layer, open_run
 
-Choice = Literal["auto", "grokking", "decline", "both"]
-CHOICES: tuple[Choice, ...] = ("auto", "grokking", "decline", "both")
+AskedRegime = Literal["auto", "grokking", "decline", "both"]
+ASKED_REGIMES: tuple[AskedRegime, ...] = ("auto", "grokking", "decline", "both")
 NO_BASELINE = "the baseline is not used: a log without LAR cannot be compared with it"
 STATE_VERSION = 3
 REMEMBERED_EPISODES = 64
@@ -57,7 +57,7 @@ class Detector:
         self,
         *,
         baseline: Baseline | None = None,
-        regime: Choice = "auto",
+        regime: AskedRegime = "auto",
         grokking: GrokThresholds | None = None,
         decline: OverfitThresholds | None = None,
     ) -> None:
@@ -200,7 +200,7 @@ def diagnose(
     run: str | os.PathLike[str] | Run | Iterable[Reading | Readings],
     *,
     baseline: Baseline | str | os.PathLike[str] | Run | None = None,
-    regime: Choice = "auto",
+    regime: AskedRegime = "auto",
     thresholds: OverfitThresholds | None = None,
 ) -> Verdict:
     """Say what a recorded run shows: one of the outcomes of `Verdict`, with its reason.
@@ -252,5 +252,5 @@ def check_regime(regime: str) -> None:
     Raises:
         InputError: it is none of "auto", "grokking", "decline" and "both".
     """
-    if regime not in CHOICES:
-        raise InputError(f"regime: expected one of {', '.join(CHOICES)}, found {regime!r}")
+    if regime not in ASKED_REGIMES:
+        raise InputError(f"regime: expected one of {', '.join(ASKED_REGIMES)}, found {regime!r}")

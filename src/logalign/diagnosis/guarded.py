@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from logalign.diagnosis.baseline import Baseline
-from logalign.diagnosis.detector import Choice, Detector
+from logalign.diagnosis.detector import AskedRegime, Detector
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.verdict import Verdict
 from logalign.runs.reading import Reading
@@ -30,7 +30,7 @@ class GuardedDetector:
         self,
         *,
         baseline: Baseline | None,
-        regime: Choice,
+        regime: AskedRegime,
         warn: Callable[[str], None],
         thresholds: OverfitThresholds | None = None,
     ) -> None:

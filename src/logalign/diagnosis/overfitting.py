@@ -43,10 +43,10 @@ from logalign.diagnosis.overfit_rule import (
 )
 from logalign.diagnosis.repetition import LATELY, RepetitionMemory
 from logalign.diagnosis.revisited import RevisitMemory
-from logalign.diagnosis.series import FORM_NAMES, FORMS, Series
+from logalign.diagnosis.series import FORM_NAMES, Series
 from logalign.diagnosis.trend import warm_up_end
 from logalign.errors import InputError
-from logalign.runs.reading import Reading
+from logalign.runs.reading import FORMS, Reading
 
 LR_DROP, LR_SHARE, LR_READINGS = 2 / 3, 0.2, 30
 """A learning rate drops abruptly where one reading's is under two thirds of the one before, by a fifth of the highest;

@@ -21,7 +21,6 @@ The alternative, the training loss alone, orders neither kind: it is lowest for 
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from logalign.diagnosis.epochs import MIN_READINGS, memorized
 from logalign.diagnosis.trend import Vector
 from logalign.errors import InputError, RunError
 from logalign.runs.remote import shown
-from logalign.runs.run import Run, open_run
+from logalign.runs.run import Run, RunLike, open_run
 
 SIGMAS = 2.5
 """An order by the estimate is sure where two estimates differ by more than so many errors of the difference."""
@@ -53,8 +52,6 @@ ESTIMATE: Quantity = "estimated held-out loss"
 LOSS_AND_LAR: Quantity = "training loss and LAR"
 PASSES: Quantity = "passes over the data"
 LAR: Quantity = "LAR"
-
-RunLike = str | os.PathLike[str] | Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,9 @@ import numpy as np
 from logalign.diagnosis.epochs import Passes, completed_passes, passes
 from logalign.diagnosis.trend import History, Vector
 from logalign.errors import InputError
-from logalign.runs.reading import Reading
+from logalign.runs.reading import FORMS, Reading
 from logalign.samples.passes import GivenEpochs
 
-FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
 FORM_NAMES = {
     "lar": "plain LAR",
     "lar_vocab_centered": "vocabulary-centered LAR",

@@ -17,13 +17,13 @@ from typing import TextIO
 from rich.console import Console
 
 from logalign.diagnosis.baseline import Baseline
-from logalign.diagnosis.detector import Choice as Regime
+from logalign.diagnosis.detector import AskedRegime
 from logalign.diagnosis.verdict import Verdict
 from logalign.errors import RunError
 from logalign.follow.following import Follower
 from logalign.follow.history import curves_of
 from logalign.follow.plot import number
-from logalign.follow.screen import Choice, screen, state_words
+from logalign.follow.screen import View, screen, state_words
 from logalign.runs.foreign.rows import printable
 from logalign.runs.reading import Reading
 
@@ -34,7 +34,9 @@ BETWEEN_PIECES = 0.005
 ONCE_HEIGHT = 28
 
 
-def follow(path: str | Path, *, baseline: Baseline | None = None, regime: Regime = "auto", once: bool = False) -> int:
+def follow(
+    path: str | Path, *, baseline: Baseline | None = None, regime: AskedRegime = "auto", once: bool = False
+) -> int:
     """Show a run while it grows, until the user quits.
 
     Args:
@@ -99,7 +101,7 @@ def _print_once(follower: Follower) -> None:
         raise RunError(f"{printable(str(follower.path))}: {printable(follower.trouble or follower.waiting or '')}")
     console = Console(highlight=False)
     ascii_only = not (console.encoding or "").lower().startswith("utf")
-    rows = screen(follower, Choice(), width=console.width, height=ONCE_HEIGHT, ascii_only=ascii_only)
+    rows = screen(follower, View(), width=console.width, height=ONCE_HEIGHT, ascii_only=ascii_only)
     for row in rows[:-1]:  # without the keys
         console.print(row, no_wrap=True, overflow="crop", soft_wrap=True)
 
@@ -141,7 +143,7 @@ def _wait(out: TextIO) -> None:
 def _full_screen(follower: Follower) -> int:
     from logalign.follow.terminal import EndedError, Terminal
 
-    choice, failed = Choice(), _Failure()
+    choice, failed = View(), _Failure()
     stop = threading.Event()
     terminal = Terminal()
     looker = threading.Thread(

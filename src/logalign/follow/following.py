@@ -16,13 +16,13 @@ from threading import Lock
 from typing import Any, Literal
 
 from logalign.diagnosis.baseline import Baseline
-from logalign.diagnosis.detector import Choice, Detector
+from logalign.diagnosis.detector import AskedRegime, Detector
 from logalign.diagnosis.drops import LossThresholds
 from logalign.diagnosis.grokking import GrokThresholds
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.diagnosis.verdict import Verdict
 from logalign.errors import InputError, RunError
-from logalign.follow.history import CURVES, History, curves_of
+from logalign.follow.history import CURVES, DrawnHistory, curves_of
 from logalign.follow.tail import Grown, Tail
 from logalign.runs.reading import Reading
 from logalign.runs.run import main_layer
@@ -107,14 +107,14 @@ class Follower:
         path: str | Path,
         *,
         baseline: Baseline | None = None,
-        regime: Choice = "auto",
+        regime: AskedRegime = "auto",
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = Path(path)
         self.lock = Lock()
         self._baseline = baseline
-        self._regime: Choice = regime
+        self._regime: AskedRegime = regime
         self._clock = clock
         self._timer = timer
         self._tail = Tail(path)
@@ -127,7 +127,7 @@ class Follower:
     def _begin(self, site: str | None = None) -> None:
         self._detector: Detector | None = Detector(baseline=self._baseline, regime=self._regime)
         self.verdict: Verdict = self._detector.verdict
-        self.history = History((*CURVES, *(signal.name for signal in SIGNALS)))
+        self.history = DrawnHistory((*CURVES, *(signal.name for signal in SIGNALS)))
         self.site = site
         self.sites: set[str] = set()
         self.last: Reading | None = None

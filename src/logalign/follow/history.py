@@ -18,14 +18,14 @@ PACE = 20
 """Readings whose pace is told."""
 
 
-class History:
+class DrawnHistory:
     """Numbers by step. A step that is not above the one before means that training was resumed there.
 
     Args:
         names: Of the columns beside `step` and `time`.
 
     Example:
-        >>> history = History(["lar"])
+        >>> history = DrawnHistory(["lar"])
         >>> for step, lar in [(0, 0.5), (10, 0.6), (20, 0.7), (10, 0.9)]:
         ...     history.add(step, None, {"lar": lar})
         >>> history.column("step").tolist(), history.column("lar").tolist()

@@ -27,7 +27,7 @@ FEWEST = 3
 
 
 @dataclass(frozen=True)
-class Curve:
+class TerminalCurve:
     """A curve of a plot.
 
     Attributes:
@@ -46,7 +46,7 @@ class Curve:
 def plot(
     title: str,
     steps: Vector,
-    curves: Sequence[Curve],
+    curves: Sequence[TerminalCurve],
     *,
     width: int,
     height: int,
@@ -120,7 +120,7 @@ def number(value: float | None) -> str:
     return f"{digits}e{int(power)}"
 
 
-def _heading(title: str, curves: Sequence[Curve], lines: Sequence[tuple[float, str]], width: int) -> Text:
+def _heading(title: str, curves: Sequence[TerminalCurve], lines: Sequence[tuple[float, str]], width: int) -> Text:
     heading = Text().append(title, "bold")
     for curve in curves:
         known = curve.values[np.isfinite(curve.values)]

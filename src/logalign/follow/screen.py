@@ -18,7 +18,7 @@ from logalign.common.markup import measured
 from logalign.diagnosis.loss_only import AFTERWARDS
 from logalign.diagnosis.outcome import SHOWN
 from logalign.follow.following import Follower
-from logalign.follow.plot import FEWEST, Curve, in_ascii, number, plot
+from logalign.follow.plot import FEWEST, TerminalCurve, in_ascii, number, plot
 from logalign.report.drifts import UNIT, Drift
 from logalign.runs.foreign.rows import printable
 
@@ -45,7 +45,7 @@ HELP = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class View:
     """What the user has chosen to see.
 
     Attributes:
@@ -58,12 +58,12 @@ class Choice:
     zoomed: bool = False
     help: bool = False
 
-    def after(self, key: str) -> Choice:
+    def after(self, key: str) -> View:
         """What is chosen after a key.
 
         Example:
-            >>> Choice().after("right").after("right").after("up")
-            Choice(curve='k', zoomed=True, help=False)
+            >>> View().after("right").after("right").after("up")
+            View(curve='k', zoomed=True, help=False)
         """
         if key in ("right", "left"):
             step = 1 if key == "right" else -1
@@ -75,7 +75,7 @@ class Choice:
         return replace(self, help=not self.help) if key == "help" else self
 
 
-def screen(follower: Follower, choice: Choice, *, width: int, height: int, ascii_only: bool = False) -> list[Text]:
+def screen(follower: Follower, choice: View, *, width: int, height: int, ascii_only: bool = False) -> list[Text]:
     """The rows to show, `height` of them at most, none wider than `width`.
 
     Args:
@@ -120,7 +120,7 @@ def state_words(follower: Follower) -> tuple[str, str]:
     return ("closed, training has ended", "cyan") if state == "closed" else ("running", "green")
 
 
-def _rows(follower: Follower, choice: Choice, width: int, height: int, ascii_only: bool) -> list[Text]:
+def _rows(follower: Follower, choice: View, width: int, height: int, ascii_only: bool) -> list[Text]:
     title, footer = _title(follower, width), _footer(choice, width)
     verdict = _verdict(follower, width, roomy=height >= 30)
     facts, troubles = [*_facts(follower, width), *_drift(follower, ascii_only)], _troubles(follower, width)
@@ -272,15 +272,15 @@ def _joined(parts: list[str], width: int) -> list[Text]:
     return [Text(row) for row in rows]
 
 
-def _plots(follower: Follower, choice: Choice, width: int, room: int, ascii_only: bool) -> list[Text]:
+def _plots(follower: Follower, choice: View, width: int, room: int, ascii_only: bool) -> list[Text]:
     history = follower.history
     if not len(history) or room < FEWEST:
         return []
     last = ZOOMED if choice.zoomed else None
     steps = history.column("step", last)
 
-    def curve(name: str, words: str, style: str, *, dotted: bool = False) -> Curve:
-        return Curve(words, history.column(name, last), style, dotted)
+    def curve(name: str, words: str, style: str, *, dotted: bool = False) -> TerminalCurve:
+        return TerminalCurve(words, history.column(name, last), style, dotted)
 
     def lar(width: int, height: int) -> list[Text]:
         curves = [curve("lar", "plain", "cyan"), curve("lar_centered", "centered", "magenta", dotted=True)]
@@ -346,7 +346,7 @@ def _help(width: int) -> list[Text]:
     return rows
 
 
-def _footer(choice: Choice, width: int) -> Text:
+def _footer(choice: View, width: int) -> Text:
     zoom = f"last {ZOOMED}" if choice.zoomed else "all readings"
     keys = f" q quit · ←→ curve: {choice.curve} · ↑↓ {zoom} · ? help"
     return Text((keys if len(keys) <= width else " q quit · ? help").ljust(width), "reverse")

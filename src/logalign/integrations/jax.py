@@ -34,7 +34,7 @@ from logalign.jax.sums import Sums, check_concrete  # noqa: E402
 
 if TYPE_CHECKING:
     from logalign.diagnosis.baseline import Baseline
-    from logalign.diagnosis.detector import Choice
+    from logalign.diagnosis.detector import AskedRegime
     from logalign.diagnosis.verdict import Verdict
     from logalign.runs.run import Run
 
@@ -121,7 +121,7 @@ class Recorder:
         every: int = 10,
         resume: bool = False,
         baseline: Baseline | str | os.PathLike[str] | Run | None = None,
-        regime: Choice = "auto",
+        regime: AskedRegime = "auto",
         thresholds: OverfitThresholds | None = None,
         trackers: object = None,
         main: str = UNEMBEDDING,

@@ -18,7 +18,7 @@ from logalign.common.extras import load
 from logalign.errors import InputError, LogAlignWarning
 from logalign.mathematics.arrays import checked_layer
 from logalign.mathematics.energies import Energies
-from logalign.torch.meter import SCALARS, Meter, Packed, Part, unpack
+from logalign.torch.meter import SCALARS, Meter, Packed, Share, unpack
 from logalign.torch.reduce import wide
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class LogAlignmentRatio(Metric):
             raise InputError(
                 f"mask: expected bool of shape {tuple(inputs.shape[:-1])}, found {mask.dtype} of {tuple(mask.shape)}"
             )
-        meter = Meter(Part(shape=(self.m, self.n), spread=True), inputs.device)
+        meter = Meter(Share(shape=(self.m, self.n), spread=True), inputs.device)
         meter.add(weight.detach(), inputs, outputs=outputs, bias=bias, mask=mask)
         packed = meter.pack()
         vector = packed.vector.clone()

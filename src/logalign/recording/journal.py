@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from logalign.diagnosis.baseline import Baseline
-    from logalign.diagnosis.detector import Choice
+    from logalign.diagnosis.detector import AskedRegime
     from logalign.diagnosis.verdict import Verdict
 
 log = logging.getLogger("logalign")
@@ -67,7 +67,7 @@ class Journal:
         main: str,
         history: int,
         baseline: Baseline | None = None,
-        regime: Choice = "auto",
+        regime: AskedRegime = "auto",
         thresholds: OverfitThresholds | None = None,
         past: Iterable[Reading] | None = None,
         trackers: Iterable[Tracker] = (),
@@ -271,7 +271,7 @@ def open_journal(
     is_first: bool = True,
     history: int = 10_000,
     baseline: Baseline | None = None,
-    regime: Choice = "auto",
+    regime: AskedRegime = "auto",
     thresholds: OverfitThresholds | None = None,
     trackers: object = None,
     revisits: int = TRACKED,

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from logalign.diagnosis.baseline import Baseline
-    from logalign.diagnosis.detector import Choice
+    from logalign.diagnosis.detector import AskedRegime
     from logalign.diagnosis.verdict import Verdict
     from logalign.runs.run import Run
-    from logalign.torch.hooks import Recorder
+    from logalign.torch.hooks import HookRecorder
     from logalign.torch.parallel import Ranks
 
 SILENT_STEPS = 3
@@ -60,7 +60,7 @@ def watch(
     settings: Mapping[str, Any] | None = None,
     history: int = 10_000,
     baseline: Baseline | str | os.PathLike[str] | Run | None = None,
-    regime: Choice = "auto",
+    regime: AskedRegime = "auto",
     thresholds: OverfitThresholds | None = None,
     mesh: DeviceMesh | ProcessGroup | None = None,
     vocabulary: int | None = None,
@@ -137,7 +137,7 @@ def watch(
     except ImportError as error:
         raise MissingExtraError('watch() needs PyTorch: pip install "logalign[torch]"') from error
     from logalign.torch.calls import Calls
-    from logalign.torch.hooks import Recorder
+    from logalign.torch.hooks import HookRecorder
     from logalign.torch.linear import weight_of
     from logalign.torch.masks import TokenMask
     from logalign.torch.output_energy import Way
@@ -173,7 +173,7 @@ def watch(
         padding=padding_token(model),
         main_call=main_call,
     )
-    recorder = Recorder(model, found, mask, ranks, way, Calls(main_call), samples)
+    recorder = HookRecorder(model, found, mask, ranks, way, Calls(main_call), samples)
     recorder.is_trying = is_trying
     mask.micro_batches = is_trying is not None
     try:
@@ -237,7 +237,7 @@ def _open(
 class Monitor:
     """What `watch()` returns: call `step()` once per optimizer step, and `close()` at the end (or use `with`)."""
 
-    def __init__(self, recorder: Recorder, journal: Journal, *, main: str, every: int, spectra_every: int) -> None:
+    def __init__(self, recorder: HookRecorder, journal: Journal, *, main: str, every: int, spectra_every: int) -> None:
         self._recorder = recorder
         self._journal = journal
         self._main = main

@@ -27,9 +27,7 @@ from logalign.report.panels import Tables
 from logalign.report.shown import FEWEST_ROWS, ROWS, ShownRun, shown_run
 from logalign.report.spectra_shown import ShownSpectra, shown_spectra
 from logalign.runs.columns import Columns
-from logalign.runs.run import Run, open_run
-
-RunLike = str | os.PathLike[str] | Run
+from logalign.runs.run import Run, RunLike, open_run
 
 HOW_TO_READ = """\
 LAR compares the size of a layer's outputs with the largest size that its weights and its inputs would allow. With n the

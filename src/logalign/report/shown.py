@@ -13,12 +13,13 @@ import numpy as np
 
 from logalign.diagnosis.baseline import Axis, Baseline
 from logalign.diagnosis.overfit_rule import OverfitThresholds
-from logalign.diagnosis.series import FORMS, LARGEST, POSSIBLE_LAR
+from logalign.diagnosis.series import LARGEST, POSSIBLE_LAR
 from logalign.errors import InputError
 from logalign.report.drifts import SIGMAS
 from logalign.report.folded import Folded, fold
 from logalign.report.thin import kept_rows
 from logalign.runs.columns import Columns, site_columns
+from logalign.runs.reading import FORMS
 from logalign.runs.run import Run, main_layer
 from logalign.samples.passes import passes_of
 

@@ -22,15 +22,13 @@ from logalign.errors import InputError, LogAlignError, RunError
 from logalign.runs.log import META
 from logalign.runs.reading import ENERGY_NAMES, FIELDS, FORMS, INTEGER_FIELDS, TEXT_FIELDS, Reading
 from logalign.runs.remote import GLOB, find_runs, is_remote
-from logalign.runs.run import Run, open_run
+from logalign.runs.run import Run, RunLike, open_run
 
 RUN, SETTINGS = "run", "settings"
 PART_ROWS, PART_BYTES = 100_000, 64_000_000
 """A part, and a row group of the table, is ended when it has so many rows or bytes."""
 EXTRA_PREFIX = "extra_"
 """Before the name of a value passed to `step()` that a column of ours has already."""
-
-RunLike = str | os.PathLike[str] | Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,6 +177,10 @@ class Run:
         return card
 
 
+RunLike = str | os.PathLike[str] | Run
+"""A run, or where it lies."""
+
+
 def main_layer(
     sites: Collection[str], *, named: object = None, name: str = "readings", otherwise: str | None = None
 ) -> str:

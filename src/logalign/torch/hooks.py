@@ -27,7 +27,7 @@ from logalign.torch.compiled import TraceableHook, as_written, bystanders, is_tr
 from logalign.torch.fused import OBSERVE, FusedLoss, LossCall, WithoutForward, hidden_state, is_same
 from logalign.torch.linear import Dense, weight_of
 from logalign.torch.masks import TokenMask, labels_among, positional_arguments
-from logalign.torch.meter import Meter, Part
+from logalign.torch.meter import Meter, Share
 from logalign.torch.output_energy import Way
 from logalign.torch.parallel import Ranks
 from logalign.torch.rows import rows_among
@@ -37,7 +37,7 @@ from logalign.torch.sites import Found, Site
 _watched: WeakSet[nn.Module] = WeakSet()
 
 
-class Recorder:
+class HookRecorder:
     """The hooks of one model, and the meters of the monitored step under way.
 
     Args:
@@ -308,7 +308,7 @@ class Recorder:
             return True
         return False
 
-    def _meter(self, part: Part, device: torch.device, *, softmax: bool = True) -> Meter:
+    def _meter(self, part: Share, device: torch.device, *, softmax: bool = True) -> Meter:
         return Meter(part, device, spectral=self.spectral, softmax=softmax, way=self.way)
 
     def observe(self, label: str, weight: Tensor, inputs: Tensor, **rest: Tensor | None) -> None:
@@ -488,7 +488,7 @@ def inside_backward() -> bool:
 class _Hook(TraceableHook):
     """A hook that stays behind when its module is copied or pickled: the copy gets one that does nothing."""
 
-    def __init__(self, recorder: Recorder, module: nn.Module, kind: str) -> None:
+    def __init__(self, recorder: HookRecorder, module: nn.Module, kind: str) -> None:
         super().__init__(module, recorder._model, kind, recorder)
         self._recorder = recorder
 
@@ -512,7 +512,7 @@ class Inert:
 
 
 class _AtSite(_Hook):
-    def __init__(self, recorder: Recorder, site: Site, *, candidate: bool) -> None:
+    def __init__(self, recorder: HookRecorder, site: Site, *, candidate: bool) -> None:
         super().__init__(recorder, site.module, "candidate" if candidate else "site")
         self._site = site
 
@@ -540,7 +540,7 @@ class _AtSite(_Hook):
 
 
 class _Before(_Hook):
-    def __init__(self, recorder: Recorder, model: nn.Module) -> None:
+    def __init__(self, recorder: HookRecorder, model: nn.Module) -> None:
         super().__init__(recorder, model, "before")
         self._positional = recorder.mask.positional
         self._follows = recorder.samples.is_on  # as it is at first: what is traced must not depend on what changes
@@ -568,7 +568,7 @@ class _Before(_Hook):
 
 
 class _After(_Hook):
-    def __init__(self, recorder: Recorder, model: nn.Module) -> None:
+    def __init__(self, recorder: HookRecorder, model: nn.Module) -> None:
         super().__init__(recorder, model, "after")
 
     @as_written
@@ -591,7 +591,7 @@ class _AtPart:
     In compiled code it does nothing and leaves nothing.
     """
 
-    def __init__(self, recorder: Recorder, part: nn.Module) -> None:
+    def __init__(self, recorder: HookRecorder, part: nn.Module) -> None:
         self._recorder = recorder
         self._positional = positional_arguments(part)
 
@@ -619,7 +619,7 @@ class _AfterPart(_AtPart):
 class _AtBody(_Hook):
     """At what computes the inputs of a head, for the case that the head's own forward does not run."""
 
-    def __init__(self, recorder: Recorder, body: nn.Module, label: str) -> None:
+    def __init__(self, recorder: HookRecorder, body: nn.Module, label: str) -> None:
         super().__init__(recorder, body, f"body of {label}")
         self._label = label
 
@@ -644,7 +644,7 @@ class _AtBody(_Hook):
 class _AtLoss(_Hook):
     """At a loss that is a module and multiplies by a weight itself."""
 
-    def __init__(self, recorder: Recorder, loss: FusedLoss) -> None:
+    def __init__(self, recorder: HookRecorder, loss: FusedLoss) -> None:
         super().__init__(recorder, loss.module, "loss")
         self._loss = loss
 

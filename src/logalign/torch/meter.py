@@ -3,7 +3,7 @@
 Everything that is measured is a sum over tokens, so the micro-batches of a step pool by addition. Of the weight, each
 quantity is taken at the step's first forward. Nothing here waits for the device but `Packed` on its way to the host.
 
-Where a layer lies over several ranks, each of them adds what it has, and a `Part` says what that is of the whole: then
+Where a layer lies over several ranks, each of them adds what it has, and a `Share` says what that is of the whole: then
 the vectors of all ranks add up to the whole's. Sums of W are taken at every rank that sees W, and divided by how many
 did. `|W s|^2`, with s the sum of all inputs, is no sum over tokens: across ranks the vector `W s` [m] is kept instead.
 """
@@ -53,7 +53,7 @@ OF_WEIGHT = ("weight", "bias_energy", "weight_nonfinite")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Share:
     """What one rank has of a layer whose W is [m, n].
 
     Attributes:
@@ -103,14 +103,14 @@ class Meter:
 
     def __init__(
         self,
-        part: Part | tuple[int, int],
+        part: Share | tuple[int, int],
         device: torch.device,
         *,
         spectral: bool = False,
         softmax: bool = True,
         way: Way | None = None,
     ) -> None:
-        self.part = part if isinstance(part, Part) else Part(shape=part)
+        self.part = part if isinstance(part, Share) else Share(shape=part)
         self.m, self.n = self.part.shape
         self.device = device
         dtype = reduce.wide(device)

@@ -26,7 +26,7 @@ from logalign.errors import InputError, LogAlignError, LogAlignWarning
 from logalign.runs.reading import UNEMBEDDING
 from logalign.torch import megatron
 from logalign.torch.linear import Dense, FirstRows, LinearMap
-from logalign.torch.meter import SCALARS, Packed, Part
+from logalign.torch.meter import SCALARS, Packed, Share
 from logalign.torch.reduce import wide
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ Shape = tuple[int, int]
 class Local(NamedTuple):
     """What this rank has of one call of a layer, and what part of the whole it is."""
 
-    part: Part
+    part: Share
     weight: LinearMap
     inputs: Tensor
     outputs: Tensor | None
@@ -106,10 +106,10 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=self.everyone[0], group=self._group)
         return box[0]
 
-    def whole(self, shape: Shape) -> Part:
+    def whole(self, shape: Shape) -> Share:
         """The part of a rank that has all of a layer, as its shards do."""
         share = 1 / self.shards
-        return Part(
+        return Share(
             shape=shape,
             of_weight=share,
             of_input=share,
@@ -137,7 +137,7 @@ class Ranks:
         if isinstance(weight, megatron.ColumnParallel):
             local = self._locate_rows(weight, inputs, outputs, name=name, softmax=softmax)
         elif self.alone and not _is_dtensor(tensor):
-            local = Local(Part(shape=weight.shape), weight, inputs, outputs, weight.bias)
+            local = Local(Share(shape=weight.shape), weight, inputs, outputs, weight.bias)
         elif not _is_dtensor(tensor):
             local = Local(self.whole(weight.shape), weight, _whole(inputs), _whole(outputs), weight.bias)
         else:
@@ -149,7 +149,7 @@ class Ranks:
     ) -> Local:
         self._check_shards(set(weight.ranks), name)
         own, share = weight.own, 1 / self.shards
-        part = Part(
+        part = Share(
             shape=weight.shape,
             first_row=weight.first_row,
             of_input=share,
@@ -172,7 +172,7 @@ class Ranks:
         length = (m, n)[placement.dim]
         first = min(mesh.get_local_rank() * math.ceil(length / mesh.size()), length)
         if placement.is_shard(0):
-            part = Part(
+            part = Share(
                 shape=(m, n),
                 first_row=first,
                 of_input=share,
@@ -183,7 +183,7 @@ class Ranks:
             found = _columns(outputs, first, own.shape[0], m)
             return Local(part, Dense(own, bias), _whole(inputs), found, bias)
         if placement.is_shard(1):
-            part = Part(shape=(m, n), first_column=first, of_output=share, of_tokens=share, spread=True)
+            part = Share(shape=(m, n), first_column=first, of_output=share, of_tokens=share, spread=True)
             if softmax:
                 raise LogAlignError(
                     f"layer {name!r}: expected an unembedding whose rows are split over ranks, or not split, found one "
