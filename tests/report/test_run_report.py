@@ -241,3 +241,10 @@ def test_a_run_of_weights_alone_shows_weights_and_no_empty_chart(tmp_path):
     assert "activation spread d_q" not in page.read_text()
     assert "coherence c" not in page.read_text()
     assert {path.stem for path in figures.glob("*.svg")} >= {"lar", "drivers", "stable_rank", "layers", "spectra"}
+
+
+def test_alarms_that_have_ended_stand_on_the_page(tmp_path):
+    log = Path(__file__).parents[1] / "data" / "ft_prose_to_python.jsonl"
+    page = write_run_report([log], tmp_path / "report.html").read_text()
+    assert "<dt>Earlier</dt>" in page
+    assert "Overfitting from step 230 to 660." in page

@@ -173,7 +173,9 @@ def _card(card: Card) -> dict[str, Any]:
         since.append(f"{verdict.regime} regime")
     if verdict.regime == "loss":
         since.append("without LAR")
-    facts = [("Why", verdict.reason), ("How sure", verdict.sure), ("But", verdict.held_out)]
+    earlier = ", ".join(map(str, verdict.earlier))
+    facts = [("Why", verdict.reason), ("Earlier", earlier and f"{earlier}."), ("How sure", verdict.sure)]
+    facts.append(("But", verdict.held_out))
     facts.append(("What to do", verdict.suggestion))
     return {
         "name": card.name,
