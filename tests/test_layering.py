@@ -173,7 +173,7 @@ def test_imports_point_one_way(path):
         ("logalign.report.page", "from logalign.recording.monitor import Monitor"),
         ("logalign.report.page", "from ..recording.monitor import Monitor"),
         ("logalign.report.page", "from logalign import watch"),
-        ("logalign.diagnosis.trend", "if TYPE_CHECKING:\n    from jax import Array"),
+        ("logalign.diagnosis.robust", "if TYPE_CHECKING:\n    from jax import Array"),
         ("logalign.torch.hooks", "from logalign.recording.monitor import Monitor"),
         ("logalign.torch.hooks", "from logalign.report import page"),
         ("logalign.report.figures", "from logalign.mathematics.energies import Energies"),

@@ -6,13 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logalign.diagnosis.trend import (
-    MAX_WARM_UP_READINGS,
-    History,
-    noise,
-    running_median,
-    warm_up_end,
-)
+from logalign.diagnosis.history import History
+from logalign.diagnosis.robust import noise, running_median
+from logalign.diagnosis.warm_up import MAX_WARM_UP_READINGS, warm_up_end
 from logalign.errors import InputError
 
 RNG = np.random.default_rng(0)

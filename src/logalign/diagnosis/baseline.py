@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from logalign.diagnosis.curves import Band, BaselineCurve
+from logalign.diagnosis.robust import Vector
 from logalign.diagnosis.series import known
-from logalign.diagnosis.trend import Vector
 from logalign.errors import InputError
 from logalign.runs.reading import FORMS, UNEMBEDDING, Reading
 from logalign.runs.run import Run, RunLike, open_run

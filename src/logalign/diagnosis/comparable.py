@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from logalign.diagnosis.epochs import MIN_READINGS
-from logalign.diagnosis.trend import Vector
+from logalign.diagnosis.robust import Vector
 from logalign.errors import InputError
 from logalign.runs.run import Run
 from logalign.samples.passes import passes_of

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from logalign.diagnosis.trend import Vector, noise
+from logalign.diagnosis.robust import Vector, noise
 
 BETWEEN_WINDOW = 15
 """Readings over which the variance between runs is averaged."""

@@ -14,8 +14,8 @@ import numpy as np
 
 from logalign.diagnosis.baseline import Axis, Baseline
 from logalign.diagnosis.curves import MEDIAN_EFFICIENCY
+from logalign.diagnosis.robust import Vector, median, noise, running_median
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.trend import Vector, median, noise, running_median
 
 SPREAD_SKIPPED = 2
 SPREAD_SMOOTHING = 5

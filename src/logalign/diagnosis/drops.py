@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from logalign.diagnosis.epochs import DROP_READINGS
+from logalign.diagnosis.history import History
 from logalign.diagnosis.outcome import OF_OVERFITTING, Outcome
+from logalign.diagnosis.robust import noise
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.trend import History, noise
 
 REMEMBERED = 64
 LR_DROP = 2 / 3

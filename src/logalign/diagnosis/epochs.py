@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from logalign.diagnosis.trend import MAD_TO_SIGMA, Vector, median
+from logalign.diagnosis.robust import MAD_TO_SIGMA, Vector, median
 
 WINDOW_PASSES = 3.0
 """Passes that a regression looks back on."""

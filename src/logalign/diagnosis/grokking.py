@@ -22,8 +22,8 @@ import numpy as np
 
 from logalign.diagnosis.judge import FROZEN, INTERPOLATION, VERDICT, Judge, Judgment, Standing, frozen, loss_limit
 from logalign.diagnosis.outcome import Outcome
+from logalign.diagnosis.robust import median, running_median
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.trend import median, running_median
 from logalign.diagnosis.verdict import Number
 
 CENTERED, PLAIN = "lar_centered", "lar"

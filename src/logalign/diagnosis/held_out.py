@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from logalign.diagnosis.history import History
 from logalign.diagnosis.outcome import Outcome
-from logalign.diagnosis.trend import History, Vector, noise
+from logalign.diagnosis.robust import Vector, noise
 from logalign.runs.reading import Reading
 
 NAME = "val_loss"

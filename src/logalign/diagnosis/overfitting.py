@@ -44,7 +44,7 @@ from logalign.diagnosis.overfit_rule import (
 from logalign.diagnosis.repetition import LATELY, RepetitionMemory
 from logalign.diagnosis.revisited import RevisitMemory
 from logalign.diagnosis.series import FORM_NAMES, Series
-from logalign.diagnosis.trend import warm_up_end
+from logalign.diagnosis.warm_up import warm_up_end
 from logalign.errors import InputError
 from logalign.runs.reading import FORMS, Reading
 

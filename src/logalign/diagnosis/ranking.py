@@ -30,7 +30,7 @@ import numpy as np
 
 from logalign.diagnosis.comparable import Align, Columns, aligned, columns_of, first, keep_equal, leave_out
 from logalign.diagnosis.epochs import MIN_READINGS, memorized
-from logalign.diagnosis.trend import Vector
+from logalign.diagnosis.robust import Vector
 from logalign.errors import InputError, RunError
 from logalign.runs.remote import shown
 from logalign.runs.run import Run, RunLike, open_run

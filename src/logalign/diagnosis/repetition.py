@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from logalign.diagnosis.history import History
+from logalign.diagnosis.robust import Vector, running_median
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.trend import History, Vector, running_median
 
 MIN_SLOPE_READINGS = 5
 LATELY = 1.8

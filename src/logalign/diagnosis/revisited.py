@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from logalign.diagnosis.robust import median
 from logalign.diagnosis.series import Series
-from logalign.diagnosis.trend import median
 
 REMEMBERED = 256
 """Estimates, one a pass, that can be gone back to."""

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from logalign.diagnosis.epochs import Passes, completed_passes, passes
-from logalign.diagnosis.trend import History, Vector
+from logalign.diagnosis.history import History
+from logalign.diagnosis.robust import Vector
 from logalign.errors import InputError
 from logalign.runs.reading import FORMS, Reading
 from logalign.samples.passes import GivenEpochs

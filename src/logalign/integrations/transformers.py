@@ -210,7 +210,7 @@ class LogAlignCallback(TrainerCallback, ExportableState):
             self.monitor.close()
 
     def _attach(self, trainer: Trainer, state: TrainerState, saved: Mapping[str, Any] | None) -> None:
-        from logalign.torch.parallel import wrapper_of
+        from logalign.torch.which_ranks import wrapper_of
 
         every: int | None = self._arguments["every"]
         if every is None:

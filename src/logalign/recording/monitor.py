@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from logalign.diagnosis.verdict import Verdict
     from logalign.runs.run import Run
     from logalign.torch.hooks import HookRecorder
-    from logalign.torch.parallel import Ranks
+    from logalign.torch.ranks import Ranks
 
 SILENT_STEPS = 3
 """Monitored steps in a row without a reading after which the user is told."""
@@ -141,10 +141,11 @@ def watch(
     from logalign.torch.linear import weight_of
     from logalign.torch.masks import TokenMask
     from logalign.torch.output_energy import Way
-    from logalign.torch.parallel import find_ranks, stage_of
+    from logalign.torch.pipeline import stage_of
     from logalign.torch.rows import padding_token
     from logalign.torch.samples import SampleTracker
     from logalign.torch.sites import Found, find_sites
+    from logalign.torch.which_ranks import find_ranks
 
     model, sought, is_trying = stage_of(model, layers)
     if not isinstance(model, nn.Module):

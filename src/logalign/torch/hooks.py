@@ -29,7 +29,7 @@ from logalign.torch.linear import Dense, weight_of
 from logalign.torch.masks import TokenMask, labels_among, positional_arguments
 from logalign.torch.meter import Meter, Share
 from logalign.torch.output_energy import Way
-from logalign.torch.parallel import Ranks
+from logalign.torch.ranks import Ranks
 from logalign.torch.rows import rows_among
 from logalign.torch.samples import SampleTracker
 from logalign.torch.sites import Found, Site

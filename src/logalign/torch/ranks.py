@@ -1,4 +1,4 @@
-"""Parallel: which ranks share a layer, what of it each of them has, and how their sums become one.
+"""Ranks: which ranks share a layer, what of it each of them has, and how their sums become one.
 
 Two kinds of ranks matter. *Token ranks* run the same layer on different tokens (data and context parallelism); the
 wrapper of the model knows them, or the user says who they are. *Shards* have different parts of the weight (tensor
@@ -14,17 +14,24 @@ part like the others.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from logalign.errors import InputError, LogAlignError, LogAlignWarning
-from logalign.runs.reading import UNEMBEDDING
+from logalign.errors import LogAlignError
 from logalign.torch import megatron
+from logalign.torch.distributed import (
+    columns_of,
+    is_dtensor,
+    is_initialized,
+    local_of,
+    summed_over,
+    whole_of,
+    world_size,
+)
 from logalign.torch.linear import Dense, FirstRows, LinearMap
 from logalign.torch.meter import SCALARS, Packed, Share
 from logalign.torch.reduce import wide
@@ -69,7 +76,7 @@ class Ranks:
         self.shards = len(self.everyone) // len(self.tokens)
         self._group = group
         self._agreed: dict[str, Shape] | None = None
-        self._was_distributed = _initialized()
+        self._was_distributed = is_initialized()
         self.is_first = group is None or torch.distributed.get_rank() == self.everyone[0]
 
     @property
@@ -92,7 +99,7 @@ class Ranks:
         Raises:
             LogAlignError: there is one, of several ranks.
         """
-        if self.alone and not self._was_distributed and _world_size() > 1:
+        if self.alone and not self._was_distributed and world_size() > 1:
             raise LogAlignError(
                 "expected the process group to be there when watch() was called, found one that came up since; call "
                 "torch.distributed.init_process_group() first, wrap the model, then watch it"
@@ -136,10 +143,10 @@ class Ranks:
         tensor = _tensor_of(weight)
         if isinstance(weight, megatron.ColumnParallel):
             local = self._locate_rows(weight, inputs, outputs, name=name, softmax=softmax)
-        elif self.alone and not _is_dtensor(tensor):
+        elif self.alone and not is_dtensor(tensor):
             local = Local(Share(shape=weight.shape), weight, inputs, outputs, weight.bias)
-        elif not _is_dtensor(tensor):
-            local = Local(self.whole(weight.shape), weight, _whole(inputs), _whole(outputs), weight.bias)
+        elif not is_dtensor(tensor):
+            local = Local(self.whole(weight.shape), weight, whole_of(inputs), whole_of(outputs), weight.bias)
         else:
             local = self._locate_shard(weight, tensor, inputs, outputs, name=name, softmax=softmax)
         return local if rows is None else _without_padding(local, rows)
@@ -157,7 +164,7 @@ class Ranks:
             spread=not self.alone,
             whole_row_sum=weight.whole_row_sum if softmax and self.shards > 1 else None,
         )
-        return Local(part, own, inputs, _columns(outputs, weight.first_row, own.shape[0], weight.shape[0]), own.bias)
+        return Local(part, own, inputs, columns_of(outputs, weight.first_row, own.shape[0], weight.shape[0]), own.bias)
 
     def _locate_shard(
         self, weight: LinearMap, tensor: Any, inputs: Tensor, outputs: Tensor | None, *, name: str, softmax: bool
@@ -166,9 +173,9 @@ class Ranks:
         self._check_mesh(mesh, name)
         placement = tensor.placements[0]
         own = tensor.to_local().detach()
-        bias = None if weight.bias is None else _local(weight.bias)
+        bias = None if weight.bias is None else local_of(weight.bias)
         if placement.is_replicate():
-            return Local(self.whole((m, n)), Dense(own, bias), _whole(inputs), _whole(outputs), bias)
+            return Local(self.whole((m, n)), Dense(own, bias), whole_of(inputs), whole_of(outputs), bias)
         length = (m, n)[placement.dim]
         first = min(mesh.get_local_rank() * math.ceil(length / mesh.size()), length)
         if placement.is_shard(0):
@@ -178,10 +185,10 @@ class Ranks:
                 of_input=share,
                 of_tokens=share,
                 spread=True,
-                whole_row_sum=_summed_over(mesh) if softmax else None,
+                whole_row_sum=summed_over(mesh) if softmax else None,
             )
-            found = _columns(outputs, first, own.shape[0], m)
-            return Local(part, Dense(own, bias), _whole(inputs), found, bias)
+            found = columns_of(outputs, first, own.shape[0], m)
+            return Local(part, Dense(own, bias), whole_of(inputs), found, bias)
         if placement.is_shard(1):
             part = Share(shape=(m, n), first_column=first, of_output=share, of_tokens=share, spread=True)
             if softmax:
@@ -189,9 +196,9 @@ class Ranks:
                     f"layer {name!r}: expected an unembedding whose rows are split over ranks, or not split, found one "
                     f"whose columns are ({tensor.placements}); in a list of layers it is measured as a hidden one"
                 )
-            found = _columns(inputs, first, own.shape[1], n)
+            found = columns_of(inputs, first, own.shape[1], n)
             assert found is not None
-            return Local(part, Dense(own, bias), found, _whole(outputs), bias)
+            return Local(part, Dense(own, bias), found, whole_of(outputs), bias)
         raise LogAlignError(
             f"layer {name!r}: expected a weight that is split by rows or columns or not at all, found placements "
             f"{tensor.placements}; call monitor.observe(weight, inputs) with whole tensors"
@@ -293,136 +300,6 @@ class Ranks:
         return {site: pair for site, pair in found.items() if float(pair[0].trace()) > 0}
 
 
-class Stage(NamedTuple):
-    """A pipeline stage as `watch()` needs it.
-
-    Attributes:
-        module: Its module.
-        layers: Which layers to look for in it: no unembedding but in the last stage; None where nothing is left.
-        is_trying: Whether the forward under way only finds out shapes, on memory that holds no data.
-    """
-
-    module: Any
-    layers: str | Sequence[str] | None
-    is_trying: Callable[[], bool] | None
-
-
-def stage_of(model: Any, layers: str | Sequence[str]) -> Stage:
-    """The stage that a `PipelineStage` is; anything else is a model that is no stage."""
-    if not _initialized():
-        return Stage(model, layers, None)
-    if megatron.is_chunk_without_head(model):
-        return Stage(model, None, lambda: False)
-    from torch.distributed.pipelining.stage import _PipelineStageBase
-
-    if not isinstance(model, _PipelineStageBase):
-        return Stage(model, layers, None)
-    if not model.is_last:
-        layers = [] if isinstance(layers, str) else [name for name in layers if name != UNEMBEDDING]
-    return Stage(model.submod, layers or None, lambda: model._stage_meta.outputs is None)
-
-
-def find_ranks(
-    model: nn.Module, mesh: DeviceMesh | ProcessGroup | None, weights: Sequence[Any], *, is_stage: bool = False
-) -> Ranks:
-    """Find the ranks that measure a model together; every one of them calls this.
-
-    Args:
-        model: As it is trained: in DDP, sharded by `fully_shard`, parallelized by DTensor.
-        mesh: The ranks that have tokens of their own, where the wrappers do not say: a process group, or the
-            data-parallel (and context-parallel) axes of a device mesh.
-        weights: Weights of the layers that are known.
-        is_stage: Whether the model is a pipeline stage, which other ranks have other parts of.
-
-    Raises:
-        InputError: `mesh` is neither.
-    """
-    if _world_size() == 1:
-        if mesh is not None and not _initialized():
-            raise InputError("mesh: expected a process group that is up, found none; call init_process_group() first")
-        return Ranks()
-    tokens, group = _token_ranks(model, mesh)
-    own = torch.distributed.get_rank()
-    together = {own, *megatron.shards(model)}
-    for weight in weights:
-        if _is_dtensor(weight):
-            together |= set(weight.device_mesh.mesh.flatten().tolist())
-    if not together <= set(tokens) and len(tokens) > 1:
-        every: list[Any] = [None] * len(tokens)
-        torch.distributed.all_gather_object(every, together, group=group or _group_of(tokens))
-        together = set().union(*every)
-    everyone = sorted(together | set(tokens))
-    if len(everyone) == 1:
-        if mesh is None and not is_stage:
-            warnings.warn(
-                f"logalign: a process group of {_world_size()} ranks is up, but neither DDP, fully_shard, DeepSpeed "
-                "nor DTensor says which of them train this model together: readings are of this rank's tokens alone; "
-                "pass watch(mesh=...) the data-parallel ranks",
-                LogAlignWarning,
-                stacklevel=3,
-            )
-        return Ranks((own,), (own,))
-    if group is None or len(everyone) != len(tokens):
-        group = _group_of(everyone)
-    return Ranks(tokens, everyone, group)
-
-
-def _token_ranks(model: nn.Module, mesh: Any) -> tuple[list[int], ProcessGroup | None]:
-    """Global ranks that have other tokens than this one, and their process group if there is one."""
-    from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
-
-    own = torch.distributed.get_rank()
-    if mesh is None:
-        mesh = wrapper_of(model)
-    if mesh is None:
-        return [own], None
-    if isinstance(mesh, ProcessGroup):
-        return sorted(torch.distributed.get_process_group_ranks(mesh)), mesh
-    if isinstance(mesh, DeviceMesh):
-        ranks = sorted(mesh.mesh.flatten().tolist())
-        return ranks, mesh.get_group() if mesh.ndim == 1 else None
-    raise InputError(
-        f"mesh: expected a torch.distributed.device_mesh.DeviceMesh or a ProcessGroup, found {type(mesh).__name__}"
-    )
-
-
-def wrapper_of(model: nn.Module) -> DeviceMesh | ProcessGroup | None:
-    """What the model's own wrapper says of its data-parallel ranks: DDP, `fully_shard`, or DeepSpeed."""
-    from torch.distributed.fsdp import FSDPModule
-    from torch.nn.parallel import DistributedDataParallel
-
-    for module in model.modules():
-        if isinstance(module, DistributedDataParallel):
-            group: ProcessGroup = module.process_group
-            return group
-        if isinstance(module, FSDPModule):
-            sharded = module._get_fsdp_state()._fsdp_param_group
-            if sharded is not None:
-                mesh: DeviceMesh = sharded.mesh_info.mesh
-                return mesh
-        if (group_of_megatron := megatron.token_ranks(module)) is not None:
-            return group_of_megatron
-        if type(module).__module__.startswith("deepspeed.") and hasattr(module, "data_parallel_group"):
-            group = module.data_parallel_group  # type: ignore[assignment]
-            return group
-    for parameter in model.parameters():  # inside of DeepSpeed's engine, under ZeRO-3
-        if hasattr(parameter, "ds_process_group"):
-            group = parameter.ds_process_group
-            return group
-    return None
-
-
-def _group_of(ranks: Sequence[int]) -> ProcessGroup:
-    """A process group of these ranks, each of which calls this."""
-    if len(ranks) == _world_size():
-        world = torch.distributed.group.WORLD
-        assert world is not None
-        return world
-    group: ProcessGroup = torch.distributed.new_group(list(ranks), use_local_synchronization=True)
-    return group
-
-
 def _without_padding(local: Local, rows: int) -> Local:
     """The same with the first rows of the whole weight only."""
     part, (m, _) = local.part, local.weight.shape
@@ -436,14 +313,6 @@ def _without_padding(local: Local, rows: int) -> Local:
     )
 
 
-def _initialized() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _world_size() -> int:
-    return torch.distributed.get_world_size() if _initialized() else 1
-
-
 def _nothing(shape: Shape, device: torch.device) -> Packed:
     """What a rank adds that did not run the layer."""
     m, n = shape
@@ -452,46 +321,6 @@ def _nothing(shape: Shape, device: torch.device) -> Packed:
 
 def _tensor_of(weight: LinearMap) -> Any:
     return weight.weight if isinstance(weight, Dense) else None
-
-
-def _is_dtensor(tensor: Any) -> bool:
-    if not _initialized():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
-def _local(tensor: Any) -> Tensor:
-    found: Tensor = tensor.to_local().detach() if _is_dtensor(tensor) else tensor
-    return found
-
-
-def _whole(tensor: Any) -> Any:
-    """The whole of a tensor, gathered or summed by DTensor itself where it is spread."""
-    return tensor.detach().full_tensor() if _is_dtensor(tensor) else tensor
-
-
-def _columns(tensor: Any, first: int, count: int, of: int) -> Any:
-    """These columns of a tensor [..., of], or of one that has only them."""
-    if tensor is None:
-        return None
-    if _is_dtensor(tensor):
-        placement = tensor.placements[0]
-        if placement.is_shard(tensor.ndim - 1):
-            return tensor.to_local().detach()
-        tensor = _whole(tensor)
-    return tensor if tensor.shape[-1] == count != of else tensor[..., first : first + count]
-
-
-def _summed_over(mesh: DeviceMesh) -> Any:
-    """Adds a tensor up over a mesh, by DTensor's own reduction."""
-    from torch.distributed.tensor import DTensor, Partial
-
-    def whole(tensor: Tensor) -> Tensor:
-        return DTensor.from_local(tensor, mesh, [Partial()], run_check=False).full_tensor()
-
-    return whole
 
 
 def _words(sites: Mapping[str, Shape]) -> str:

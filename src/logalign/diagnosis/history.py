@@ -1,108 +1,19 @@
-"""Trend: the scatter of a noisy series, the end of its warm-up, and its whole past in a history that never grows.
+"""A series of any length in constant memory.
 
-Method: robust statistics of medians. The scatter of one reading comes from second differences: a trend cancels, and a
-few outliers do not count. A history of fixed size halves its resolution whenever it is full. The alternative,
-exponential smoothing, needs less memory and forgets: it cannot compare the last part of a run with an earlier one.
-
-Shapes: x and y are one-dimensional, of one length, x strictly increasing (steps, tokens or epochs).
+Method: a history of fixed size halves its resolution whenever it is full. The alternative, exponential smoothing, needs
+less memory and forgets: it cannot compare the last part of a run with an earlier one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from logalign.diagnosis.robust import Vector
 from logalign.errors import InputError
-
-Vector = np.ndarray[Any, np.dtype[np.float64]]
-
-MAD_TO_SIGMA = 1.4826
-"""Median absolute deviation to standard deviation, of a normal distribution."""
-SMOOTHING = 5
-"""Readings of the running median in which warm-up is looked for."""
-MIN_WARM_UP_READINGS = 10
-MAX_WARM_UP_READINGS = 100
-
-
-def noise(y: ArrayLike) -> float:
-    """The scatter of a single reading about its trend: a robust standard deviation.
-
-    `1.4826 * median |y[i-1] - 2 y[i] + y[i+1]| / sqrt(6)`: a straight trend cancels in second differences, whose
-    variance is six times that of a reading. NaN for fewer than three values.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> round(noise(0.01 * np.arange(2000) + 0.5 * rng.standard_normal(2000)), 2)
-        0.49
-    """
-    values = np.asarray(y, dtype=np.float64)
-    if values.size < 3:
-        return math.nan
-    second = values[2:] - 2 * values[1:-1] + values[:-2]
-    return MAD_TO_SIGMA * median(np.abs(second)) / math.sqrt(6)
-
-
-def median(values: Vector) -> float:
-    """The median of at least one value; several times quicker than NumPy's on the few values that a detector has."""
-    ordered, half = np.sort(values), values.size // 2
-    return float(ordered[half] if values.size % 2 else (ordered[half - 1] + ordered[half]) / 2)
-
-
-def running_median(y: ArrayLike, width: int) -> Vector:
-    """The medians of every `width` values in a row, width odd: `len(y) - width + 1` of them, or none."""
-    values = np.asarray(y, dtype=np.float64)
-    if values.size < width:
-        return np.empty(0)
-    medians: Vector = np.sort(values[_windows(values.size, width)], axis=1)[:, width // 2]
-    return medians
-
-
-@lru_cache(maxsize=256)
-def _windows(size: int, width: int) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """The indices of every `width` neighbors among `size`, a row each."""
-    return np.arange(size - width + 1)[:, None] + np.arange(width)
-
-
-def warm_up_end(x: ArrayLike, lar: ArrayLike, lr: ArrayLike | None = None) -> float | None:
-    """The x of the last reading of the warm-up; None while it lasts.
-
-    While the recorded learning rate still rises, training warms up. Where it is not recorded, until the first maximum
-    of LAR's running median over 5 readings, known 5 readings later: LAR peaks early, as one common direction comes and
-    goes. At least the first 10 readings in either case, and at most 100 where no learning rate is recorded.
-
-    Args:
-        x: Steps, tokens or epochs.
-        lar: LAR at x.
-        lr: Learning rate at x, NaN where it is not known.
-    """
-    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(lar, dtype=np.float64)
-    if xs.size < MIN_WARM_UP_READINGS:
-        return None
-    rates = np.full(xs.shape, np.nan) if lr is None else np.asarray(lr, dtype=np.float64)
-    known = np.flatnonzero(np.isfinite(rates))
-    if known.size:
-        falls = np.flatnonzero(np.diff(rates[known]) <= 0)
-        end = known[falls[0]] if falls.size else None
-    else:
-        end = _first_maximum(ys)
-        if end is None and xs.size >= MAX_WARM_UP_READINGS:
-            end = MAX_WARM_UP_READINGS - 1
-    return None if end is None else float(xs[max(int(end), MIN_WARM_UP_READINGS - 1)])
-
-
-def _first_maximum(y: Vector) -> int | None:
-    """The index in y of the first maximum of its running median that stands for as many readings as it is wide."""
-    smooth = running_median(y, SMOOTHING)
-    highest = np.maximum.accumulate(smooth)
-    for i in range(smooth.size - SMOOTHING):
-        if smooth[i] == highest[i] and smooth[i + 1 : i + 1 + SMOOTHING].max() < smooth[i]:
-            return i + SMOOTHING // 2
-    return None
 
 
 class History:
