@@ -43,7 +43,7 @@ def test_a_fault_is_told_once_becomes_the_verdict_and_stops_nothing(told):
     assert len(told) == 1
     assert told[0].startswith("there will be no more verdicts, for the detector failed (InputError: step 10: expected")
     assert (detector.verdict.outcome, detector.verdict.step) == ("undecidable", 0)
-    assert "the detector failed (InputError: step 10" in detector.verdict.reason
+    assert "the readings cannot be judged together: step 10" in detector.verdict.reason
     assert detector.state_dict() is None
 
 
@@ -51,6 +51,7 @@ def test_any_fault(detector, told, monkeypatch):
     monkeypatch.setattr("logalign.diagnosis.overfitting.decide", lambda *_: 1 / 0)
     detector.update(readings()[0])
     assert "ZeroDivisionError: division by zero" in told[0]
+    assert detector.verdict.reason == "the detector failed (ZeroDivisionError: division by zero)."
 
 
 def test_the_past_is_read_when_it_is_needed_and_once(detector):

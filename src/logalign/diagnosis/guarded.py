@@ -9,7 +9,7 @@ from typing import Any
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import AskedRegime, Detector
 from logalign.diagnosis.overfit_rule import OverfitThresholds
-from logalign.diagnosis.verdict import Verdict
+from logalign.diagnosis.verdict import Verdict, no_verdict
 from logalign.runs.reading import Reading
 
 
@@ -37,14 +37,18 @@ class GuardedDetector:
         self._new = partial(Detector, baseline=baseline, regime=regime, decline=thresholds)
         self._warn = warn
         self._pending: Callable[[], Iterable[Reading]] | None = None
-        self._fault: str | None = None
+        self._fault: Exception | None = None
         self._detector = self._new()
 
     @property
     def verdict(self) -> Verdict:
         """The verdict after the last reading."""
         self._catch_up()
-        return self._detector.verdict if self._fault is None else self._failed(self._fault)
+        return (
+            self._detector.verdict
+            if self._fault is None
+            else no_verdict(self._detector.decline.series.last_step, self._fault)
+        )
 
     def update(self, reading: Reading) -> None:
         """Take one reading in."""
@@ -83,16 +87,6 @@ class GuardedDetector:
             for reading in readings:
                 self._detector.update(reading)
         except Exception as error:
-            self._fault = f"{type(error).__name__}: {error}"
-            self._warn(f"there will be no more verdicts, for the detector failed ({self._fault}); training goes on")
-
-    def _failed(self, fault: str) -> Verdict:
-        last = self._detector.decline.series.last_step
-        return Verdict(
-            outcome="undecidable",
-            regime="unknown",
-            step=last,
-            since_step=last,
-            reason=f"the detector failed ({fault}).",
-            suggestion="Diagnose the recorded run; where the error is no mistake of yours, please report it.",
-        )
+            self._fault = error
+            why = f"{type(error).__name__}: {error}"
+            self._warn(f"there will be no more verdicts, for the detector failed ({why}); training goes on")

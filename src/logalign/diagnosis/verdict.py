@@ -182,6 +182,19 @@ class Verdict:
         return words
 
 
+def no_verdict(step: int | None, error: Exception) -> Verdict:
+    """What stands where readings could not be judged: those of several models, or a fault of the detector's own."""
+    if isinstance(error, InputError):
+        reason = f"the readings cannot be judged together: {error}"
+        suggestion = "Record one layer of one model in one run."
+    else:
+        reason = f"the detector failed ({type(error).__name__}: {error})."
+        suggestion = "Diagnose the recorded run; where the error is no mistake of yours, please report it."
+    return Verdict(
+        outcome="undecidable", regime="unknown", step=step, since_step=step, reason=reason, suggestion=suggestion
+    )
+
+
 def shown(value: Number) -> str:
     """A number for people: four significant digits, whole numbers as they are, a dash for None."""
     if value is None:

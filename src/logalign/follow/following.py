@@ -20,7 +20,7 @@ from logalign.diagnosis.detector import AskedRegime, Detector
 from logalign.diagnosis.drops import LossThresholds
 from logalign.diagnosis.grokking import GrokThresholds
 from logalign.diagnosis.overfit_rule import OverfitThresholds
-from logalign.diagnosis.verdict import Verdict
+from logalign.diagnosis.verdict import Verdict, no_verdict
 from logalign.errors import InputError, RunError
 from logalign.follow.history import CURVES, DrawnHistory, curves_of
 from logalign.follow.tail import Grown, Tail
@@ -262,12 +262,5 @@ class Follower:
                     values[MEMORIZED] = self._detector.without_lar.verdict.evidence.get(MEMORIZED)
             except InputError as error:
                 self._detector = None
-                self.verdict = Verdict(
-                    outcome="undecidable",
-                    regime="unknown",
-                    step=reading.step,
-                    since_step=reading.step,
-                    reason=f"the readings cannot be judged together: {error}",
-                    suggestion="Record one layer of one model in one run.",
-                )
+                self.verdict = no_verdict(reading.step, error)
         self.history.add(reading.step, reading.time, values)

@@ -16,7 +16,7 @@ import numpy as np
 from logalign.diagnosis.baseline import Baseline
 from logalign.diagnosis.detector import Detector
 from logalign.diagnosis.outcome import Outcome
-from logalign.diagnosis.verdict import Verdict
+from logalign.diagnosis.verdict import Verdict, no_verdict
 from logalign.errors import InputError
 from logalign.runs.columns import Columns
 from logalign.runs.reading import ENERGY_NAMES, FORMS, INTEGER_FIELDS, REVISIT_FIELDS, TEXT_FIELDS, Reading
@@ -110,7 +110,7 @@ def fold(
         except InputError as error:
             if baseline is not None:
                 raise
-            verdict = _no_verdict(reading, error)
+            verdict = no_verdict(reading.step, error)
             kept.append(int(rows[i]))
             outcomes.append(verdict.outcome)
             taken.append([np.nan] * len(names))
@@ -178,17 +178,6 @@ def _means_between(values: Vector, rows: Vector) -> Vector:
     total, count = np.diff(totals[rows], prepend=0.0), np.diff(counts[rows], prepend=0)
     means: Vector = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return means
-
-
-def _no_verdict(reading: Reading, error: InputError) -> Verdict:
-    return Verdict(
-        outcome="undecidable",
-        regime="unknown",
-        step=reading.step,
-        since_step=reading.step,
-        reason=f"the readings cannot be judged together: {error}",
-        suggestion="Record one layer of one model in one run.",
-    )
 
 
 def _number(value: float | int | None) -> float:
