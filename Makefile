@@ -69,12 +69,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/detectors.py
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.detectors
 	$(BIN)/python -m benchmarks.fused
 	$(BIN)/python -m benchmarks.frameworks
-	$(BIN)/python benchmarks/report.py
-	$(BIN)/python benchmarks/follow.py
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.follow
 
 bench-generalization: $(VENV)/.benchmark
 	$(BIN)/python -m benchmarks.generalization subset

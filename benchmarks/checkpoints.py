@@ -1,7 +1,7 @@
 """Time, memory and error of `logalign spectra` on the head of a large model.
 
-    python benchmarks/checkpoints.py            measure and print
-    python benchmarks/checkpoints.py --write    and put the tables into docs/checkpoints.md
+    python -m benchmarks.checkpoints            measure and print
+    python -m benchmarks.checkpoints --write    and put the tables into docs/checkpoints.md
 
 The head is 128,256 x 4,096 in bfloat16 (1.05 GB), random with a decaying spectrum and a direction that all rows share,
 in a temporary folder; every row of the table is a process of its own. The second table compares what is summed in
@@ -11,11 +11,7 @@ float32 with the same in float64.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,8 +19,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+
+from benchmarks.pages import markdown, measured_here, put, show
 
 PAGE = Path(__file__).parent.parent / "docs" / "checkpoints.md"
 M, N = 128_256, 4_096
@@ -104,26 +100,11 @@ def main() -> None:
     arguments = parser.parse_args()
     cost, error = tables()
     for rows in (cost, error):
-        table = Table(*rows[0])
-        for row in rows:
-            table.add_row(*row.values())
-        Console().print(table)
+        show(rows)
     if arguments.write:
-        page = PAGE.read_text()
+        where = measured_here(f"numpy {np.__version__}")
         for name, rows in (("cost", cost), ("error", error)):
-            page = replaced(page, name, rows)
-        PAGE.write_text(page)
-
-
-def replaced(page: str, name: str, rows: Rows) -> str:
-    """The page with another table between the markers of this name."""
-    where = f"*{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, numpy {np.__version__}*"
-    lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + " ---: |" * (len(rows[0]) - 1)]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    assert found.search(page), f"{PAGE}: expected the markers {begin} and {end}"
-    return found.sub(lambda _: "\n\n".join([begin, where, "\n".join(lines), end]), page)
+            put(PAGE, name, f"{where}\n\n{markdown(rows, numbers=True)}")
 
 
 if __name__ == "__main__":

@@ -13,20 +13,18 @@ alarm less the lowest. The seeds begin at 100: on some of the first the rule was
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import logalign
+from benchmarks.pages import markdown, put, show
 
 TRAINED, BATCH, PASSES, RATE = 1280, 32, 30, 1e-3
 FIRST_SEED = 100
@@ -249,18 +247,6 @@ def _rise(course: Course) -> float:
     return losses[-1] - min(losses)
 
 
-def write(rows: list[dict[str, str]]) -> None:
-    """Replace what is between the markers in docs/benchmark.md."""
-    begin, end = "<!-- begin: clean-digits -->", "<!-- end: clean-digits -->"
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    page = PAGE.read_text()
-    found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not found.search(page):
-        raise SystemExit(f"{PAGE}: expected the markers {begin} and {end}, found none")
-    PAGE.write_text(found.sub(lambda _: f"{begin}\n\n{table}\n\n{end}", page))
-
-
 def main() -> None:
     """Train, print, and write if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -273,12 +259,9 @@ def main() -> None:
         words, train = WAYS[name]
         rows.append(row_of(words, [train(seed) for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds)]))
         print(rows[-1], flush=True)
-    shown = Table(*rows[0])
-    for row in rows:
-        shown.add_row(*row.values())
-    Console(width=160).print(shown)
+    show(rows, width=160)
     if arguments.write:
-        write(rows)
+        put(PAGE, "clean-digits", markdown(rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What judging costs: time and memory of a detector per reading, as a run grows to a million readings.
 
-    python benchmarks/detectors.py [--readings 1000000] [--write]
+    python -m benchmarks.detectors [--readings 1000000] [--write]
 
 Without an option: 30,000 readings, a minute on an idle core; `--write` puts the table between the markers in
 docs/performance.md.
@@ -27,13 +27,13 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.pages import put
 from logalign import Baseline, Reading
 from logalign.diagnosis.detector import Detector, diagnose
 
 MARKS = (100, 1_000, 10_000, 100_000, 1_000_000)
 EVERY = 10
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- detectors: begin -->", "<!-- detectors: end -->"
 
 
 def reading(step: int, scatter: random.Random) -> Reading:
@@ -84,14 +84,6 @@ def measure(count: int, reference: Baseline | None) -> Iterator[str]:
             times = array("d")
 
 
-def write(table: str) -> None:
-    """Put the table between its markers in the docs."""
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--readings", type=int, default=30_000)
@@ -110,7 +102,7 @@ def main() -> None:
             print(line, flush=True)
             lines.append(line)
     if given.write:
-        write("\n".join(lines))
+        put(PAGE, "detectors", "\n".join(lines))
 
 
 if __name__ == "__main__":

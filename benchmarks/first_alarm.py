@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
 import logalign
-from benchmarks.revisits import write
+from benchmarks.pages import markdown, put, show
+from benchmarks.revisits import PAGE
 from logalign.demos.corpus import read_documents, tokenize
 from logalign.demos.gpt import GPT
 
@@ -239,7 +238,7 @@ def lightning(given: Data) -> Course:
 
 
 def jax(given: Data) -> Course:
-    """A GPT in plain JAX, with optax; losses of the rows and their tokens go to `Recorder.step()`."""
+    """A GPT in plain JAX, with optax; losses of the rows and their tokens go to `HookRecorder.step()`."""
     import jax as J
     import jax.numpy as jnp
     import optax
@@ -350,12 +349,9 @@ def main() -> None:
         words, train = WAYS[name]
         rows.append(row_of(words, train(given), given.per_pass))
         print(rows[-1], flush=True)
-    shown = Table(*rows[0])
-    for row in rows:
-        shown.add_row(*row.values())
-    Console(width=160).print(shown)
+    show(rows, width=160)
     if arguments.write:
-        write("first-alarm", rows)
+        put(PAGE, "first-alarm", markdown(rows))
 
 
 if __name__ == "__main__":

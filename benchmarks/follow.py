@@ -1,7 +1,7 @@
 """What `logalign follow` costs while it follows a run with a reading a second, in a real pseudo-terminal.
 
-    python benchmarks/follow.py                 100 seconds, after a past of 1,000 readings
-    python benchmarks/follow.py --past 20000    after a longer one
+    python -m benchmarks.follow                 100 seconds, after a past of 1,000 readings
+    python -m benchmarks.follow --past 20000    after a longer one
 
 Prints the share of a core (user and system time of the process, from /proc, after it has caught up) and the bytes that
 it sent. A run of several hundred seconds is steadier than one of a minute.

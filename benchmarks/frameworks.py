@@ -12,11 +12,7 @@ times scatters by more than it is. At every=10 a tenth of it is spent, and what 
 from __future__ import annotations
 
 import argparse
-import datetime
 import logging
-import os
-import platform
-import re
 import statistics
 import tempfile
 import time
@@ -28,15 +24,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import logalign
+from benchmarks.pages import markdown, measured_here, put, show
 from logalign.demos.gpt import GPT
 from logalign.recording.monitor import Monitor
-from logalign.torch.hooks import Recorder
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 VOCABULARY, WIDTH, LAYERS, BATCH, CONTEXT = 16_384, 256, 2, 8, 64
@@ -259,25 +253,10 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="lightning")
     rows = [measure(name, arguments.rounds) for name in arguments.frameworks]
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
+    show(rows)
     if arguments.write:
-        write(rows)
-
-
-def write(rows: list[Row]) -> None:
-    """Replace the table between the markers in docs/performance.md."""
-    begin, end = "<!-- frameworks: begin -->", "<!-- frameworks: end -->"
-    page = PAGE.read_text()
-    where = f"*{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}*"
-    lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + " ---: |" * (len(rows[0]) - 1)]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not found.search(page):
-        raise SystemExit(f"{PAGE}: expected the markers {begin} and {end}, found none")
-    PAGE.write_text(found.sub("\n\n".join([begin, where, "\n".join(lines), end]), page))
+        where = measured_here(f"torch {torch.__version__}")
+        put(PAGE, "frameworks", f"{where}\n\n{markdown(rows, numbers=True)}")
 
 
 if __name__ == "__main__":

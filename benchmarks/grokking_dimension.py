@@ -1,8 +1,8 @@
 """Does k count the directions of the learned function? Thirty grokking runs, k beside the independent dimension.
 
-    python benchmarks/grokking_dimension.py            train what is not in the results yet, then write the tables
-    python benchmarks/grokking_dimension.py --table    write the tables into docs/grokking-dimension.md only
-    python benchmarks/grokking_dimension.py --explain P WIDTH SEED
+    python -m benchmarks.grokking_dimension            train what is not in the results yet, then write the tables
+    python -m benchmarks.grokking_dimension --table    write the tables into docs/grokking-dimension.md only
+    python -m benchmarks.grokking_dimension --explain P WIDTH SEED
                                                        train one run again and print what each frequency does in it
 
 Seeds 0 to 4, p in {53, 59, 67}, widths 64 and 96; every run is that of `logalign demo grokking` with its defaults, on
@@ -28,10 +28,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.pages import markdown, put
+
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "grokking_dimension.jsonl"
 PAGE = ROOT.parent / "docs" / "grokking-dimension.md"
-BEGIN, END = "<!-- begin: benchmarks/grokking_dimension.py -->", "<!-- end: benchmarks/grokking_dimension.py -->"
 SEEDS, MODULI, WIDTHS = range(5), (53, 59, 67), (64, 96)
 COUNTS = {"dimension": "removal", "dimension_additive": "additive", "dimension_energy": "energy"}
 
@@ -166,13 +167,6 @@ def scores(rows: Sequence[Row], count: str) -> list[dict[str, str]]:
     return found
 
 
-def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """Write rows as a Markdown table; all but the first column are right-aligned."""
-    header = list(rows[0])
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *[list(row.values()) for row in rows]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def tables() -> str:
     """Write all tables of the page."""
     rows = read()
@@ -200,23 +194,15 @@ def tables() -> str:
     ]
     parts = [
         f"**Against the independent dimension (removal)**, {len(rows)} runs:",
-        markdown(scores(rows, "dimension")),
+        markdown(scores(rows, "dimension"), numbers=True),
         "**Against the additive count:**",
-        markdown(scores(rows, "dimension_additive")),
+        markdown(scores(rows, "dimension_additive"), numbers=True),
         "**Against the energy-based count:**",
-        markdown(scores(rows, "dimension_energy")),
+        markdown(scores(rows, "dimension_energy"), numbers=True),
         f"**Every run**, at its last reading (step {rows[0]['step']}):",
-        markdown(runs),
+        markdown(runs, numbers=True),
     ]
     return "\n\n".join(parts)
-
-
-def write_page() -> None:
-    """Put the tables between the markers of the page."""
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}")
 
 
 def main() -> None:
@@ -235,7 +221,7 @@ def main() -> None:
         return
     if not arguments.table:
         collect(arguments.processes)
-    write_page()
+    put(PAGE, "benchmarks/grokking_dimension.py", tables())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `logalign.jax.energies` adds to a jitted training step on this machine: python benchmarks/jax_energies.py
+"""What `logalign.jax.energies` adds to a jitted training step on this machine: python -m benchmarks.jax_energies
 
 A two-layer network with a head of width 256 and vocabulary 32,768 on 1,024 tokens, AdamW by Optax. The ways take turns,
 step by step, so that whatever else runs on the machine slows all of them alike.

@@ -1,8 +1,8 @@
 """Pruning Optuna's trials by logalign's verdict, without a validation set, against Optuna's pruners with one.
 
-    python benchmarks/optuna_pruning.py            the scored studies: seeds 0 to 4, about 5 minutes on one core
-    python benchmarks/optuna_pruning.py --choose   what the patience was chosen by: seeds 100 to 103, no validation
-    python benchmarks/optuna_pruning.py --write    and put the numbers into benchmarks/results/optuna_pruning.json
+    python -m benchmarks.optuna_pruning            the scored studies: seeds 0 to 4, about 5 minutes on one core
+    python -m benchmarks.optuna_pruning --choose   what the patience was chosen by: seeds 100 to 103, no validation
+    python -m benchmarks.optuna_pruning --write    and put the numbers into benchmarks/results/optuna_pruning.json
 
 Task: scikit-learn's digits, of which 1200 are given to the study, a share of their labels drawn at random, and 597 with
 right labels test the trial that the study chose. An MLP with two hidden layers; the search is for width, learning rate,
@@ -172,7 +172,7 @@ def main() -> None:
     if arguments.write and not arguments.choose:
         RESULTS.parent.mkdir(exist_ok=True)
         header = {
-            "command": "python benchmarks/optuna_pruning.py --write",
+            "command": "python -m benchmarks.optuna_pruning --write",
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "versions": {"optuna": optuna.__version__, "torch": torch.__version__, "python": sys.version.split()[0]},
             "seconds": round(seconds),

@@ -1,9 +1,9 @@
 """What monitoring costs: time and memory, as ratios measured side by side in one process.
 
-    python benchmarks/overhead.py                  all parts, as tables on the terminal
-    python benchmarks/overhead.py --parts sums     one of: steps, samples, memory, sums, accuracy, spectra
-    python benchmarks/overhead.py --write          and put the tables into docs/performance.md
-    python benchmarks/overhead.py --clock cpu --threads 1
+    python -m benchmarks.overhead                  all parts, as tables on the terminal
+    python -m benchmarks.overhead --parts sums     one of: steps, samples, memory, sums, accuracy, spectra
+    python -m benchmarks.overhead --write          and put the tables into docs/performance.md
+    python -m benchmarks.overhead --clock cpu --threads 1
                                                    on a machine that is not idle: seconds of CPU, not of the clock
 
 Step times are taken in turns (no monitor, every=10, every=1, ...) in blocks of ten steps, and the medians of the
@@ -13,13 +13,9 @@ ratios of neighboring blocks are reported: a machine that is slow for a minute i
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import platform
-import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,6 +26,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import logalign
+from benchmarks.pages import markdown, measured_here, put
 from logalign.demos.gpt import GPT
 from logalign.samples.visits import TRACKED
 from logalign.torch import reduce
@@ -396,28 +393,15 @@ def megabytes(count: float) -> str:
 
 
 def write(part: str, rows: Rows, arguments: argparse.Namespace) -> None:
-    """Replace the table between this part's markers in docs/performance.md."""
+    """Put a table into docs/performance.md, with what it was measured on."""
     kind = "cuda" if arguments.device.startswith("cuda") else "cpu"
-    begin, end = f"<!-- {part}-{kind}: begin -->", f"<!-- {part}-{kind}: end -->"
-    page = PAGE.read_text()
-    found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not found.search(page):
-        raise SystemExit(f"{PAGE}: expected the markers {begin} and {end}, found none")
-    name = torch.cuda.get_device_name() if kind == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}"
     threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-    clock = ", seconds of CPU time" if arguments.clock == "cpu" else ""
-    date = datetime.datetime.now(tz=datetime.UTC).date()
-    lines = [f"*{date}, {name}, torch {torch.__version__}, {threads}{clock}*", "", *markdown(rows)]
-    table = "\n".join([begin, "", *lines, "", end])
-    PAGE.write_text(found.sub(lambda _: table, page))
-
-
-def markdown(rows: Rows) -> Iterable[str]:
-    """A table's lines."""
-    yield "| " + " | ".join(rows[0]) + " |"
-    yield "|" + " --- |" * len(rows[0])
-    for each in rows:
-        yield "| " + " | ".join(each.values()) + " |"
+    what = [f"torch {torch.__version__}", threads]
+    if kind == "cuda":
+        what.insert(0, torch.cuda.get_device_name())
+    if arguments.clock == "cpu":
+        what.append("seconds of CPU time")
+    put(PAGE, f"{part}-{kind}", f"{measured_here(*what)}\n\n{markdown(rows)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a report costs: time, size and memory of the page of a run, up to a million readings.
 
-    python benchmarks/report.py [--readings 1000000] [--write]
+    python -m benchmarks.report [--readings 1000000] [--write]
 
 A run folder is written for each size: LAR in four forms, losses and all other fields of a reading, along a recorded
 run (tests/data/lm_repeat200k.jsonl) with scatter, one spike, and a held-out loss at every thousandth reading. Each
@@ -23,10 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.pages import put
+
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "tests" / "data" / "lm_repeat200k.jsonl"
 PAGE = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 N, M = 128, 2048
 
@@ -99,14 +100,6 @@ def measure(count: int) -> str:
     )
 
 
-def write(table: str) -> None:
-    """Put the table between its markers in the docs."""
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--readings", type=int, default=1_000_000, help="the largest run")
@@ -124,7 +117,7 @@ def main() -> None:
         print(line, flush=True)
         lines.append(line)
     if given.write:
-        write("\n".join(lines))
+        put(PAGE, "report", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ the lowest of the smoothed held-out curve, which nothing else uses.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.pages import markdown, put, show
 from logalign.samples.drift import Revisits, revisits
 from logalign.samples.visits import TRACKED, Visits, hashes_of
 
@@ -200,22 +198,6 @@ def sizes() -> list[dict[str, str]]:
     return found
 
 
-def markdown(rows: list[dict[str, str]]) -> str:
-    """A table for the page."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write(part: str, rows: list[dict[str, str]]) -> None:
-    """Replace what is between this part's markers in docs/revisits.md."""
-    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
-    page = PAGE.read_text()
-    found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not found.search(page):
-        raise SystemExit(f"{PAGE}: expected the markers {begin} and {end}, found none")
-    PAGE.write_text(found.sub(lambda _: f"{begin}\n\n{markdown(rows)}\n\n{end}", page))
-
-
 def main() -> None:
     """Print, and write if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -223,12 +205,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put it into docs/revisits.md")
     arguments = parser.parse_args()
     part, rows = ("size", sizes()) if arguments.size else ("runs", table())
-    shown = Table(*rows[0], title=part)
-    for row in rows:
-        shown.add_row(*row.values())
-    Console(width=160).print(shown)
+    show(rows, title=part, width=160)
     if arguments.write:
-        write(part, rows)
+        put(PAGE, part, markdown(rows))
         if not arguments.size:
             draw()
 

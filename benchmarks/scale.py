@@ -1,7 +1,7 @@
 """What a very large run would pay, worked out from parts that are measured here.
 
-    python benchmarks/scale.py            measure the parts, work out the rest, print both tables
-    python benchmarks/scale.py --write    and put them into docs/scale.md
+    python -m benchmarks.scale            measure the parts, work out the rest, print both tables
+    python -m benchmarks.scale --write    and put them into docs/scale.md
 
 Measured: the host's time for a monitored forward of a layer and for its reading, with layers so small that arithmetic
 takes next to nothing, and the bytes of a line in the log. All else is arithmetic on `ASSUMED`, which the page states.
@@ -10,22 +10,17 @@ takes next to nothing, and the bytes of a line in the log. All else is arithmeti
 from __future__ import annotations
 
 import argparse
-import datetime
 import math
-import os
-import platform
-import re
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import logalign
+from benchmarks.pages import markdown, measured_here, put, show
 from logalign.torch.meter import SCALARS
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
@@ -142,26 +137,11 @@ def main() -> None:
     first.append({"part, for one layer": "a line in the log", "measured": f"{bytes_a_line:.0f} bytes"})
     second = worked_out(parts)
     for rows in (first, second):
-        table = Table(*rows[0])
-        for row in rows:
-            table.add_row(*row.values())
-        Console().print(table)
+        show(rows)
     if arguments.write:
-        page = PAGE.read_text()
+        where = measured_here(f"torch {torch.__version__}")
         for name, rows in (("parts", first), ("run", second)):
-            page = replaced(page, name, rows)
-        PAGE.write_text(page)
-
-
-def replaced(page: str, name: str, rows: Rows) -> str:
-    """The page with another table between the markers of this name."""
-    where = f"*{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}*"
-    lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + " ---: |" * (len(rows[0]) - 1)]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    assert found.search(page), f"{PAGE}: expected the markers {begin} and {end}"
-    return found.sub("\n\n".join([begin, where, "\n".join(lines), end]), page)
+            put(PAGE, name, f"{where}\n\n{markdown(rows, numbers=True)}")
 
 
 if __name__ == "__main__":

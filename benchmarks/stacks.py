@@ -1,8 +1,8 @@
 """What monitoring costs in each training stack, beside the same training without a monitor, in one run.
 
-    python benchmarks/stacks.py                       all stacks that run here, as a table on the terminal
-    python benchmarks/stacks.py --stacks eager ddp    some of them
-    python benchmarks/stacks.py --write               and put the table into docs/performance.md
+    python -m benchmarks.stacks                       all stacks that run here, as a table on the terminal
+    python -m benchmarks.stacks --stacks eager ddp    some of them
+    python -m benchmarks.stacks --write               and put the table into docs/performance.md
 
 Three copies of one training take turns, in blocks of four steps: without a monitor, every=10 (one monitored step in a
 block, and a tenth of what it costs is reported) and every=1. Stacks of several ranks run on two gloo processes, of one
@@ -14,11 +14,7 @@ and every scalar that is read beside it.
 from __future__ import annotations
 
 import argparse
-import datetime
 import multiprocessing
-import os
-import platform
-import re
 import statistics
 import tempfile
 import time
@@ -27,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 import logalign
+from benchmarks.pages import markdown, measured_here, put, show
 from logalign.demos.gpt import GPT
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -247,25 +242,10 @@ def main() -> None:
     for stack in arguments.stacks:
         rows.append((measure_over_ranks if stack in RANKS else measure)(stack, arguments.rounds))
         print(rows[-1], flush=True)
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)
+    show(rows)
     if arguments.write:
-        write(rows)
-
-
-def write(rows: list[Row]) -> None:
-    """Replace the table between the markers in docs/performance.md."""
-    begin, end = "<!-- stacks: begin -->", "<!-- stacks: end -->"
-    page = PAGE.read_text()
-    where = f"*{datetime.date.today()}, {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}*"
-    lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + " ---: |" * (len(rows[0]) - 1)]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not found.search(page):
-        raise SystemExit(f"{PAGE}: expected the markers {begin} and {end}, found none")
-    PAGE.write_text(found.sub("\n\n".join([begin, where, "\n".join(lines), end]), page))
+        where = measured_here(f"torch {torch.__version__}")
+        put(PAGE, "stacks", f"{where}\n\n{markdown(rows, numbers=True)}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from benchmarks.generalization import configs
 from benchmarks.generalization.store import PARQUET, Made, is_made
+from benchmarks.pages import markdown
 
 ROOT = Path(__file__).parents[2]
 WORK = Path(__file__).parent / "work"
@@ -124,10 +125,10 @@ def rebuild(stored: Path, docs: Path, jobs: int) -> None:
 
 def fit_thresholds(stored: Path) -> None:
     """Print the thresholds that the fitting half of the stored runs gives, beside those of the rule."""
-    from benchmarks.generalization import fit, tables
+    from benchmarks.generalization import fit
 
     runs = [run for run in _stored_runs(stored) if configs.is_for_fitting(run.config)]
-    print("\n".join(tables.markdown(fit.summary(fit.cases(runs)))))
+    print(markdown(fit.summary(fit.cases(runs)), numbers=True))
 
 
 def fit_compare(stored: Path, docs: Path) -> None:
@@ -136,7 +137,7 @@ def fit_compare(stored: Path, docs: Path) -> None:
 
     runs = [run for run in _stored_runs(stored) if run.config.family in tables.SCORED]
     fitting = [run for run in runs if configs.is_for_fitting(run.config)]
-    print("\n".join(tables.markdown(comparing.fit(fitting, tables.group_of))))
+    print(markdown(comparing.fit(fitting, tables.group_of), numbers=True))
     scored = [run for run in runs if not configs.is_for_fitting(run.config)]
     tables.write({"compare": comparing.table(scored, tables.group_of)}, docs / "benchmark.md")
 
@@ -147,7 +148,7 @@ def compare_subset(stored: Path, jobs: int) -> None:
     Raises:
         SystemExit: the truth about a run is another one here.
     """
-    from benchmarks.generalization import subset, tables
+    from benchmarks.generalization import subset
     from benchmarks.generalization.store import load_work
 
     runs = _stored_runs(stored)
@@ -155,7 +156,7 @@ def compare_subset(stored: Path, jobs: int) -> None:
         work = Path(folder)
         train_all(subset.chosen(), work, jobs)
         compared = subset.compare(load_work(work), runs)
-    print("\n".join(tables.markdown(subset.rows(compared))))
+    print(markdown(subset.rows(compared), numbers=True))
     differing = [each.run for each in compared if each.here != each.stored]
     if differing:
         raise SystemExit(f"another truth here than in {stored.name}: {'; '.join(differing)}")

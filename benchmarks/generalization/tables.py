@@ -6,9 +6,8 @@ Each table stands between two markers in the page, `<!-- begin: NAME -->` and `<
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from benchmarks.generalization.regret import Cost
 from benchmarks.generalization.score import Context, Interval, Signal
 from benchmarks.generalization.store import Made
 from benchmarks.generalization.truth import outcome, phases
+from benchmarks.pages import markdown, replaced
 from logalign.diagnosis.overfit_rule import NEAR, TOLD
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
@@ -393,22 +393,5 @@ def write(tables: Tables, page: Path = PAGE) -> None:
     """
     text = page.read_text()
     for name, rows in tables.items():
-        begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-        found = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if not found.search(text):
-            raise SystemExit(f"{page}: expected the markers {begin} and {end}, found none")
-        replacement = "\n".join([begin, "", *markdown(rows), "", end])
-        text = found.sub(partial(_constant, replacement), text)
+        text = replaced(page, text, name, markdown(rows, numbers=True))
     page.write_text(text)
-
-
-def markdown(rows: Sequence[Row]) -> list[str]:
-    """A table's lines."""
-    header = list(rows[0])
-    align = ["---" if i == 0 else "---:" for i in range(len(header))]
-    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join(align) + " |"]
-    return lines + ["| " + " | ".join(row[name] for name in header) + " |" for row in rows]
-
-
-def _constant(text: str, _: re.Match[str]) -> str:
-    return text
