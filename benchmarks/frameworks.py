@@ -31,6 +31,7 @@ import logalign
 from benchmarks.pages import markdown, measured_here, put, show
 from logalign.demos.gpt import GPT
 from logalign.recording.monitor import Monitor
+from logalign.torch.hooks import HookRecorder
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 VOCABULARY, WIDTH, LAYERS, BATCH, CONTEXT = 16_384, 256, 2, 8, 64
@@ -98,7 +99,7 @@ class Inside:
     @contextmanager
     def patched(self, *callbacks: type) -> Iterator[None]:
         """Time the monitor's hooks and steps, and these callbacks' events."""
-        owners = [(Recorder, "record"), (Recorder, "forward_over"), (Monitor, "step")]
+        owners = [(HookRecorder, "record"), (HookRecorder, "forward_over"), (Monitor, "step")]
         owners += [(callback, name) for callback in callbacks for name in EVENTS if name in vars(callback)]
         with ExitStack() as stack:
             for owner, name in owners:
