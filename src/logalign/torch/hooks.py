@@ -1,12 +1,12 @@
-"""Hooks: they watch a model's forwards, and do nothing else to it.
+"""Hooks that watch a model's forwards and leave the model unchanged.
 
-Method: forward hooks, armed on monitored steps, that add to a `Meter` while the tensors are at hand. Keeping the
-tensors until the step ends would be simpler, and would measure logits that a loss has since overwritten in place. A
-`SampleTracker` looks at a few rows in every step.
+Method: forward hooks, armed on monitored steps, add to a `Meter` while the tensors exist. The alternative, keeping the
+tensors until the step ends, is simpler but measures logits that a loss has since overwritten in place. A
+`SampleTracker` measures a few rows in every step.
 
 A forward is training when the layer is in training mode and gradients are on. Activation checkpointing runs a layer
-twice: the reentrant form first without gradients, the other form with; so of a forward that was already recorded the
-recomputation inside backward is skipped, and of one that was not, it is the one recorded.
+twice. The reentrant form runs it first without gradients, the other form with them. If the first run was recorded, the
+recomputation inside backward is skipped. If not, the recomputation is recorded.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ _watched: WeakSet[nn.Module] = WeakSet()
 
 
 class HookRecorder:
-    """The hooks of one model, and the meters of the monitored step under way.
+    """The hooks of one model and the meters of its current monitored step.
 
     Args:
         model: The network.
-        found: Its sites, or the candidates for the unembedding.
-        mask: What tells which tokens count.
-        ranks: The ranks that measure the model together; this process alone by default.
-        way: How the output energy is had where a layer's own forward does not run; exactly by default.
-        calls: Which calls of the unembedding within one forward count; all by default.
-        samples: What measures the losses of samples; none by default.
+        found: The model's sites, or the candidates for the unembedding.
+        mask: The mask that selects the tokens that count.
+        ranks: The ranks that measure the model together (default: this process alone).
+        way: How to compute the output energy when a layer's own forward does not run (default: exactly).
+        calls: Which calls of the unembedding within one forward count (default: all).
+        samples: The tracker that measures the losses of samples (default: none).
 
     Attributes:
-        is_trying: Tells whether the forward under way is a pipeline's, to find out shapes: not to be recorded.
-        spectral: Whether Gram matrices are, too.
+        is_trying: Returns whether a pipeline runs this forward only to infer shapes. It is not recorded.
+        spectral: Whether to accumulate Gram matrices.
         meters: The sums of this step, by site.
-        sites: The sites that are settled, by label.
-        doubt: Why a layer that was chosen among candidates may not be the unembedding; None where nothing says so.
-        unstepped: How often a weight was seen to change without a call of `take()` between.
+        sites: The settled sites, by label.
+        doubt: Why the layer chosen among candidates may not be the unembedding, or None.
+        unstepped: How often a weight changed without a call of `take()` in between.
         is_idle: Whether there is nothing to measure, as in a pipeline stage without the head.
-        skipped: Forwards of this step that reached a site and were no training, by why.
+        skipped: Number of non-training forwards in this step that reached a site, by reason.
 
     Raises:
-        SiteError: the model is watched already.
+        SiteError: the model is already watched.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class HookRecorder:
                 )
         self._model = model
         self._bystanders: list[RemovableHandle] = []
-        self._under_way: nn.Module | None = None  # the module whose forward began, the model or a part with the head
+        self._under_way: nn.Module | None = None  # the module whose forward began: the model, or a part with the head
         self.without_forward = WithoutForward(model, {site.label: site.module for site in found.sites if site.softmax})
         self._handles = [
             model.register_forward_pre_hook(_Before(self, model), with_kwargs=True),
-            # First of all, as long as sharded weights are whole.
+            # This hook runs first, while sharded weights are whole.
             model.register_forward_hook(_After(self, model), prepend=True),
             *(
                 body.module.register_forward_hook(_AtBody(self, body.module, label))
@@ -146,17 +146,17 @@ class HookRecorder:
 
     @property
     def listens(self) -> bool:
-        """Whether forwards are looked at now: recorded, or for the losses of samples."""
+        """Whether forwards are processed now, for recording or for sample losses."""
         return (self._armed or self.samples.is_on) and not (self.is_trying is not None and self.is_trying())
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """(m, n) of each site that is settled."""
+        """(m, n) of each settled site."""
         return {label: site.shape for label, site in self.sites.items()}
 
     @property
     def device(self) -> torch.device:
-        """Where the sums are."""
+        """The sums' device."""
         meter = next(iter(self.meters.values()), None)
         if meter is not None:
             return meter.device
@@ -166,7 +166,7 @@ class HookRecorder:
     def see(
         self, site: Site, inputs: Tensor, outputs: Any, *, targets: Tensor | None = None, compiled: bool = False
     ) -> None:
-        """A training forward of a site: record it in a monitored step, and look at the samples in every step."""
+        """Measure the samples of a site's training forward, and record the forward in a monitored step."""
         if self.without_forward.is_late(site.label):
             self.meters.pop(site.label, None)
         if site.softmax and site.label == self._main:
@@ -182,7 +182,7 @@ class HookRecorder:
             self.record(site, inputs, outputs)
 
     def record(self, site: Site, inputs: Tensor, outputs: Any) -> None:
-        """Add a training forward of a site to its meter."""
+        """Add a site's training forward to its meter."""
         mapped, tokens = site.map, inputs.shape[:-1]
         if isinstance(mapped, Dense) and isinstance(outputs, Tensor) and outputs.shape[:-1].numel() != tokens.numel():
             raise SiteError(
@@ -219,7 +219,7 @@ class HookRecorder:
             return
         device = local.inputs.device
         meter = meters.pop(key, None) or self._meter(local.part, device, softmax=site.softmax)
-        meters[key] = meter  # popped and put back: the last to run stands last
+        meters[key] = meter  # popped and put back, so that the last to run is last
         version = mapped.version
         if version is not None and self._versions.setdefault(site.name, version) != version:
             self._versions[site.name] = version
@@ -243,7 +243,7 @@ class HookRecorder:
     def begin_forward(
         self, rows: Sequence[Tensor], attention: Tensor | None, name: str, labels: Tensor | None, last: int
     ) -> None:
-        """A forward of the model begins, on these rows, with these labels as `labels_among` found them."""
+        """Begin a forward of the model on these rows, with the labels that `labels_among` found."""
         self._under_way = self._model
         self.without_forward.begin()
         self.calls.begin()
@@ -257,16 +257,16 @@ class HookRecorder:
     def rows(
         self, positional: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[list[Tensor], Tensor | None]:
-        """As of `rows_among`; none where samples are not followed, or the arguments do not let themselves be read."""
+        """Return `rows_among`, or no rows if samples are not tracked or the arguments cannot be read."""
         if not self.samples.is_on:
             return [], None
         try:
             return rows_among(positional, args, kwargs)
-        except Exception:  # of the user's containers
+        except Exception:  # from the user's containers
             return [], None
 
     def begin_part(self, part: nn.Module, positional: tuple[str, ...], args: Any, kwargs: Mapping[str, Any]) -> None:
-        """The forward of a part of the model begins, which may run by itself, as in Lightning's `training_step()`."""
+        """Begin the forward of a model part, which may run alone, as in Lightning's `training_step()`."""
         if self._under_way is None and part.training and not inside_backward():
             self._under_way = part
             rows, attention = self.rows(positional, args, kwargs)
@@ -274,18 +274,18 @@ class HookRecorder:
             self.samples.begin(rows, attention, name, labels, last)
 
     def part_over(self, part: nn.Module) -> None:
-        """It is over."""
+        """End the part."""
         if self._under_way is part:
             self._under_way = None
 
     def next_step(self, step: int) -> None:
-        """A step without a reading is over."""
+        """End a step without a reading."""
         self._recorded_outside_backward.clear()
         self._under_way = None
         self.samples.next_step(step)
 
     def forward_over(self, *, compiled: bool = False) -> None:
-        """The model's forward is over: measure layers whose inputs are there and whose own forward did not run."""
+        """End the model's forward, and measure layers with known inputs whose own forward did not run."""
         for label, hidden in self.without_forward.left().items():
             site = self.sites[label]
             inputs = self.without_forward.fits(label, hidden, n=site.shape[1], last=self.mask.last)
@@ -302,7 +302,7 @@ class HookRecorder:
         self.calls.over()
 
     def _is_below_adapters(self, site: Site) -> bool:
-        """Whether a loss that multiplies by the weight itself passes by what adapters make of it."""
+        """Whether a loss that multiplies by the weight itself bypasses the weight's adapters."""
         if isinstance(site.map, Adapted):
             self._skip("in a loss that takes the weight without the adapters on it, which are not trained so")
             return True
@@ -312,7 +312,7 @@ class HookRecorder:
         return Meter(part, device, spectral=self.spectral, softmax=softmax, way=self.way)
 
     def observe(self, label: str, weight: Tensor, inputs: Tensor, **rest: Tensor | None) -> None:
-        """Add what the user hands over instead of a forward; checked by the caller."""
+        """Add the user's tensors in place of a forward. The caller checks them."""
         if label in self.meters and label not in self._observed:
             if self._guessed is None or self._guessed.label != label:
                 raise InputError(
@@ -332,12 +332,12 @@ class HookRecorder:
         meter.add(weight, inputs, **rest)
 
     def settle(self) -> bool:
-        """Choose the unembedding among the candidates: the last that ran. Whether one was chosen now."""
+        """Choose the last candidate that ran as the unembedding, and return whether there was one."""
         if not self._trial:
             return False
         module, meter = list(self._trial.items())[-1]
         site = self._candidates[module]
-        # A layer that was asked for by its name, too, has one reading: that of the unembedding.
+        # A layer that was also requested by name has one reading, the unembedding's.
         twice = [label for label, other in self.sites.items() if other.module is module]
         self.sites = {site.label: site} | {k: v for k, v in self.sites.items() if k not in twice}
         self.meters = {site.label: meter} | {k: v for k, v in self.meters.items() if k not in twice}
@@ -350,7 +350,7 @@ class HookRecorder:
         return True
 
     def _doubt(self, site: Site) -> str | None:
-        """Whether a layer that did not run may be the unembedding: one that would take what the chosen one gives."""
+        """Name layers that did not run but fit the chosen layer's outputs, so may be the unembedding."""
         idle = [
             f"{other.name!r} ({other.shape[0]} x {other.shape[1]})"
             for module, other in self._candidates.items()
@@ -365,7 +365,7 @@ class HookRecorder:
         )
 
     def take(self) -> Mapping[str, Meter]:
-        """The step is over: its meters, and a clean slate."""
+        """End the step: return its meters and reset."""
         meters, self.meters = self.meters, {}
         self._observed.clear()
         self._recorded_outside_backward.clear()
@@ -377,7 +377,7 @@ class HookRecorder:
         return meters
 
     def detach(self) -> None:
-        """Take every hook off; safe to call twice."""
+        """Remove all hooks. Safe to call twice."""
         if not self._handles:
             return
         for module in self._modules():
@@ -389,20 +389,20 @@ class HookRecorder:
 
     @property
     def is_attached(self) -> bool:
-        """Whether hooks are at the model."""
+        """Whether hooks are attached."""
         return bool(self._handles)
 
     def watches(self, site: Site) -> bool:
-        """Whether a site, or a candidate, is one still."""
+        """Whether this is still a site or a candidate."""
         listed = self.sites.get(site.label) is site or self._candidates.get(site.module) is site
         return listed and self.is_attached
 
     def is_training(self, site: Site, *, gradients: bool) -> bool:
-        """Whether the forward under way is training, and not one already recorded that backward recomputes.
+        """Whether the current forward is training, and not backward's recomputation of a recorded one.
 
         Args:
-            site: Where it is.
-            gradients: Whether it is with gradients; inside compiled code PyTorch says that it is not.
+            site: The site that runs.
+            gradients: Whether gradients are on. PyTorch itself reports False inside compiled code.
         """
         self.without_forward.runs(site.label)
         in_backward = inside_backward()
@@ -430,14 +430,14 @@ class HookRecorder:
             return mask if mask is not None and mask.shape == tokens else None
         if not trial:
             return self.mask.of(tokens)
-        # Whether it is the unembedding is not known yet, and other layers may have other tokens.
+        # The site may not be the unembedding, and other layers may have other tokens.
         part = self.mask.part(tokens, caller=site.name)
         if part is None and self.mask.current is not None:
             self._unfit[site.module] = tokens
         return part
 
     def _drop_guess(self) -> None:
-        """The unembedding was only guessed, and the user hands it to `observe()`."""
+        """Drop the guessed unembedding, as the user passes it to `observe()`."""
         assert self._guessed is not None
         label = self._guessed.label
         self.sites = {name: site for name, site in self.sites.items() if name != label}
@@ -458,7 +458,7 @@ class HookRecorder:
             _watched.discard(module)
 
     def _add_bystanders(self) -> None:
-        """Hook the layers that the compiler may take for those that are hooked, and none else."""
+        """Add inert hooks to the layers that the compiler may confuse with hooked ones."""
         for handle in self._bystanders:
             handle.remove()
         hooked = [site.module for site, _ in self._site_handles]
@@ -471,7 +471,7 @@ class HookRecorder:
 
 
 def _parts_around(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
-    """Modules of a model, but itself, that have one of these layers inside of them."""
+    """Return the model's submodules that contain one of these layers."""
     inside = set(layers)
     return [
         part
@@ -481,12 +481,12 @@ def _parts_around(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Modu
 
 
 def inside_backward() -> bool:
-    """Whether backward is under way, in which checkpointing runs layers again."""
+    """Whether backward is running, where checkpointing runs layers again."""
     return torch._C._current_graph_task_id() != -1
 
 
 class _Hook(TraceableHook):
-    """A hook that stays behind when its module is copied or pickled: the copy gets one that does nothing."""
+    """A hook that becomes `Inert` when its module is copied or pickled."""
 
     def __init__(self, recorder: HookRecorder, module: nn.Module, kind: str) -> None:
         super().__init__(module, recorder._model, kind, recorder)
@@ -505,7 +505,7 @@ class _Hook(TraceableHook):
 
 
 class Inert:
-    """A hook that does nothing: for layers that are not measured, and in place of hooks in copies of a model."""
+    """A hook that does nothing, for unmeasured layers and for copies of a watched model."""
 
     def __call__(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
@@ -518,7 +518,7 @@ class _AtSite(_Hook):
 
     @property
     def is_attached(self) -> bool:
-        """Whether the layer is a site, or a candidate, still."""
+        """Whether the layer is still a site or a candidate."""
         return self._recorder.watches(self._site)
 
     @as_written
@@ -543,7 +543,7 @@ class _Before(_Hook):
     def __init__(self, recorder: HookRecorder, model: nn.Module) -> None:
         super().__init__(recorder, model, "before")
         self._positional = recorder.mask.positional
-        self._follows = recorder.samples.is_on  # as it is at first: what is traced must not depend on what changes
+        self._follows = recorder.samples.is_on  # the initial value: traced code must not depend on changing state
 
     @as_written
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -552,7 +552,7 @@ class _Before(_Hook):
         if torch.compiler.is_compiling():
             name, labels, last = labels_among(self._positional, args, kwargs)
             rows, attention = rows_among(self._positional, args, kwargs) if self._follows else ([], None)
-            # Absent ones are named so, that those that are there can be told apart.
+            # The name marks absent tensors, so that the others can be told apart.
             tensors = [each for each in (labels, attention) if each is not None]
             names = f"{name or '-'} {'-' if attention is None else 'attention'}"
             self.leave(module, *tensors, *rows, name=names, number=last)
@@ -561,7 +561,7 @@ class _Before(_Hook):
             self._recorder.begin_forward(*self._recorder.rows(self._positional, args, kwargs), name, labels, last)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
-        """See the labels and the rows of a compiled forward."""
+        """Take the labels and the rows of a compiled forward."""
         rows = list(tensors)
         labels, attention = (None if each == "-" else rows.pop(0) for each in name.split(" "))
         self._recorder.begin_forward(rows, attention, name.split(" ")[0].strip("-"), labels, number)
@@ -581,14 +581,14 @@ class _After(_Hook):
             self._recorder.forward_over()
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
-        """The compiled forward is over."""
+        """End a compiled forward."""
         self._recorder.forward_over(compiled=True)
 
 
 class _AtPart:
-    """At a part of the model that has the head inside: its inputs, where the model's own forward is not run.
+    """A hook on a model part that contains the head, used if the model's own forward does not run.
 
-    In compiled code it does nothing and leaves nothing.
+    The hook does nothing in compiled code.
     """
 
     def __init__(self, recorder: HookRecorder, part: nn.Module) -> None:
@@ -617,7 +617,7 @@ class _AfterPart(_AtPart):
 
 
 class _AtBody(_Hook):
-    """At what computes the inputs of a head, for the case that the head's own forward does not run."""
+    """A hook on the body that feeds a head, used if the head's own forward does not run."""
 
     def __init__(self, recorder: HookRecorder, body: nn.Module, label: str) -> None:
         super().__init__(recorder, body, f"body of {label}")
@@ -635,14 +635,14 @@ class _AtBody(_Hook):
             self._recorder.without_forward.keep(self._label, hidden_state(output))
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
-        """Keep a copy, for compiled code may use the memory again; none for samples alone where the head runs."""
+        """Clone the output, whose memory compiled code may reuse, unless only samples need it and the head runs."""
         recorder = self._recorder
         if recorder.armed or not recorder.without_forward.has_run(self._label):
             recorder.without_forward.keep(self._label, tensors[0].clone())
 
 
 class _AtLoss(_Hook):
-    """At a loss that is a module and multiplies by a weight itself."""
+    """A hook on a loss module that multiplies by a weight itself."""
 
     def __init__(self, recorder: HookRecorder, loss: FusedLoss) -> None:
         super().__init__(recorder, loss.module, "loss")

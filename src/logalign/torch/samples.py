@@ -1,21 +1,21 @@
-"""Samples: the losses of a few samples of each batch, taken in the forward that the hooks see anyway.
+"""Losses of a few samples of each batch, measured in the forward that the hooks already see.
 
-Method: rows of the batch are hashed, those with the lowest hashes are looked at, and of each a few tokens, chosen by
-the hash too, so that a sample is measured on the same tokens at every visit. Their losses need targets. Those come from
-the first of these that is there:
+Method: each row of the batch is hashed, and the rows with the lowest hashes are measured. The hash also selects a few
+tokens of each, so that a sample is measured on the same tokens at every visit. The losses need targets. The first
+available source of these gives them:
 
-    gradient    of the logits: that of a cross entropy is lowest at the target, and zero where a token does not count,
-                so it tells the target, the mask, and whether the loss is a cross entropy of these logits at all;
-                labels among the forward's arguments have to agree with it
-    labels      where no gradient can be seen: among the arguments of a fused loss, or of a compiled model's forward
-    inputs      shifted by one, where a compiled model hides the gradient; checked against the loss that `step()` gets
+    gradient    of the logits: a cross entropy's is lowest at the target, and zero where a token does not count. It
+                gives the target, the mask, and whether the loss is a cross entropy of these logits. Labels among the
+                forward's arguments must agree with it.
+    labels      without a visible gradient: from the arguments of a fused loss or of a compiled model's forward
+    inputs      shifted by one, if a compiled model hides the gradient, and checked against the loss given to `step()`
     the user    `step(losses=...)`, one for each row
 
-The alternative, to find the targets among the arguments of the loss function, would have to replace that function.
+The alternative, finding the targets among the loss function's arguments, would have to replace that function.
 
-Nothing waits for the device: hash and loss of each row stay there until the next reading takes them along.
+Nothing waits for the device. The hash and loss of each row stay there until the next reading transfers them.
 
-Shapes: B rows of a batch, r of them looked at, L tokens of a row, q of them looked at, V logits.
+Shapes: B rows of a batch, r of them measured, L tokens of a row, q of them measured, V logits.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from logalign.torch.rows import HIGHEST, can_be_hashed, joined_hashes, mixed_up
 
 TOKENS_PER_ROW = 8
 SMALL_ROW = 8192
-"""Logits of a row that are few enough to look at all of its tokens."""
+"""A row with at most this many logits is measured on all its tokens."""
 SHARE_OF_TOKENS = 128
-"""Of so many tokens of a forward one is looked at; or as many as have `SMALL` logits, where that is more."""
+"""One of this many tokens of a forward is measured, or as many as have `SMALL` logits if that is more."""
 SMALL = 131_072
 MOST_ROWS = 1024
-"""Rows of a forward whose hashes are kept."""
+"""Most rows of a forward with kept hashes."""
 MOST_FORWARDS = 10_000
-"""Forwards of one step whose rows are kept for the losses or ids that `step()` may get."""
+"""Most forwards of one step whose rows are kept for the losses or ids given to `step()`."""
 
 
 ADVICE = "pass step(losses=...), the loss of each row of the batch"
@@ -56,15 +56,15 @@ UNSEEN = f"no losses of single samples are seen; {ADVICE}"
 
 
 class Batch(NamedTuple):
-    """The rows of the forward under way.
+    """The rows of the current forward.
 
     Attributes:
-        hashes: Of all of them, [B].
-        rows: Their tokens, or whatever else the model is given, [B, ...].
-        mask: The attention mask beside them.
-        name: What the labels are called among the forward's arguments.
-        labels: The labels; None without.
-        last: Of how many last tokens logits are kept; 0 for all, -1 where that is not known.
+        hashes: The rows' hashes [B].
+        rows: Their tokens, or other model inputs, [B, ...].
+        mask: Their attention mask.
+        name: The labels' name among the forward's arguments.
+        labels: The labels, or None.
+        last: The number of last tokens with logits. 0 means all, -1 unknown.
     """
 
     hashes: Tensor
@@ -82,15 +82,15 @@ class SampleTracker:
         is_on: Whether samples are tracked.
         ignore_index: The label that does not count.
         shifts: Whether the model shifts its labels by one.
-        padding: The padding token, where it is known.
-        main_call: Which call of the head in a forward counts, from 0 on; the first by default.
+        padding: The padding token, if known.
+        main_call: Which call of the head in a forward counts, from 0 (default: the first).
 
     Attributes:
-        is_on: Whether samples are tracked still.
-        step: The step under way.
+        is_on: Whether samples are still tracked.
+        step: The current step.
         kept: Hashes and losses since the last reading.
-        fault: The error that ended the tracking; None where there was none.
-        forwards: Forwards since the last reading whose rows are known.
+        fault: The error that ended the tracking, or None.
+        forwards: Number of forwards with known rows since the last reading.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class SampleTracker:
         self._padding = padding
         self._agreement = Agreement()
         self._width: int | None = None  # V
-        self._mark = 0  # where the visits of the forward under way begin
-        self._ticket: set[str] = set()  # empty once another candidate has taken the place
-        self._unseen = 0  # readings in a row without any
+        self._mark = 0  # where the visits of the current forward begin
+        self._ticket: set[str] = set()  # empty once another candidate replaces this one
+        self._unseen = 0  # consecutive readings without any
         self._any = False  # whether any loss of a sample was seen
         self._batch: Batch | None = None
-        self._done = False  # whether the forward under way has been measured
-        self._share = 1.0  # of all samples that are tracked
+        self._done = False  # whether the current forward has been measured
+        self._share = 1.0  # tracked share of all samples
         self._gives_ids = self._gives_losses = self._given = False
         self._main_call, self._calls = main_call, 0
         self._of_step: list[tuple[Tensor, Tensor | None]] = []  # hashes [B] and losses [B] of each forward of the step
@@ -131,7 +131,7 @@ class SampleTracker:
         labels: Tensor | None = None,
         last: int = 0,
     ) -> None:
-        """A training forward of the model begins, on these tensors, the first of them the tokens if there are any."""
+        """Begin a training forward of the model on these tensors. Tokens, if any, come first."""
         self._close()
         self._calls = 0
         if not self.is_on or not rows or not all(can_be_hashed(each) for each in rows):
@@ -143,12 +143,12 @@ class SampleTracker:
             self.forwards += 1
 
     def _close(self) -> None:
-        """The forward under way has its head behind it, which may run after the forward itself."""
+        """Close the current forward, whose head may run after the forward itself."""
         batch, self._batch = self._batch, None
         if batch is not None and not self._done:
             self._of_step.append((batch.hashes, None))
         self._done = False
-        if len(self._of_step) > MOST_FORWARDS:  # of a loop that never calls step()
+        if len(self._of_step) > MOST_FORWARDS:  # in a loop that never calls step()
             self._of_step = []
 
     def measure(
@@ -161,15 +161,15 @@ class SampleTracker:
         compiled: bool = False,
         is_candidate: bool = False,
     ) -> None:
-        """The head runs on the rows of the forward under way; of several calls in a forward the first counts.
+        """Measure the head's run on the rows of the current forward, in its first call by default.
 
         Args:
-            outputs: Its logits [B, L, V], [B, V] or [B L, V]; None where they are never formed.
+            outputs: Its logits [B, L, V], [B, V] or [B L, V], or None if they are never formed.
             hidden: Its inputs [..., n].
-            mapped: Gives its weight, where there are no logits.
-            targets: Those of its loss, one for each of the inputs, where they are known.
-            compiled: Whether this is inside of compiled code, where no gradient can be listened to.
-            is_candidate: Whether the head is yet to be found: the last of the candidates counts.
+            mapped: Returns its weight, used without logits.
+            targets: The loss's targets, one for each input, if known.
+            compiled: Whether this is inside compiled code, where gradient hooks are not possible.
+            is_candidate: Whether the head is still unknown. The last candidate counts.
         """
         batch = self._batch
         if not self.is_on or batch is None or (self._done and not is_candidate):
@@ -194,7 +194,7 @@ class SampleTracker:
                 self._width = weight.shape[0]
             shape = _shape_of(batch, (hidden if logits is None else logits).shape[:-1])
             width = self._width or 0
-            # Where words or features are spread over ranks, no rank has the loss of a row.
+            # If vocabulary or features are split over ranks, no rank has a row's loss.
             spread = not _is_plain(hidden) or (weight is not None and not _is_plain(_tensor_of(weight)))
             if logits is not None:
                 spread = logits.shape[-1] != width
@@ -221,7 +221,7 @@ class SampleTracker:
                 self._keep(chosen, losses_of(picked, chosen))
 
     def _targets(self, batch: Batch, targets: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
-        """Targets [B, L], where they are known."""
+        """Targets [B, L], or None if unknown."""
         if targets is None:
             if batch.labels is None or batch.name not in TARGETS or batch.last < 0:
                 return None
@@ -231,7 +231,7 @@ class SampleTracker:
         return targets.detach().reshape(shape)
 
     def _choose(self, batch: Batch, shape: tuple[int, int], targets: Tensor | None, width: int) -> Chosen:
-        """The rows with the lowest hashes, and of each the tokens with the lowest: the same at every visit."""
+        """Choose the rows and their tokens with the lowest hashes, the same at every visit."""
         size, length = shape
         most = max(TOKENS_PER_ROW, SMALL_ROW // width)
         hashes, places = torch.topk(batch.hashes, self._rows_to_name(size), largest=False)
@@ -246,27 +246,27 @@ class SampleTracker:
         if length <= most:
             every = torch.arange(length, device=hashes.device).expand(places.numel(), length)
             return Chosen(places, hashes, every, counts, own)
-        # By their number among those that count, so that padding changes nothing.
+        # Hash the index among the tokens that count, so that padding has no effect.
         keys = torch.where(counts, mixed_up(batch.hashes[places, None] ^ counts.cumsum(1)), HIGHEST)
         tokens = torch.topk(keys, most, dim=1, largest=False).indices
         return Chosen(places, hashes, tokens, counts.gather(1, tokens), None if own is None else own.gather(1, tokens))
 
     def _rows_to_name(self, size: int) -> int:
-        """As many as will be tracked in nearly every batch of this size; those with lower hashes come first."""
+        """Return how many rows are tracked in nearly every batch of this size, lowest hashes first."""
         expected = size * self._share
         if self._gives_ids or self._share >= 1:
             return min(size, MOST_ROWS)
         return max(1, min(size, MOST_ROWS, math.ceil(expected + 3 * math.sqrt(expected))))
 
     def _rows_to_look_at(self, size: int, length: int, width: int) -> int:
-        """How many of them are worth their cost; the visits of the others have no loss, and are in no pair."""
+        """Return how many of them are worth their cost. Visits of the others have no loss and no pair."""
         if self._gives_ids:
             return MOST_ROWS
         tokens = max(TOKENS_PER_ROW, size * length // SHARE_OF_TOKENS, SMALL // width)
         return max(1, tokens // min(length, max(TOKENS_PER_ROW, SMALL_ROW // width)))
 
     def _listen(self, logits: Tensor, picked: Tensor, shape: tuple[int, int], chosen: Chosen) -> None:
-        """Take the losses once backward has the gradient of the logits, which tells the targets or confirms them."""
+        """Take the losses once backward has the logits' gradient, which gives or confirms the targets."""
         place, total = len(self._of_step) - 1, torch.logsumexp(picked.float(), dim=-1)
         ticket = self._ticket
 
@@ -277,11 +277,11 @@ class SampleTracker:
                 losses = losses_by_gradient(chosen.of(gradient.detach(), shape), picked, chosen, total)
                 self._keep(chosen, losses, place)
 
-        # As one that stays behind without a word where the logits are saved.
+        # Saving the logits drops this hook without a warning.
         logits.register_hook(unserializable_hook(see))  # type: ignore[no-untyped-call]
 
     def _keep(self, chosen: Chosen, losses: Tensor, place: int = -1) -> None:
-        """Keep hash and loss of each chosen row; or, where the user gives ids, all losses for when those come."""
+        """Keep hash and loss of each chosen row, or all losses until the ids arrive if the user gives ids."""
         if not self._gives_ids:
             unknown = losses.new_full((chosen.hashes.numel() - losses.numel(),), math.nan)
             self.kept.add(self.step, chosen.hashes, torch.cat([losses, unknown]))
@@ -292,7 +292,7 @@ class SampleTracker:
             self._of_step[place] = hashes, every
 
     def give(self, losses: Any, ids: Any) -> str | None:
-        """Take the losses or ids of all rows of the step, in the order of its forwards; what is wrong, in words."""
+        """Take losses or ids of all rows of the step, in the order of its forwards, and return any error."""
         if not self.is_on:
             return None
         self._close()
@@ -312,7 +312,7 @@ class SampleTracker:
         was_told, self._gives_ids = self._gives_ids, self._gives_ids or ids is not None
         self._gives_losses = self._gives_losses or losses is not None
         measured = [each for _, each in rows if each is not None]
-        # Before the first ids not all rows are measured, and afterwards not where their loss cannot be seen.
+        # Some rows are unmeasured before the first ids, and later where their loss is not visible.
         if known is None and was_told and rows and len(measured) == len(rows):
             known = torch.cat(measured)
         if known is None:
@@ -327,10 +327,10 @@ class SampleTracker:
         return None
 
     def next_step(self, step: int) -> None:
-        """The step is over."""
+        """End the step."""
         if self._gives_losses and not self._given:
             self._close()
-            for hashes, _ in self._of_step:  # met, with a loss that is not known
+            for hashes, _ in self._of_step:  # seen, with an unknown loss
                 self.kept.add(self.step, hashes, torch.full(hashes.shape, math.nan, device=hashes.device))
         self.step = step
         self._batch, self._done, self._given = None, False, False
@@ -338,23 +338,23 @@ class SampleTracker:
             self._of_step = []
 
     def take(self, device: torch.device, *, first: int, count: int | None) -> Tensor:
-        """What has been kept since the last reading, as of `Kept.take`; nothing after an error of ours."""
+        """Return `Kept.take` since the last reading, or nothing after an internal error."""
         with self._guarded():
             return self.kept.take(device, first=first, count=count)
-        # After an error nothing is kept any more.
+        # After an error nothing is kept.
         return self.kept.take(device, first=first, count=count)
 
     def check(self, losses: np.ndarray[Any, Any]) -> None:
-        """Take note of losses that have been read, to compare them with those that `step()` gets."""
+        """Note the losses that were read, to compare them with those given to `step()`."""
         self._any |= bool(np.isfinite(losses).any())
         self._agreement.add(losses)
 
     def lacking(self, loss: float | None) -> str | None:
-        """What is missing for there to be losses of samples, in words; None where nothing is.
+        """Describe what prevents losses of samples, or return None.
 
         Args:
-            loss: Mean training loss since the last reading. Where targets are the inputs shifted by one, the samples'
-                losses have to agree with it; where they do not, nothing is tracked from then on.
+            loss: Mean training loss since the last reading. If targets are the inputs shifted by one, the samples'
+                losses must agree with it. Otherwise tracking stops.
         """
         if self.fault is not None:
             return f"samples are followed no more: {self.fault}"
@@ -364,36 +364,36 @@ class SampleTracker:
             return f"{self._agreement.refuted}; {ADVICE}"
         if not self.is_on:
             return None
-        # In the first forward of all the head may be yet to be found.
+        # The head may still be unknown in the very first forward.
         self._unseen = 0 if self._any else self._unseen + 1
         return UNSEEN if self._unseen > 1 else None
 
     def state(self) -> list[Any]:
-        """What a checkpoint has to keep: what the user gives, and the visits since the last reading."""
+        """Return the state for a checkpoint: what the user gives, and visits since the last reading."""
         return [self._gives_ids, self._gives_losses, self.kept.state(), self._unseen, self._any]
 
     def load(self, state: Sequence[Any]) -> None:
-        """Go on from what `state()` gave."""
+        """Restore what `state()` gave."""
         self._gives_ids, self._gives_losses = state[0], state[1]
         self._batch, self._of_step = None, []
         self.kept.load(state[2])
         self._unseen, self._any = state[3], state[4]
 
     def settle(self, *, threshold: int) -> None:
-        """Take up what a reading has found: samples with a higher hash are not tracked."""
+        """Apply a reading's threshold: samples with a higher hash are not tracked."""
         self._share = (threshold + 1) / (HIGHEST + 1)
         self.kept.threshold = threshold
         self.forwards = 0
 
     def stop(self) -> None:
-        """Track no more."""
+        """Stop tracking."""
         self.is_on = False
         self._batch, self._of_step = None, []
         self.kept.clear()
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """What goes wrong here ends the tracking, and not the training."""
+        """Let an error here end the tracking and not the training."""
         try:
             with torch.no_grad():
                 yield
@@ -407,14 +407,14 @@ def _is_plain(outputs: Any) -> bool:
 
 
 def _tensor_of(weight: LinearMap) -> Any:
-    """What a map's weight is at this rank; nothing plain where it is a shard of the rows."""
+    """Return a map's weight at this rank, or None if it is a shard of the rows."""
     if isinstance(weight, Dense):
         return weight.weight
     return None if isinstance(weight, ColumnParallel) else torch.empty(0)
 
 
 def _shape_of(batch: Batch, tokens: torch.Size) -> tuple[int, int] | None:
-    """B and L of the logits; None where they are not of these rows."""
+    """B and L of the logits, or None if they belong to other rows."""
     size = batch.hashes.shape[0]
     if not tokens or not tokens.numel():
         return None
@@ -422,13 +422,13 @@ def _shape_of(batch: Batch, tokens: torch.Size) -> tuple[int, int] | None:
         return size, tokens[1:].numel()
     if len(tokens) != 1 or batch.rows.ndim != 2 or batch.rows.is_floating_point():
         return None
-    # Flattened, with or without the last token of each row.
+    # Logits are flat, with or without each row's last token.
     length = batch.rows.shape[1]
     return next(((size, each) for each in (length, length - 1) if each and tokens[0] == size * each), None)
 
 
 def _losses_of(losses: Any) -> Tensor | str:
-    """The user's losses as a tensor [rows], or what is wrong with them."""
+    """Return the user's losses as a tensor [rows], or an error message."""
     try:
         found = losses.detach() if isinstance(losses, Tensor) else torch.as_tensor(np.asarray(losses, dtype=np.float64))
     except (TypeError, ValueError):
@@ -439,7 +439,7 @@ def _losses_of(losses: Any) -> Tensor | str:
 
 
 def _hashes_of(ids: Any) -> Tensor | str:
-    """Hashes of the user's ids [samples], or what is wrong with them."""
+    """Return the hashes of the user's ids [samples], or an error message."""
     if ids is None:
         return "losses: expected a forward of the watched model in this step, found none; pass samples= beside them"
     if isinstance(ids, Tensor) or (isinstance(ids, np.ndarray) and ids.dtype.kind in "iub"):
