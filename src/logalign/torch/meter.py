@@ -1,11 +1,12 @@
 """Meter: the sums of one layer over one monitored step, kept on the device until the step is read.
 
-Everything that is measured is a sum over tokens, so the micro-batches of a step pool by addition. Of the weight, each
-quantity is taken at the step's first forward. Nothing here waits for the device but `Packed` on its way to the host.
+Every measured quantity is a sum over tokens, so the micro-batches of a step pool by addition. The step's first forward
+gives each quantity of the weight. Only the transfer of `Packed` to the host waits for the device.
 
-Where a layer lies over several ranks, each of them adds what it has, and a `Share` says what that is of the whole: then
-the vectors of all ranks add up to the whole's. Sums of W are taken at every rank that sees W, and divided by how many
-did. `|W s|^2`, with s the sum of all inputs, is no sum over tokens: across ranks the vector `W s` [m] is kept instead.
+If a layer is split over several ranks, each rank adds its part, and a `Share` gives that part's share of the whole. The
+vectors of all ranks then add up to the whole's. Every rank that sees W computes the sums of W, which are divided by the
+number of these ranks. `|W s|^2`, with s the sum of all inputs, is not a sum over tokens. Across ranks the meter keeps
+the vector `W s` [m] instead.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from logalign.torch.linear import Dense, LinearMap
 from logalign.torch.output_energy import OutputEnergy, Way
 
 ROUNDING = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 5e-4, torch.float16: 5e-4}
-"""Bound on the relative error of the energies, by the dtype of the outputs; a centered energy below it is undefined."""
+"""Bound on the energies' relative error, by the outputs' dtype. A centered energy below it is undefined."""
 ROUNDING_IN_EPSILONS = 16.0
-"""How many units of relative rounding of one output that bound is, at least."""
+"""That bound, at least, in units of one output's relative rounding."""
 
 SCALARS = (
     "weight",
@@ -49,23 +50,23 @@ SCALARS = (
     "output_rounding",
 )
 OF_WEIGHT = ("weight", "bias_energy", "weight_nonfinite")
-"""Sums that every rank which measured the weight has added, `weighed` times in all."""
+"""Sums that every rank with the weight adds, `weighed` times in total."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one rank has of a layer whose W is [m, n].
+    """One rank's part of a layer whose W is [m, n].
 
     Attributes:
         shape: (m, n) of the whole.
-        first_row: The first row of W that this rank has; its outputs are those of its rows.
-        first_column: The first column of W that this rank has; its inputs have those features.
-        of_weight: This rank's share in sums of W: 1 where it has a part of its own, 1/r where r ranks have the same.
+        first_row: The first row of W on this rank. Its outputs belong to its rows.
+        first_column: The first column of W on this rank. Its inputs have these features.
+        of_weight: This rank's share in sums of W: 1 if its part is its own, 1/r if r ranks have the same part.
         of_input: The same for sums over inputs.
         of_output: The same for sums over outputs.
         of_tokens: The same for counts of tokens.
-        spread: Whether there are other ranks to add to, of any kind.
-        whole_row_sum: Completes the sum of a rank's rows [n] to that of all rows: a collective.
+        spread: Whether there are other ranks of any kind to add.
+        whole_row_sum: Turns the sum of a rank's rows [n] into the sum of all rows, by a collective.
     """
 
     shape: tuple[int, int]
@@ -81,7 +82,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Packed:
-    """A meter's sums as one vector on the device, ready for one transfer, and what is needed to read it there."""
+    """A meter's sums as one vector on the device for one transfer, and the facts needed to read it."""
 
     vector: Tensor
     n: int
@@ -94,11 +95,11 @@ class Meter:
     """Sums of one layer `z = W x + b` over the forwards of one monitored step.
 
     Args:
-        part: What this rank has of the layer; (m, n) of W, where that is all.
-        device: Where the layer's tensors are.
-        spectral: Accumulate the Gram matrices `W^T W` and `X^T X`, too.
-        softmax: Whether outputs are logits, so that the mean over the vocabulary is looked at.
-        way: How E_Z is had of calls without outputs; exactly by default.
+        part: This rank's part of the layer, or (m, n) of W for all of it.
+        device: The device of the layer's tensors.
+        spectral: Also accumulate the Gram matrices `W^T W` and `X^T X`.
+        softmax: Whether outputs are logits. The mean over the vocabulary is then measured.
+        way: How to compute E_Z of calls without outputs (default: exactly).
     """
 
     def __init__(
@@ -114,11 +115,11 @@ class Meter:
         self.m, self.n = self.part.shape
         self.device = device
         dtype = reduce.wide(device)
-        self._sums: dict[str, Tensor | float] = {}  # those that are not zero; what the host knows is a number
+        self._sums: dict[str, Tensor | float] = {}  # nonzero ones only, as numbers if the host knows them
         self._row_sum = torch.zeros(self.n, dtype=dtype, device=device)
         self._input_sum = torch.zeros(self.n, dtype=dtype, device=device)
         self._output_sum = torch.zeros(self.m if self.part.spread else 0, dtype=dtype, device=device)
-        self._whole_row_sum: Tensor | None = None  # of the columns that this rank has
+        self._whole_row_sum: Tensor | None = None  # of this rank's columns
         self._rounding = 0.0
         self._biased = False
         self._spectral = spectral
@@ -136,18 +137,18 @@ class Meter:
         bias: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> None:
-        """Add one call of the layer: the part of it that this rank has.
+        """Add this rank's part of one call of the layer.
 
-        Shapes: weight [m, n], inputs [..., n], outputs [..., m] with the bias in it, mask [...] of bool. Without
-        outputs E_Z is taken from weight and inputs.
+        Shapes: weight [m, n], inputs [..., n], outputs [..., m] including the bias, mask [...] of bool. Without
+        outputs, weight and inputs give E_Z.
 
         Raises:
-            InputError: some calls of the step have a bias in their outputs and others have not.
+            InputError: some calls of the step have a bias in their outputs and others do not.
         """
         mapped = weight if isinstance(weight, LinearMap) else Dense(weight)
         inputs = inputs.detach()
         if outputs is None:
-            bias = None  # what is computed here has none in it
+            bias = None  # energies computed here exclude it
         if self._whole_row_sum is not None and self._biased != (bias is not None):
             raise InputError(
                 "expected all calls of a layer within one step to be with a bias in their outputs, or all without, "
@@ -185,10 +186,10 @@ class Meter:
         self._sums[name] = value if known is None else known + value
 
     def _add_weight(self, weight: LinearMap, bias: Tensor | None, columns: slice) -> Tensor:
-        """One pass over W, block by block while a block is in the cache; the sum of all rows, of these columns.
+        """Return the sum of all rows in these columns, after one pass over W by blocks that fit the cache.
 
-        What needs the inputs of the whole step, `W s` with s their sum, is formed anew at every forward from the sum so
-        far, so that the last one has it all; its vector of the vocabulary's length is kept only across ranks.
+        Every forward recomputes `W s` from s, the sum of the step's inputs so far, so that the last forward covers all
+        inputs. Its vector of vocabulary length is kept only across ranks.
         """
         part = self.part
         first = self._whole_row_sum is None
@@ -255,14 +256,14 @@ class Meter:
     def _add_grams(self, weight: LinearMap, rows: Tensor) -> None:
         n = weight.shape[1]
         if n < self.n:
-            return  # of some columns only: what they have to do with the others is not known
+            return  # some columns only: their products with the others are unknown
         part = self.part
         inputs_gram = part.of_input * reduce.gram(reduce.blocks(rows), n, rows.device)
         weight_gram = self.grams[0] if self.grams else part.of_weight * reduce.gram(weight.blocks(), n, rows.device)
         self.grams = (weight_gram, inputs_gram if self.grams is None else self.grams[1] + inputs_gram)
 
     def pack(self) -> Packed:
-        """All sums as one vector."""
+        """Pack all sums in a vector."""
         like: dict[str, Any] = {"dtype": self._row_sum.dtype, "device": self.device}
         numbers: dict[float, Tensor] = {}
 
@@ -283,12 +284,12 @@ def _share(value: Tensor, share: float) -> Tensor: ...
 @overload
 def _share(value: Tensor | float, share: float) -> Tensor | float: ...
 def _share(value: Tensor | float, share: float) -> Tensor | float:
-    """This rank's share of a sum; without an operation where it is all."""
+    """Return this rank's share of a sum, with no operation if it is 1."""
     return value if share == 1 else share * value
 
 
 def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, bool]:
-    """The energies that a packed vector holds once it is on the host; tokens before the mask; whether there was one."""
+    """Return a packed vector's energies from its host copy, the tokens before the mask, and whether a mask exists."""
     sums = dict(zip(SCALARS, host.tolist(), strict=False))
     ends = np.cumsum([len(SCALARS), packed.n, packed.n])
     row_sum, input_sum, output_sum = (part.astype(np.float64) for part in np.split(host, ends)[1:])
@@ -296,7 +297,7 @@ def unpack(packed: Packed, host: np.ndarray[Any, Any]) -> tuple[Energies, int, b
     for name in OF_WEIGHT:
         sums[name] /= weighed
     if packed.spread:
-        # No `@`: of vectors so long it would wake the threads of NumPy's BLAS, which then spin beside the training.
+        # No `@`: vectors this long would wake NumPy's BLAS threads, which then spin beside the training.
         sums["output_sum_energy"] = float(np.square(output_sum).sum())
     tokens = round(sums["tokens"])
     output, output_rounding = sums["biased_output"], sums["output_rounding"]

@@ -114,7 +114,7 @@ class SampleTracker:
         self._width: int | None = None  # V
         self._mark = 0  # where the visits of the current forward begin
         self._ticket: set[str] = set()  # empty once another candidate replaces this one
-        self._unseen = 0  # consecutive readings without any
+        self._unseen = 0  # successive readings without any
         self._any = False  # whether any loss of a sample was seen
         self._batch: Batch | None = None
         self._done = False  # whether the current forward has been measured
@@ -338,7 +338,7 @@ class SampleTracker:
             self._of_step = []
 
     def take(self, device: torch.device, *, first: int, count: int | None) -> Tensor:
-        """Return `Kept.take` since the last reading, or nothing after an internal error."""
+        """Take what was kept since the last reading, or nothing after an internal error."""
         with self._guarded():
             return self.kept.take(device, first=first, count=count)
         # After an error nothing is kept.
@@ -439,7 +439,7 @@ def _losses_of(losses: Any) -> Tensor | str:
 
 
 def _hashes_of(ids: Any) -> Tensor | str:
-    """Return the hashes of the user's ids [samples], or an error message."""
+    """Return hashes of the user's ids [samples], or an error message."""
     if ids is None:
         return "losses: expected a forward of the watched model in this step, found none; pass samples= beside them"
     if isinstance(ids, Tensor) or (isinstance(ids, np.ndarray) and ids.dtype.kind in "iub"):

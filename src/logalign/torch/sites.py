@@ -1,4 +1,4 @@
-"""Sites: which layers of a model are measured, and how each was found."""
+"""Sites: the measured layers of a model, and how each was found."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from logalign.torch.module_map import linear_map
 WELL_KNOWN_ANYWHERE = ("lm_head", "embed_out", "unembed", "unembedding", "output_projection", "output_layer")
 WELL_KNOWN_AT_TOP = ("head", "classifier", "fc", "fc_out", "score", "output", "out")
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network")
-"""Names under which wrappers (DDP, torch.compile, one's own) hold the model itself."""
+"""Attributes in which wrappers (DDP, torch.compile, the user's own) hold the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One linear layer that is measured.
+    """One measured linear layer.
 
     Attributes:
         label: Its name in readings: "unembedding", or the module's name.
         name: The module's name in the model.
         module: The layer.
         how: How it was found, in words.
-        softmax: Whether its outputs are logits, of two or more, so that vocabulary-centering has a meaning.
-        holder: The module that holds the layer, and under what name; None for the model itself.
+        softmax: Whether its outputs are two or more logits, so that vocabulary-centering is defined.
+        holder: The parent module and the layer's attribute name in it, or None for the model itself.
         tied_to: Names of other parameters that are the same tensor as its weight.
-        vocabulary: How many of its rows count, the others being padding; None for all.
-        shared: Gives its weight, where the model hands it to the layer's forward.
+        vocabulary: How many of its rows count, or None for all. The others are padding.
+        shared: Returns its weight, if the model passes it to the layer's forward.
     """
 
     label: str
@@ -51,7 +51,7 @@ class Site:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(m, n) of the weight, or of those of its rows that count."""
+        """(m, n) of the weight, with only the rows that count."""
         m, n = self.map.shape
         return (m if self.vocabulary is None else self.vocabulary), n
 
@@ -60,7 +60,7 @@ class Site:
         """The map that the layer computes now.
 
         Raises:
-            SiteError: the layer is another than when it was found.
+            SiteError: the layer has changed since it was found.
         """
         self._check_in_place()
         found = _map(self.module, self.name, self.shared)
@@ -72,7 +72,7 @@ class Site:
         return found
 
     def _check_in_place(self) -> None:
-        """A wrapper that calls the layer changes nothing; adapters around it do, and another layer in its place."""
+        """Refuse adapters around the layer or another layer in its place. Other wrappers are allowed."""
         if self.holder is None:
             return
         parent, attribute = self.holder
@@ -87,7 +87,7 @@ class Site:
             )
 
     def description(self) -> dict[str, Any]:
-        """What run.json says of it."""
+        """The site's entry in run.json."""
         mapped = self.map
         m, n = mapped.shape
         return {
@@ -104,7 +104,7 @@ class Site:
         }
 
     def sentence(self) -> str:
-        """One line for people."""
+        """A one-line summary."""
         mapped = self.map
         m, n = mapped.shape
         padding = "" if self.vocabulary is None else f" of which {self.vocabulary} count"
@@ -119,11 +119,11 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The sites of a model; and, where the unembedding is yet to be found, the layers one of which it is.
+    """The sites of a model, and the candidates for an unembedding that is still unknown.
 
     Attributes:
-        sites: Those that are known.
-        candidates: Linear layers, the last of which to run in the first forward is the unembedding.
+        sites: The known sites.
+        candidates: Linear layers. The last to run in the first forward is the unembedding.
         main: The label of the site that `Readings.main` gives.
         is_idle: Whether there is nothing to measure, as in a pipeline stage without the head.
     """
@@ -135,17 +135,17 @@ class Found:
 
 
 def find_sites(model: nn.Module, layers: str | Sequence[str], *, vocabulary: int | None = None) -> Found:
-    """Find the layers asked for.
+    """Find the requested layers.
 
     Args:
         model: The network, wrapped or not.
-        layers: "unembedding"; the name of the module that is the unembedding; or a list of module names, shell-style
-            patterns of them, and "unembedding"; an empty list for none, where all is handed to `observe()`.
+        layers: "unembedding", the name of the unembedding module, or a list of module names, shell-style patterns
+            and "unembedding". An empty list means none: the user passes all to `observe()`.
         vocabulary: How many rows of the unembedding count.
 
     Raises:
         InputError: `layers` is not text, or the unembedding has fewer rows than `vocabulary`.
-        SiteError: no such module, a module that is no linear layer, no linear layer at all, or fan-in 1.
+        SiteError: no such module, a module that is not linear, no linear layer at all, or fan-in 1.
     """
     asked: Any = [layers] if isinstance(layers, str) else layers
     if not isinstance(asked, Sequence) or not all(isinstance(name, str) for name in asked):
@@ -195,7 +195,7 @@ def _find_unembedding(model: nn.Module) -> Site | None:
         if callable(getter):
             head = getter()
             name = next((name for name, module in model.named_modules() if module is head), None)
-            # Several heads in a container, or None, say nothing of which it is.
+            # A container of several heads, or None, does not identify the head.
             if name is not None and not isinstance(head, nn.ModuleList | nn.ModuleDict | nn.Sequential):
                 how = f"{type(owner).__name__}.get_output_embeddings()"
                 return _site(model, name, label=UNEMBEDDING, how=how, softmax=True)
@@ -294,7 +294,7 @@ def _site(model: nn.Module, name: str, *, label: str, how: str, softmax: bool) -
 
 
 def _tied_to(model: nn.Module, module: nn.Module, weight: Tensor | None) -> tuple[str, ...]:
-    """Names of parameters outside of a layer that are the same tensor as its weight."""
+    """Names of parameters outside a layer that are the same tensor as its weight."""
     own = [name for name, other in model.named_modules(remove_duplicate=False) if other is module]
     return tuple(
         name
@@ -314,7 +314,7 @@ def _map(module: nn.Module, name: str, shared: Callable[[], Tensor] | None = Non
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules by name, adapters as one with the layer that they wrap."""
+    """Modules by name. An adapter and its wrapped layer are one."""
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module not in inside:
@@ -324,18 +324,18 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_adapter(module: object) -> bool:
-    """Whether it is a module that PEFT puts around a layer."""
+    """Whether this is a PEFT wrapper around a layer."""
     return is_loaded(module, "peft.tuners.tuners_utils", "BaseTunerLayer") or is_loaded(
         module, "peft.utils.other", "AuxiliaryTrainingWrapper"
     )
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """A module that maps [..., n] to [..., m] by a weight [m, n], as far as can be told before it runs."""
+    """Whether a module seems to map [..., n] to [..., m] by a weight [m, n], judged before it runs."""
     try:
         return (megatron_map(module) or linear_map(module)) is not None
     except SiteError:
-        return True  # one that cannot be measured: whoever asks for it is told why
+        return True  # not measurable: a request for this layer raises the reason
 
 
 def _bare(name: str) -> str:
