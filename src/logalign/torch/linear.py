@@ -1,10 +1,10 @@
-"""Linear maps: the `z = W x + b` that a module computes, whatever it keeps its weight as.
+"""Linear maps: the `z = W x + b` that a module computes, for any storage of its weight.
 
-What is measured of W are sums over its rows, so a map gives its weight row block by row block: a low-rank update is
-added, a quantized weight widened, a block at a time, and no second copy of the whole is ever made.
+The measured quantities of W are sums over its rows, so a map yields its weight in blocks of rows. It adds a low-rank
+update or widens a quantized weight one block at a time, and never makes a second copy of the whole.
 
-Method: by type. A module or a tensor of a type that is not known is refused by name, rather than measured as what it
-may look like: a packed 4-bit weight is a tensor of numbers, too, and its norm is none of the layer's.
+Method: by type. An unknown type of module or tensor is refused by name. The alternative, measuring it as what it looks
+like, is unsafe: a packed 4-bit weight is also a tensor of numbers, but its norm is not the layer's.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class LinearMap(ABC):
     """The map `z = W x + b` with W [m, n] and b [m].
 
     Attributes:
-        name: The layer's, where it is known; for errors.
+        name: The layer's name for errors, if known.
         shape: (m, n) of W.
-        dtype: Of W, or of what it is computed in.
-        device: Where W is.
-        parameter: The parameter that W is, or is made of; what other layers may share.
+        dtype: The dtype of W, or of its computation.
+        device: The device of W.
+        parameter: The parameter that is W or its source. Other layers may share it.
         bias: b [m], or None.
-        version: Changes when W is changed in place; None where that cannot be told.
-        what: What W is, where it is no plain parameter; in words for the site's description.
-        exact: Whether the module returns `W x + b` as it is. Where it does not, or not only that, E_Z is taken from W
-            and the inputs, as where a layer has no forward of its own.
+        version: A number that changes when W changes in place, or None if unknown.
+        what: The kind of W for the site's description, if it is not a plain parameter.
+        exact: Whether the module returns exactly `W x + b`. Otherwise W and the inputs give E_Z, as for a layer
+            without a forward of its own.
     """
 
     name: str | None = None
@@ -64,14 +64,14 @@ class LinearMap(ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[Tensor]:
-        """Consecutive rows of W, in order; free of autograd."""
+        """Yield blocks of W's rows in order, without autograd."""
 
     def error(self, message: str) -> SiteError:
-        """That W cannot be read, and why."""
+        """Say why W cannot be read."""
         return SiteError(message if self.name is None else f"layer {self.name!r}: {message}")
 
     def seen(self, inputs: Tensor, outputs: Any) -> tuple[Tensor, Tensor | None]:
-        """What a forward took and returned, as the map's inputs [..., n] and outputs [..., m]; None if not exact."""
+        """Return a forward's tensors as the map's inputs [..., n] and outputs [..., m], which are None if not exact."""
         return inputs, outputs if self.exact else None
 
 
@@ -81,9 +81,9 @@ class Dense(LinearMap):
     Args:
         weight: W.
         bias: b.
-        parameter: The parameter that W is a view of, where it is not W itself.
+        parameter: The parameter that W is a view of, if not W itself.
         exact: Whether the module returns `W x + b`.
-        what: What to say of W.
+        what: A label for W.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class Dense(LinearMap):
         self.exact, self.what = exact, what
 
     def blocks(self) -> Iterator[Tensor]:
-        """Consecutive rows of W."""
+        """Yield W's rows by blocks."""
         yield from reduce.blocks(self.weight.detach())
 
 
 class Partitioned(LinearMap):
-    """A weight that is whole only while its layer runs, as under ZeRO-3; its shape is known, its numbers are not."""
+    """A weight that is whole only while its layer runs, as under ZeRO-3, with known shape and unknown numbers."""
 
     def __init__(self, weight: Tensor, shape: tuple[int, int], bias: Tensor | None) -> None:
         self.shape, self.dtype, self.device = shape, weight.dtype, weight.device
@@ -119,7 +119,7 @@ class Partitioned(LinearMap):
         """Refuse.
 
         Raises:
-            SiteError: the weight is not there.
+            SiteError: the weight is absent.
         """
         raise self.error(
             f"expected a weight {self.shape} that is whole while its layer runs, found it empty; gather it (as "
@@ -137,17 +137,17 @@ class Patches(LinearMap):
         self._rows, self._module = weight.detach().flatten(1), module
 
     def blocks(self) -> Iterator[Tensor]:
-        """Consecutive rows of W."""
+        """Yield W's rows by blocks."""
         yield from reduce.blocks(self._rows)
 
     def seen(self, inputs: Tensor, outputs: Any) -> tuple[Tensor, Tensor | None]:
-        """Patches [..., positions, n] and outputs [..., positions, m]: a patch for each position of the output."""
+        """Return patches [..., positions, n] and outputs [..., positions, m], one patch per output position."""
         module = self._module
         axes = len(module.kernel_size)
         single = inputs.ndim == axes + 1
         if single:
             inputs, outputs = inputs[None], outputs[None]
-        # As the module pads: `_reversed_padding_repeated_twice` is what it keeps for F.pad, "same" worked out.
+        # Pads as the module does: `_reversed_padding_repeated_twice` holds its F.pad widths, also for "same".
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         inputs = F.pad(inputs.detach(), module._reversed_padding_repeated_twice, mode=mode)
         if axes == 1:
@@ -161,7 +161,7 @@ class Patches(LinearMap):
 
 
 class FirstRows(LinearMap):
-    """The first rows of another map: what is beyond them is padding.
+    """The first rows of another map, whose other rows are padding.
 
     Args:
         whole: The map.
@@ -175,7 +175,7 @@ class FirstRows(LinearMap):
         self.bias = None if whole.bias is None else whole.bias[:rows]
 
     def blocks(self) -> Iterator[Tensor]:
-        """Consecutive rows of W."""
+        """Yield W's rows by blocks."""
         left = self.shape[0]
         for block in self._whole.blocks():
             if left <= 0:
@@ -185,10 +185,10 @@ class FirstRows(LinearMap):
 
 
 def weight_of(module: nn.Module) -> Any:
-    """What the module calls its weight; None without one.
+    """Return the module's `weight`, or None without one.
 
-    A parametrized weight is computed anew on every access, and spectral normalization would take one more step of its
-    power iteration if it were asked in training mode: that would change the training.
+    Every access recomputes a parametrized weight. In training mode, an access would also advance the power iteration
+    of spectral normalization by one step. That would change the training.
     """
     if not parametrize.is_parametrized(module, "weight"):
         return getattr(module, "weight", None)
@@ -205,25 +205,25 @@ def weight_of(module: nn.Module) -> Any:
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
-    """The module's bias; None without one."""
+    """Return the module's bias, or None."""
     bias = getattr(module, "bias", None)
     return bias if isinstance(bias, Tensor) else None
 
 
 def version_of(*tensors: Tensor) -> int | None:
-    """Changes when one of these is changed in place; None where that cannot be told."""
+    """Return a number that changes when one of these changes in place, or None."""
     if any(tensor.is_inference() for tensor in tensors):
         return None
     return sum(tensor._version for tensor in tensors)
 
 
 def is_loaded(thing: object, where: str, name: str) -> bool:
-    """Whether a thing is of a class of a package; one that is not imported has no instances."""
+    """Whether a thing is of a package's class. A package not imported has no instances."""
     found = getattr(sys.modules.get(where), name, None)
     return found is not None and isinstance(thing, found)
 
 
 def kind(thing: object) -> str:
-    """The type of a module or tensor, with its package where that is not PyTorch."""
+    """Name the type of a module or tensor, with its package unless PyTorch."""
     where = type(thing).__module__.partition(".")[0]
     return type(thing).__name__ if where in ("torch", "__main__", "builtins") else f"{where}'s {type(thing).__name__}"

@@ -4,9 +4,9 @@ Every measured quantity is a sum over tokens, so the micro-batches of a step poo
 gives each quantity of the weight. Only the transfer of `Packed` to the host waits for the device.
 
 If a layer is split over several ranks, each rank adds its part, and a `Share` gives that part's share of the whole. The
-vectors of all ranks then add up to the whole's. Every rank that sees W computes the sums of W, which are divided by the
-number of these ranks. `|W s|^2`, with s the sum of all inputs, is not a sum over tokens. Across ranks the meter keeps
-the vector `W s` [m] instead.
+ranks' vectors then add up to the whole's. Every rank that sees W computes the sums of W, which are divided by their
+number. `|W s|^2`, with s the sum of all inputs, is not a sum over tokens. Across ranks the meter keeps the vector
+`W s` [m] instead.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Share:
         of_input: The same for sums over inputs.
         of_output: The same for sums over outputs.
         of_tokens: The same for counts of tokens.
-        spread: Whether there are other ranks of any kind to add.
+        spread: Whether other ranks, of any kind, also have sums.
         whole_row_sum: Turns the sum of a rank's rows [n] into the sum of all rows, by a collective.
     """
 
@@ -263,7 +263,7 @@ class Meter:
         self.grams = (weight_gram, inputs_gram if self.grams is None else self.grams[1] + inputs_gram)
 
     def pack(self) -> Packed:
-        """Pack all sums in a vector."""
+        """Pack all sums."""
         like: dict[str, Any] = {"dtype": self._row_sum.dtype, "device": self.device}
         numbers: dict[float, Tensor] = {}
 

@@ -1,6 +1,6 @@
-"""Which linear map a module computes: of plain layers, convolutions, quantized weights, adapters.
+"""Finds a module's linear map, for plain layers, convolutions, quantized weights and adapters.
 
-Above the kinds of maps, which know nothing of it, so that an adapter's base may be of any of them.
+This module imports the map kinds, and none of them imports it. An adapter's base can be of any kind.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from logalign.torch.linear import (
 
 
 def linear_map(module: nn.Module) -> LinearMap | None:
-    """The map that a module computes from [..., n] to [..., m]; None for one that computes none, as far as known.
+    """Return the map that a module computes from [..., n] to [..., m], or None if it has no known map.
 
     Raises:
-        SiteError: it computes one, and what its weight is cannot be told.
+        SiteError: the module computes a map, but its weight is not readable.
     """
     if is_loaded(module, "torch._dynamo.eval_frame", "OptimizedModule"):
         return linear_map(module._orig_mod)  # type: ignore[arg-type]
@@ -79,18 +79,18 @@ def _unknown(found: str) -> SiteError:
 
 
 def _is_plain(weight: Tensor) -> bool:
-    """Whether a tensor's elements are what they seem: a subclass that redefines operations may hold anything."""
+    """Whether a tensor's elements are its values. A subclass that redefines operations may hold anything."""
     cls = type(weight)
     if is_loaded(weight, "torch.distributed.tensor", "DTensor"):
         return True
-    # Parameter turns __torch_function__ off, which is no redefinition.
+    # Parameter disables __torch_function__, which is no redefinition.
     functions = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)  # type: ignore[attr-defined]
     function = getattr(cls.__torch_function__, "__func__", cls.__torch_function__)
     return cls.__torch_dispatch__ is Tensor.__torch_dispatch__ and function in functions
 
 
 def _empty(module: nn.Module, weight: Tensor, bias: Tensor | None) -> LinearMap | None:
-    """A weight of no elements: under ZeRO-3 the layer's own is gathered when it runs."""
+    """Map an empty weight, which ZeRO-3 gathers when the layer runs."""
     shape = tuple(getattr(weight, "ds_shape", weight.shape))
     if len(shape) != 2 and not isinstance(module, nn.Linear):
         return None
