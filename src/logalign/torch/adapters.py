@@ -1,13 +1,13 @@
-"""Adapters: the linear map of a layer that PEFT has wrapped, its base weight and what the active adapters make of it.
+"""Adapters: the linear map of a layer that PEFT wraps, from its base weight and its active adapters.
 
-The module to watch is the wrapper: only its outputs have the adapters in them. Known are LoRA (with rank-stabilized
-scaling, a bias of its own, DoRA), (IA)^3, trainable tokens and `modules_to_save`. An adapter that is merged is in the
-base weight, and one that is not active or disabled does not count, as in the wrapper's own forward.
+The module to watch is the wrapper, because only its outputs include the adapters. Supported are LoRA (with
+rank-stabilized scaling, its own bias, DoRA), (IA)^3, trainable tokens and `modules_to_save`. A merged adapter is in
+the base weight. An inactive or disabled adapter does not count, as in the wrapper's own forward.
 
-With dropout on a LoRA adapter, the logits of a training forward are no linear map of the inputs: the adapter gets
-other inputs than the base. What is measured then is the map itself, `W = W_base + s B A`, on the inputs before dropout:
-E_Z is taken from W and the inputs, as the other energies are. The energy of the logits as they are would have the noise
-of dropout in it, and would not fit the rest: centering takes parts of E_Z away that W and the inputs tell.
+With dropout on a LoRA adapter, a training forward's logits are not a linear map of the inputs, because the adapter and
+the base get different inputs. The library then measures the map itself, `W = W_base + s B A`, on the inputs before
+dropout. W and the inputs give E_Z, as they give the other energies. The alternative, the energy of the actual logits,
+includes dropout noise and is inconsistent: centering subtracts parts of E_Z computed from W and the inputs.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from logalign.torch import linear
 from logalign.torch.linear import LinearMap, version_of
 
 Change = Callable[[Tensor, slice], Tensor]
-"""Makes of some rows of W, and of which these are, what an adapter makes of them."""
+"""Applies an adapter to some rows of W, given the rows and their slice."""
 
 
 class Adapted(LinearMap):
-    """A base map whose rows adapters change one after the other.
+    """A base map whose rows adapters change in sequence.
 
     Args:
-        base: The map without them.
-        changes: What they do, in order.
+        base: The map without adapters.
+        changes: The adapters' changes, in order.
         made_of: Their tensors.
         bias: b with theirs.
         exact: Whether the module returns `W x + b`.
-        what: What to say of W.
+        what: A label for W.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Adapted(LinearMap):
         self._base, self._changes = base, changes
 
     def blocks(self) -> Iterator[Tensor]:
-        """Consecutive rows of W, in at least float32.
+        """Yield W in row blocks, in at least float32.
 
         Raises:
             SiteError: the base weight is split over ranks.
@@ -76,10 +76,10 @@ class Adapted(LinearMap):
 
 
 def adapted(module: Any, map_of: Callable[[nn.Module], LinearMap | None]) -> LinearMap | None:
-    """The map of a module of PEFT's; None where the module that it wraps is no linear layer.
+    """Return the map of a PEFT module, or None if the wrapped module is not a linear layer.
 
     Raises:
-        SiteError: the adapter, or a variant of it, is not known.
+        SiteError: the adapter or its variant is not supported.
     """
     from peft.tuners.ia3.layer import IA3Layer
     from peft.tuners.lora.layer import LoraLayer
@@ -93,7 +93,7 @@ def adapted(module: Any, map_of: Callable[[nn.Module], LinearMap | None]) -> Lin
     base = map_of(module.base_layer if hasattr(module, "base_layer") else module.original_module)
     if base is None:
         return None
-    # Linear in its forms: those for other layers, or for parameters without one, compute something else.
+    # Only Linear forms: adapters for other layers or for bare parameters compute something else.
     is_linear = any(cls.__name__ in ("Linear", "Linear8bitLt", "Linear4bit") for cls in type(module).__mro__)
     if isinstance(module, LoraLayer) and is_linear:
         return _with_lora(module, base)
@@ -108,7 +108,7 @@ def adapted(module: Any, map_of: Callable[[nn.Module], LinearMap | None]) -> Lin
 
 
 def _in_use(wrapper: Any) -> nn.Module:
-    """The copy of a module that is trained in its place, or the module itself while adapters are disabled."""
+    """Return the copy trained in a module's place, or the module itself while adapters are disabled."""
     active = wrapper.active_adapters
     if wrapper.disable_adapters or not active or active[0] not in wrapper.modules_to_save:
         original: nn.Module = wrapper.original_module
@@ -152,7 +152,7 @@ def _with_lora(module: Any, base: LinearMap) -> LinearMap:
 
 
 def _low_rank(A: Tensor, B: Tensor, scaling: float, magnitude: Tensor | None) -> Change:
-    """`W + s B A`, with DoRA each row of it scaled to its learnt norm."""
+    """Return `W + s B A`. DoRA scales each row to its learned norm."""
 
     def change(block: Tensor, rows: slice) -> Tensor:
         block = torch.addmm(block, B[rows].to(block.dtype), A.to(block.dtype), alpha=scaling)
@@ -197,7 +197,7 @@ def _with_tokens(module: Any, base: LinearMap) -> LinearMap:
 
 
 def _rows_of_tokens(tokens: list[int], trained: Tensor) -> Change:
-    """Some rows of W put in their places."""
+    """Replace some rows of W."""
 
     def change(block: Tensor, rows: slice) -> Tensor:
         own = [place for place, token in enumerate(tokens) if rows.start <= token < rows.stop]
@@ -208,13 +208,13 @@ def _rows_of_tokens(tokens: list[int], trained: Tensor) -> Change:
 
 
 def _active(module: Any, own: Any) -> list[str]:
-    """The adapters that the module's forward adds to its base layer."""
+    """Return the adapters that the module's forward applies."""
     if module.disable_adapters or module.merged:
         return []
     return [name for name in module.active_adapters if name in own]
 
 
 def _name(module: Any) -> str:
-    """PEFT's own name for the kind of adapter, as in `lora.Linear`."""
+    """Return PEFT's name for the adapter type, as in `lora.Linear`."""
     where = type(module).__module__.removeprefix("peft.tuners.").removeprefix("peft.").removesuffix(".layer")
     return f"PEFT's {where}.{type(module).__name__}"

@@ -1,11 +1,10 @@
-"""Fused: layers whose forward never runs, for the loss multiplies by their weight itself, chunk by chunk.
+"""Fused losses: layers whose forward never runs, because the loss itself multiplies by their weight in chunks.
 
-Method: the inputs are taken where they still are. Inside of a model as Transformers builds them that is the output of
-its body, whatever the loss is: Liger's, TRL's, or one of the user's own. A loss that is a module has inputs, weight and
-targets as its arguments. A loss that is a plain function leaves no trace in the model; other people's functions are not
-replaced here, so the user calls `Monitor.observe()`. The alternative, to look for a use of the weight among all
-operations of a forward, would find that, too, at the price of a Python call for each of them and of a second graph of
-each compiled model.
+Method: the inputs are taken where they still exist. In a Transformers model that is the output of its body, for any
+loss: Liger's, TRL's, or the user's own. A loss module has inputs, weight and targets as its arguments. A loss that is a
+plain function leaves no trace in the model. This module does not replace third-party functions, so the user calls
+`Monitor.observe()`. The alternative, searching all operations of a forward for a use of the weight, also finds plain
+functions. It costs a Python call for each operation and a second graph of each compiled model.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ LOSSES = {
     },
     ("cut_cross_entropy", "LinearCrossEntropy"): {"e": "inputs", "c": "weight", "targets": "targets"},
 }
-"""Losses that are modules, by package and class: the first arguments of their forward, in order, and what they are."""
+"""Loss modules by package and class, with the first arguments of their forward in order and their roles."""
 IGNORE_INDEX = -100
-"""The target that does not count where the loss does not say."""
+"""The ignored target if the loss does not define one."""
 OBSERVE = "call monitor.observe(weight, inputs, mask=labels != -100) beside it"
-"""What the user can do about a loss that is a plain function."""
+"""Advice for a loss that is a plain function."""
 
 
 class Body(NamedTuple):
-    """What computes the inputs of a head.
+    """The module that feeds a head.
 
     Attributes:
         module: Its output is, or begins with, the last hidden state.
@@ -46,15 +45,15 @@ class Body(NamedTuple):
     name: str
 
     def words(self) -> str:
-        """For the line that says what is measured."""
+        """Describe the body in the summary line."""
         return f"the output of '{self.name}' ({type(self.module).__name__})"
 
 
 def find_body(model: nn.Module, head: nn.Module) -> tuple[Body | None, str | None]:
-    """The body of the model that the head belongs to; or None, and why not, where there might have been one.
+    """Return the body that feeds the head, or None with the reason if one seemed to exist.
 
-    It is that of the innermost module whose `get_output_embeddings()` gives the head. Where other layers than the head
-    are outside of it, its output need not be what the head gets.
+    The body belongs to the innermost module whose `get_output_embeddings()` gives the head. If layers other than the
+    head are outside the body, its output may differ from the head's inputs.
     """
     owner = None
     for module in model.modules():
@@ -86,7 +85,7 @@ def _body_of(owner: nn.Module) -> nn.Module | None:
 
 
 def hidden_state(output: Any) -> Tensor | None:
-    """The last hidden state in what a body gives: itself, an attribute, or the first of a tuple; None in another."""
+    """Return the last hidden state of a body's output: the output, its attribute, its first item, or None."""
     found = getattr(output, "last_hidden_state", None)
     if found is None:
         found = output[0] if isinstance(output, Sequence) and output else output
@@ -94,16 +93,16 @@ def hidden_state(output: Any) -> Tensor | None:
 
 
 class WithoutForward:
-    """What is known of layers whose own forward may not run, in the forward under way.
+    """Tracks layers whose own forward may not run in the current forward.
 
     Args:
         model: The model.
         heads: The layers that give logits, by site.
 
     Attributes:
-        bodies: What computes their inputs, by site, where that is known.
+        bodies: The bodies that compute their inputs, by site, if known.
         losses: Losses in the model that multiply by a weight themselves.
-        described: Where the inputs come from, in words, for sites whose own forward was seen not to run.
+        described: The source of the inputs, in words, for sites whose own forward did not run.
     """
 
     def __init__(self, model: nn.Module, heads: Mapping[str, nn.Module]) -> None:
@@ -124,35 +123,35 @@ class WithoutForward:
                 self._unknown[site] = unknown
 
     def begin(self) -> None:
-        """A forward of the model begins."""
+        """Begin a forward of the model."""
         self._under_way = True
         self._hidden.clear()
 
     def keep(self, site: str, hidden: Tensor | None) -> None:
-        """The body has run; outside of a forward of the model, what its output is for is not known."""
+        """Keep a body's output. Outside a forward of the model its purpose is unknown."""
         if self._under_way and hidden is not None and site not in self._run_later:
             self._hidden[site] = hidden.detach()
 
     def runs(self, site: str) -> None:
-        """The layer's own forward, or its loss, runs."""
+        """Note that the layer's forward or loss runs."""
         self._ran.add(site)
         self._hidden.pop(site, None)
 
     def has_run(self, site: str) -> bool:
-        """Whether the layer's own forward, or its loss, was seen to run."""
+        """Whether the layer's own forward or its loss has run."""
         return site in self._ran
 
     def left(self) -> dict[str, Tensor]:
-        """At the end of the model's forward: what the bodies gave of layers whose own forward did not run in it."""
+        """Return, after the model's forward, the body outputs for layers whose own forward did not run."""
         hidden, self._hidden = self._hidden, {}
         return hidden
 
     def end(self) -> None:
-        """The forward of the model is over."""
+        """End the forward of the model."""
         self._under_way = False
 
     def fits(self, site: str, hidden: Tensor, *, n: int, last: int) -> Tensor | None:
-        """The inputs that the layer would have got: the last `last` tokens, or all; None where that cannot be told."""
+        """Return the layer's inputs: the last `last` tokens, or all. Return None if they are unknown."""
         body = self.bodies[site]
         if hidden.shape[-1] != n:
             self._unknown[site] = (
@@ -165,14 +164,14 @@ class WithoutForward:
         return hidden[..., -last:, :] if last else hidden
 
     def took(self, site: str) -> None:
-        """The layer was measured in the forward that ends, from what its body gave."""
+        """Note that the layer was measured in this forward, from its body's output."""
         self.described[site] = self.bodies[site].words()
         self._measured.add(site)
 
     def is_late(self, site: str) -> bool:
-        """Whether the layer runs after the model's forward, in which it was taken not to run at all; from now on known.
+        """Whether a layer measured from its body runs after the model's forward, which is then remembered.
 
-        So it is where the user calls it, or its loss, on what the model's forward returned.
+        This happens if the user calls the layer or its loss on the output of the model's forward.
         """
         if self._under_way or site not in self._measured:
             return False
@@ -182,23 +181,23 @@ class WithoutForward:
         return True
 
     def step_over(self) -> None:
-        """The step is over."""
+        """End the step."""
         self._hidden.clear()
         self._measured.clear()
 
     def advice(self, site: str) -> str:
-        """What to do where neither the layer nor anything in its place was seen to run."""
+        """Advise the user if neither the layer nor a replacement has run."""
         unknown = f"; {self._unknown[site]} is not known here" if site in self._unknown else ""
         return f"where a fused loss takes the layer's place, {OBSERVE}{unknown}"
 
 
 class LossCall(NamedTuple):
-    """What a loss was called with.
+    """The arguments of a loss.
 
     Attributes:
         weight: W [m, n].
         inputs: X [..., n].
-        targets: [...], of whole numbers or, for probabilities, [..., m].
+        targets: Integers [...], or probabilities [..., m].
     """
 
     weight: Tensor
@@ -210,7 +209,7 @@ class FusedLoss:
     """A module that computes a loss from inputs, weight and targets.
 
     Args:
-        module: One that is known here.
+        module: A loss in `LOSSES`.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -221,7 +220,7 @@ class FusedLoss:
         self.name = kind[1]
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> LossCall:
-        """The arguments of its forward."""
+        """Return its forward's arguments."""
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         tensors = {what: given[name] for name, what in self._names.items()}
         if "weight" not in tensors:
@@ -229,16 +228,16 @@ class FusedLoss:
         return LossCall(**tensors)
 
     def counts(self, targets: Tensor) -> Tensor | None:
-        """Which inputs count, of the targets' shape; None for targets that are probabilities.
+        """Return which inputs count, in the targets' shape, or None for probabilities.
 
-        A loss that shifts its targets by one has them unshifted, as Transformers' labels are.
+        A loss that shifts its targets by one gets them unshifted, like Transformers' labels.
         """
         if targets.is_floating_point():
             return None
         ignored = getattr(self.module, "ignore_index", None)
         counts = targets.detach() != (IGNORE_INDEX if ignored is None else ignored)
         out_features = getattr(self.module, "out_features", ())
-        if out_features:  # several targets to one input
+        if out_features:  # several targets per input
             return counts.flatten(counts.ndim - len(out_features)).any(-1)
         shift = int(getattr(self.module, "shift", 0))
         if shift:
@@ -246,7 +245,7 @@ class FusedLoss:
         return counts
 
     def aligned(self, targets: Tensor, counts: Tensor, *, ignored: int) -> Tensor | None:
-        """One target for each input, `ignored` where it does not count; None where there are several to one."""
+        """Return one target per input, `ignored` if it does not count, or None if an input has several."""
         if targets.shape != counts.shape:
             return None
         shift = int(getattr(self.module, "shift", 0))
@@ -255,23 +254,23 @@ class FusedLoss:
         return torch.where(counts, targets.detach(), ignored)
 
     def source(self) -> str:
-        """Where the mask comes from, in words."""
+        """The mask's source, in words."""
         return f"targets of {self.name}"
 
 
 def find_losses(model: nn.Module) -> list[FusedLoss]:
-    """All losses in a model that multiply by a weight themselves, as far as they are known here."""
+    """Return a model's losses that are in `LOSSES` and multiply by a weight themselves."""
     return [FusedLoss(module) for module in model.modules() if _kind(module) is not None]
 
 
 def own_head(model: nn.Module) -> nn.Module | None:
-    """The linear layer inside of the only loss that has one of its own, as that of PyTorch has."""
+    """Return the linear layer inside the model's only PyTorch `LinearCrossEntropyLoss`."""
     losses = [module for module in model.modules() if _kind(module) == ("torch", "LinearCrossEntropyLoss")]
     return losses[0].get_submodule("linear") if len(losses) == 1 else None
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two weights are the same memory."""
+    """Whether two weights share their memory."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return False
     return one is other or (one.shape == other.shape and one.data_ptr() == other.data_ptr() != 0)

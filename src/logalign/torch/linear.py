@@ -64,14 +64,14 @@ class LinearMap(ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[Tensor]:
-        """Yield blocks of W's rows in order, without autograd."""
+        """Yield W in row blocks, in order, without autograd."""
 
     def error(self, message: str) -> SiteError:
         """Say why W cannot be read."""
         return SiteError(message if self.name is None else f"layer {self.name!r}: {message}")
 
     def seen(self, inputs: Tensor, outputs: Any) -> tuple[Tensor, Tensor | None]:
-        """Return a forward's tensors as the map's inputs [..., n] and outputs [..., m], which are None if not exact."""
+        """Return a forward's tensors as the map's inputs [..., n] and outputs [..., m] (None if not exact)."""
         return inputs, outputs if self.exact else None
 
 
@@ -103,7 +103,7 @@ class Dense(LinearMap):
         self.exact, self.what = exact, what
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield W's rows by blocks."""
+        """Yield W in row blocks."""
         yield from reduce.blocks(self.weight.detach())
 
 
@@ -137,7 +137,7 @@ class Patches(LinearMap):
         self._rows, self._module = weight.detach().flatten(1), module
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield W's rows by blocks."""
+        """Yield W in row blocks."""
         yield from reduce.blocks(self._rows)
 
     def seen(self, inputs: Tensor, outputs: Any) -> tuple[Tensor, Tensor | None]:
@@ -175,7 +175,7 @@ class FirstRows(LinearMap):
         self.bias = None if whole.bias is None else whole.bias[:rows]
 
     def blocks(self) -> Iterator[Tensor]:
-        """Yield W's rows by blocks."""
+        """Yield W in row blocks."""
         left = self.shape[0]
         for block in self._whole.blocks():
             if left <= 0:
@@ -211,7 +211,7 @@ def bias_of(module: nn.Module) -> Tensor | None:
 
 
 def version_of(*tensors: Tensor) -> int | None:
-    """Return a number that changes when one of these changes in place, or None."""
+    """A number that changes when one of these changes in place, or None if unknown."""
     if any(tensor.is_inference() for tensor in tensors):
         return None
     return sum(tensor._version for tensor in tensors)

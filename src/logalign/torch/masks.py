@@ -1,7 +1,7 @@
-"""Loss masks: which tokens of a forward count, from the labels that the forward was given or from the user.
+"""Loss masks: which tokens of a forward count, from the forward's labels or from the user.
 
-A mask has the tokens' shape, true where a token counts. Labels of a causal language model in Transformers are
-unshifted: position t counts by `labels[t + 1]`.
+A mask has the tokens' shape and is true where a token counts. Labels of a causal language model in Transformers are
+unshifted: `labels[t + 1]` decides about position t.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from logalign.errors import InputError
 
 LOSS_MASK = "loss_mask"
-"""An argument that says itself what counts, with 0 for what does not, whatever the labels hold there."""
+"""An argument that marks ignored tokens with 0 and overrides the labels."""
 TARGETS = ("shift_labels", "labels", "targets")
 LABELS = (LOSS_MASK, *TARGETS)
 SHIFTING_CLASSES = re.compile(r"(ForCausalLM|LMHeadModel|DoubleHeadsModel)$")
@@ -26,18 +26,18 @@ WRAPPER_ATTRIBUTES = ("module", "_orig_mod")
 
 
 class TokenMask:
-    """The mask of the forward under way.
+    """The mask of the current forward.
 
     Args:
-        model: The model, to know its forward's arguments and whether it shifts labels.
+        model: The model, which gives its forward's arguments and whether it shifts labels.
         ignore_index: The label that does not count.
-        shift_labels: Whether the model shifts labels by one; None to tell by its class, as Transformers names them.
+        shift_labels: Whether the model shifts labels by one. None infers it from a Transformers class name.
 
     Attributes:
         ignore_index: The label that does not count.
         shifts: Whether the model shifts labels by one.
-        positional: What the model's forward calls its positional arguments.
-        micro_batches: Whether the user's mask is of a whole step, whose forwards take consecutive sequences of it.
+        positional: The positional argument names of the model's forward.
+        micro_batches: Whether the user's mask covers a whole step, whose forwards take consecutive sequences.
     """
 
     def __init__(self, model: nn.Module, *, ignore_index: int, shift_labels: bool | None) -> None:
@@ -45,13 +45,13 @@ class TokenMask:
         self.ignore_index = ignore_index
         self.shifts = shifts_labels(model) if shift_labels is None else shift_labels
         self.positional = positional_arguments(model)
-        self.last = 0  # of how many last tokens the forward under way keeps logits; 0 for all, -1 if it is not known
+        self.last = 0  # number of last tokens with logits in this forward, 0 for all, -1 if unknown
         self._mask: Tensor | None = None
         self._given = False  # by the user
-        self._waiting = False  # for the forward that it was given for
+        self._waiting = False  # for the forward that it belongs to
         self._cursors: dict[str, int] = {}
         self.micro_batches = False
-        self._rows = (0, 0)  # of the user's mask, that this micro-batch and the next begin at
+        self._rows = (0, 0)  # where this micro-batch and the next begin in the user's mask
 
     @property
     def was_seen(self) -> bool:
@@ -60,14 +60,14 @@ class TokenMask:
 
     @property
     def current(self) -> Tensor | None:
-        """The mask of the whole forward, if there is one."""
+        """The mask of the whole forward, or None."""
         return self._mask
 
     def give(self, mask: Tensor) -> None:
         """Take the user's mask for the next forward.
 
         Raises:
-            InputError: not a tensor of bool.
+            InputError: not a bool tensor.
         """
         dtype = getattr(mask, "dtype", type(mask).__name__)
         if dtype != torch.bool:
@@ -77,7 +77,7 @@ class TokenMask:
         self.source = "monitor.mask()"
 
     def see(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Look for labels in a forward's arguments, unless the user has given a mask for it."""
+        """Read labels from a forward's arguments, unless the user gave a mask for it."""
         self.take(*labels_among(self.positional, args, kwargs))
 
     def take(self, name: str, labels: Tensor | None, last: int) -> None:
@@ -97,17 +97,17 @@ class TokenMask:
         self.source = f"forward argument '{name}' != {self.ignore_index}" + (", shifted by one" if shifted else "")
 
     def see_targets(self, counts: Tensor, source: str) -> None:
-        """Take what a loss counts, from its own arguments, unless the user has given a mask."""
+        """Take the mask from a loss's own arguments, unless the user gave a mask."""
         if not self._given:
             self._mask, self._cursors, self.source = counts, {}, source
 
     def of(self, tokens: torch.Size) -> Tensor | None:
-        """The mask for a call of the layer on tokens of this shape; None where every token counts.
+        """Return the mask for a layer call on tokens of this shape, or None if every token counts.
 
-        A layer that is called on consecutive chunks of the sequence gets consecutive chunks of the mask.
+        Calls on consecutive chunks of the sequence get consecutive chunks of the mask.
 
         Raises:
-            InputError: the user's mask has another number of tokens.
+            InputError: the user's mask has a different number of tokens.
         """
         part = self.part(tokens)
         if part is None and self._mask is not None:
@@ -115,7 +115,7 @@ class TokenMask:
         return part
 
     def part(self, tokens: torch.Size, *, caller: str = "") -> Tensor | None:
-        """As `of`, for one of several layers, each with its own place in the sequence; None where it does not fit."""
+        """Act as `of` for one of several layers, each with its own cursor, or return None if the mask does not fit."""
         mask = self._mask
         if mask is None or mask.shape == tokens:
             return mask
@@ -134,21 +134,21 @@ class TokenMask:
         return flat[..., start:end]
 
     def forward_over(self) -> None:
-        """The forward is over; what backward recomputes of it, or a head called after it, still takes its mask."""
+        """End the forward. Its recomputation in backward or a later call of the head still gets its mask."""
         self._rows = (self._rows[1], self._rows[1])
         self._waiting = self._given and self._mask is not None and 0 < self._rows[0] < self._mask.shape[0]
         self._cursors = {}
 
     def step_over(self) -> None:
-        """The step is over."""
+        """End the step."""
         self._mask, self._cursors = None, {}
         self._given = self._waiting = False
 
     def mismatch(self, tokens: torch.Size) -> None:
-        """Say that the mask does not fit the layer's tokens.
+        """Report a mask that does not fit the layer's tokens.
 
         Raises:
-            InputError: it is the user's own.
+            InputError: the mask is the user's.
         """
         assert self._mask is not None
         shape = tuple(self._mask.shape)
@@ -161,19 +161,19 @@ class TokenMask:
 
 
 def is_shifted(name: str, labels: Tensor, *, shifts: bool) -> bool:
-    """Whether position t of these labels stands for the prediction at t - 1."""
+    """Whether position t of these labels is the target of position t - 1."""
     return name == "labels" and shifts and labels.ndim > 1
 
 
 def aligned(name: str, labels: Tensor, last: int, *, shifts: bool, ignored: int) -> Tensor:
-    """Labels as one target for each token that has logits: shifted by one where the model does so, the last `last`.
+    """Return one target per token with logits, from labels shifted as the model does and cut to the last `last`.
 
     Args:
-        name: What they are called among the forward's arguments.
-        labels: Whole numbers [...].
-        last: Of how many last tokens logits are kept; 0 for all.
+        name: The labels' name among the forward's arguments.
+        labels: Integers [...].
+        last: The number of last tokens with logits, 0 for all.
         shifts: Whether the model shifts `labels` by one.
-        ignored: The label that does not count, which the last token gets where they are shifted.
+        ignored: The label that does not count. The last token gets it if labels are shifted.
     """
     if is_shifted(name, labels, shifts=shifts):
         labels = torch.cat([labels[..., 1:], torch.full_like(labels[..., :1], ignored)], dim=-1)
@@ -181,15 +181,15 @@ def aligned(name: str, labels: Tensor, last: int, *, shifts: bool, ignored: int)
 
 
 def _is_turned(one: torch.Size, other: torch.Size) -> bool:
-    """Whether two shapes are the same axes in another order, as [b, s] and [s, b]: a reshape would mix up tokens."""
+    """Whether two shapes have the same axes in another order, like [b, s] and [s, b], so a reshape mixes tokens."""
     return one != other and sorted(one) == sorted(other) and sum(length > 1 for length in one) > 1
 
 
 def positional_arguments(model: nn.Module) -> tuple[str, ...]:
-    """What the forward of the model, without its wrappers, calls its positional arguments."""
+    """Return the positional argument names of the unwrapped model's forward."""
     try:
         parameters = inspect.signature(_unwrapped(model).forward).parameters.values()
-    except ValueError:  # of a function that is built in
+    except ValueError:  # from a built-in function
         return ()
     return tuple(each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD))
 
@@ -197,12 +197,12 @@ def positional_arguments(model: nn.Module) -> tuple[str, ...]:
 def labels_among(
     positional: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, Tensor | None, int]:
-    """The labels among a forward's arguments, what they are called, and of how many last tokens logits are kept.
+    """Return the labels' name, the labels, and the number of last tokens with logits, from a forward's arguments.
 
-    No labels, an empty name, where there are none; 0 for all tokens, -1 where a tensor says which. It is traced where
-    the model is compiled.
+    Without labels, the name is empty and the labels are None. The number is 0 for all tokens and -1 if a tensor selects
+    them. A compiled model traces this function.
     """
-    # More than the forward takes: a wrapper with arguments of its own.
+    # Too many arguments mean a wrapper with its own arguments.
     given = dict(zip(positional, args, strict=False)) if len(args) <= len(positional) else {}
     given = {**given, **kwargs}
     last = given.get("logits_to_keep")
@@ -215,7 +215,7 @@ def labels_among(
 
 
 def shifts_labels(model: nn.Module) -> bool:
-    """Whether the model shifts its labels by one itself, told by its class as Transformers names it."""
+    """Whether the model itself shifts its labels by one, inferred from its Transformers class name."""
     return any(SHIFTING_CLASSES.search(type(module).__name__) for module in model.modules())
 
 

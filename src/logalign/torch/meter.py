@@ -263,7 +263,7 @@ class Meter:
         self.grams = (weight_gram, inputs_gram if self.grams is None else self.grams[1] + inputs_gram)
 
     def pack(self) -> Packed:
-        """Pack all sums."""
+        """All sums as one vector."""
         like: dict[str, Any] = {"dtype": self._row_sum.dtype, "device": self.device}
         numbers: dict[float, Tensor] = {}
 
