@@ -27,7 +27,7 @@ Change = Callable[[Tensor, slice], Tensor]
 
 
 class Adapted(LinearMap):
-    """A base map whose rows adapters change in sequence.
+    """A base map whose rows adapters change in turn.
 
     Args:
         base: The map without adapters.

@@ -220,7 +220,7 @@ class FusedLoss:
         self.name = kind[1]
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> LossCall:
-        """Return its forward's arguments."""
+        """Return the arguments."""
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         tensors = {what: given[name] for name, what in self._names.items()}
         if "weight" not in tensors:
@@ -259,7 +259,7 @@ class FusedLoss:
 
 
 def find_losses(model: nn.Module) -> list[FusedLoss]:
-    """Return a model's losses that are in `LOSSES` and multiply by a weight themselves."""
+    """Return a model's losses that are in `LOSSES`, which multiply by a weight themselves."""
     return [FusedLoss(module) for module in model.modules() if _kind(module) is not None]
 
 

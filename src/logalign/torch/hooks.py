@@ -274,7 +274,7 @@ class HookRecorder:
             self.samples.begin(rows, attention, name, labels, last)
 
     def part_over(self, part: nn.Module) -> None:
-        """End the part."""
+        """End a part."""
         if self._under_way is part:
             self._under_way = None
 
@@ -561,7 +561,7 @@ class _Before(_Hook):
             self._recorder.begin_forward(*self._recorder.rows(self._positional, args, kwargs), name, labels, last)
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
-        """Take the labels and the rows of a compiled forward."""
+        """Take a compiled forward's labels and rows."""
         rows = list(tensors)
         labels, attention = (None if each == "-" else rows.pop(0) for each in name.split(" "))
         self._recorder.begin_forward(rows, attention, name.split(" ")[0].strip("-"), labels, number)
@@ -635,7 +635,7 @@ class _AtBody(_Hook):
             self._recorder.without_forward.keep(self._label, hidden_state(output))
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
-        """Clone the output, whose memory compiled code may reuse, unless only samples need it and the head runs."""
+        """Clone the output, as compiled code may reuse memory, unless only samples need it and the head runs."""
         recorder = self._recorder
         if recorder.armed or not recorder.without_forward.has_run(self._label):
             recorder.without_forward.keep(self._label, tensors[0].clone())

@@ -211,7 +211,7 @@ def bias_of(module: nn.Module) -> Tensor | None:
 
 
 def version_of(*tensors: Tensor) -> int | None:
-    """A number that changes when one of these changes in place, or None if unknown."""
+    """A number that changes when one changes in place, or None if unknown."""
     if any(tensor.is_inference() for tensor in tensors):
         return None
     return sum(tensor._version for tensor in tensors)

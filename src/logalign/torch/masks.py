@@ -1,7 +1,7 @@
 """Loss masks: which tokens of a forward count, from the forward's labels or from the user.
 
 A mask has the tokens' shape and is true where a token counts. Labels of a causal language model in Transformers are
-unshifted: `labels[t + 1]` decides about position t.
+unshifted: position t counts if `labels[t + 1]` does.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class TokenMask:
         return part
 
     def part(self, tokens: torch.Size, *, caller: str = "") -> Tensor | None:
-        """Act as `of` for one of several layers, each with its own cursor, or return None if the mask does not fit."""
+        """Act as `of` for one of several layers, each with its own place, or return None if the mask does not fit."""
         mask = self._mask
         if mask is None or mask.shape == tokens:
             return mask
@@ -145,7 +145,7 @@ class TokenMask:
         self._given = self._waiting = False
 
     def mismatch(self, tokens: torch.Size) -> None:
-        """Report a mask that does not fit the layer's tokens.
+        """Report that the mask does not fit the tokens.
 
         Raises:
             InputError: the mask is the user's.
@@ -197,10 +197,10 @@ def positional_arguments(model: nn.Module) -> tuple[str, ...]:
 def labels_among(
     positional: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, Tensor | None, int]:
-    """Return the labels' name, the labels, and the number of last tokens with logits, from a forward's arguments.
+    """Find the name and labels among a forward's arguments, and the number of last tokens with logits.
 
-    Without labels, the name is empty and the labels are None. The number is 0 for all tokens and -1 if a tensor selects
-    them. A compiled model traces this function.
+    Without labels they are "" and None. The number is 0 for all tokens, -1 if a tensor selects them. A compiled model
+    traces this function.
     """
     # Too many arguments mean a wrapper with its own arguments.
     given = dict(zip(positional, args, strict=False)) if len(args) <= len(positional) else {}

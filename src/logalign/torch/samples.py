@@ -41,14 +41,14 @@ from logalign.torch.rows import HIGHEST, can_be_hashed, joined_hashes, mixed_up
 
 TOKENS_PER_ROW = 8
 SMALL_ROW = 8192
-"""A row with at most this many logits is measured on all its tokens."""
+"""A row with at most this many logits uses all its tokens."""
 SHARE_OF_TOKENS = 128
 """One of this many tokens of a forward is measured, or as many as have `SMALL` logits if that is more."""
 SMALL = 131_072
 MOST_ROWS = 1024
 """Most rows of a forward with kept hashes."""
 MOST_FORWARDS = 10_000
-"""Most forwards of one step whose rows are kept for the losses or ids given to `step()`."""
+"""Most forwards of one step with rows kept for the losses or ids given to `step()`."""
 
 
 ADVICE = "pass step(losses=...), the loss of each row of the batch"

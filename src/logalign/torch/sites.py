@@ -87,7 +87,7 @@ class Site:
             )
 
     def description(self) -> dict[str, Any]:
-        """The site's entry in run.json."""
+        """Its entry in run.json."""
         mapped = self.map
         m, n = mapped.shape
         return {
