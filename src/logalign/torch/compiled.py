@@ -1,23 +1,23 @@
-"""Compiled models: what a hook leaves in the code that torch.compile makes of it, and what that does when it runs.
+"""Compiled models: the operator that a hook leaves in code traced by torch.compile.
 
-Method: a hook that is traced leaves an operator in its place, opaque to the compiler. The operator runs outside the
-compiled code, as plain Python on real tensors, and goes the way of the uncompiled hook. So there is no graph break, and
-whether a step is monitored is asked at run time: no second graph is compiled for it. The alternative, to let the sums
-themselves be traced, would save the operator's few microseconds, but needs one graph for monitored steps and one for
-all others, and cannot reach what a step keeps in Python: masks, Gram matrices, what backward recomputes.
+Method: a traced hook leaves an operator in its place, opaque to the compiler. The operator runs outside the compiled
+code, as plain Python on real tensors, and does what the uncompiled hook does. So there is no graph break. The operator
+checks at run time if a step is monitored, so no second graph is compiled. The alternative is to trace the sums
+themselves. It saves the operator's few microseconds, but needs one graph for monitored steps and one for all others. It
+also cannot reach what a step keeps in Python: masks, Gram matrices, what backward recomputes.
 
-The operator claims to change a small tensor, the anchor: otherwise the compiler would drop it, for nothing reads what
-it gives, or change its place among others.
+The operator declares that it mutates a small tensor, the anchor. Otherwise the compiler would drop or reorder it,
+because nothing reads its result.
 
-Code that was traced once may run for another module: to the compiler, modules of one class with as many hooks are the
-same, as the blocks of a model that are compiled one by one. So what is traced must be the same for all of them, and the
-operator is handed a parameter of the module that it runs for: the hook that it calls is the one at the module whose
-parameter that is. Modules without a hook are for the compiler the same as those with one, but not the other way round:
-a block that is watched may run the code of one that is not. So the latter get a hook, too, which does nothing.
+Code traced for one module may run for another: the compiler does not tell modules of one class with equally many hooks
+apart, such as a model's blocks compiled one by one. So the traced code must be the same for all of them. The operator
+gets a parameter of the module that it runs for, and calls the hook at the module with that parameter. The compiler may
+reuse the code of a module without a hook for one with a hook, but not the reverse: a watched block may run the code of
+an unwatched one. So unwatched blocks get a hook, too, which does nothing.
 
-What the operator reads has to be in memory. Inputs and outputs of a matrix product are; but where logits are cast to
-float32 in the same code, inductor may keep those for backward in place of the narrower ones that the operator reads,
-2 bytes more for each logit (PyTorch 2.13).
+The operator's inputs must be in memory. Inputs and outputs of a matrix product are. If the same code casts logits to
+float32, inductor may keep those for backward in place of the narrower ones that the operator reads. That takes 2 bytes
+more per logit (PyTorch 2.13).
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # older 
 
 
 class Owner(Protocol):
-    """Who hooks belong to: what they are for is done while it listens."""
+    """The owner of hooks, which run only while it listens."""
 
     @property
     def listens(self) -> bool:
-        """Whether it wants to know of forwards now."""
+        """Whether the owner listens to forwards now."""
 
 
 def as_written(function: Callable[..., None]) -> Callable[..., None]:
-    """Mark a hook to run as it is written where the compiler would compile it by itself.
+    """Mark a hook to run uncompiled where the compiler would compile it by itself.
 
-    It does so with the hooks of the outermost module, a graph for each. Inside of a module the hook is traced as ever.
+    The compiler does so with the outermost module's hooks, one graph each. It traces hooks inside a module as before.
     """
     frames = torch._C._dynamo.eval_frame
     if hasattr(frames, "set_code_exec_strategy"):  # older PyTorch has none, and compiles the hook
@@ -61,9 +61,9 @@ def as_written(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def is_transformed() -> bool:
-    """Whether a forward is not run as it stands: traced to TorchScript, or under `torch.func.vmap`.
+    """Whether a forward is transformed: traced to TorchScript, or under `torch.func.vmap`.
 
-    Its tensors have not the layer's shapes, or what is done with them would become part of the program.
+    Its tensors lack the layer's shapes, or operations on them would become part of the program.
     """
     if torch._C._get_tracing_state() is not None:
         return True
@@ -79,10 +79,10 @@ class TraceableHook:
     """A hook at a module that may be compiled.
 
     Args:
-        module: The module that it is at.
-        model: The model that it is for; operators of one model stay in their order.
-        kind: Tells hooks at one module apart.
-        owner: Who it belongs to.
+        module: The module with the hook.
+        model: The model with the module. Operators of one model keep their order.
+        kind: Distinguishes hooks at one module.
+        owner: The hook's owner.
     """
 
     def __init__(self, module: nn.Module, model: nn.Module, kind: str, owner: Owner) -> None:
@@ -103,20 +103,20 @@ class TraceableHook:
 
     @property
     def is_attached(self) -> bool:
-        """Whether its owner still wants it at its module."""
+        """Whether the hook is still at its module."""
         raise NotImplementedError
 
     def run(self, tensors: Sequence[Tensor], name: str, number: int) -> None:
-        """Do what the hook is for; called by the operator with what `leave()` was given."""
+        """Process one forward. The operator calls this with the arguments of `leave()`."""
         raise NotImplementedError
 
     def leave(self, module: nn.Module, *tensors: Tensor, name: str = "", number: int = 0) -> None:
-        """Leave an operator in the code that is traced, for a forward with gradients; it calls `run()`.
+        """Leave an operator that calls `run()` in the traced code, for a forward with gradients.
 
-        What is read here becomes a condition of the code: nothing may be that changes while training goes on, or that
-        differs between modules whose code could be the same.
+        Every value read here becomes a guard of the code. So this method reads nothing that changes during training or
+        differs between modules that could share code.
         """
-        if _is_exporting():  # to where no monitor is
+        if _is_exporting():  # no monitor there
             return
         parameter = None if self._by_key else _parameter_of(module)
         key = -1 if parameter is not None else self._key
@@ -126,7 +126,7 @@ class TraceableHook:
 
 
 def bystanders(model: nn.Module, hooked: Iterable[nn.Module]) -> list[nn.Module]:
-    """Modules without a hook that the compiler may take for others that have one: those in blocks of the same class."""
+    """Modules without a hook that may share compiled code with hooked ones, in blocks of the same class."""
     names = {module: name for name, module in model.named_modules()}
     by_class: dict[type[nn.Module], list[nn.Module]] = {}
     for module in names:
@@ -158,14 +158,14 @@ def _run(
 
 
 def _hook_at(address: int, kind: str) -> TraceableHook | None:
-    """The hook of a kind at the module whose parameter is there in memory."""
+    """The hook of a kind at the module whose parameter has this address."""
 
     def is_it(hook: TraceableHook) -> bool:
         parameter = _parameter_of(hook.module) if hook.kind == kind else None
         return parameter is not None and parameter.data_ptr() == address and hook.is_attached
 
     found = _hooks_found.get((address, kind))
-    if found is None or not is_it(found):  # memory is used again
+    if found is None or not is_it(found):  # memory is reused
         found = next(filter(is_it, list(_hooks.values())), None)
         if found is not None:
             _hooks_found[address, kind] = found
@@ -177,18 +177,18 @@ def _first(module: nn.Module) -> Tensor | None:
 
 
 def _parameter_of(module: nn.Module) -> Tensor | None:
-    """The first parameter of a module, to know it by; None where it has none whose memory tells."""
+    """A module's first parameter, to identify it; None if its memory cannot identify it."""
     parameter = _first(module)
     return parameter if type(parameter) in (nn.Parameter, Tensor) else None
 
 
 def _part(tensor: Tensor) -> Tensor:
-    """What this rank has of a tensor: operators of one's own take none that is spread over ranks."""
+    """This rank's part of a tensor, because custom operators take no DTensor."""
     part: Tensor = tensor.to_local() if type(tensor).__name__ == "DTensor" else tensor  # type: ignore[attr-defined]
     return part
 
 
-# Under CUDA graphs the code is cut at the operator: in a replay no Python would run.
+# CUDA graphs are split at the operator, because a replay runs no Python.
 _unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
 torch.library.define(
     "logalign::hook",

@@ -1,9 +1,9 @@
-"""Megatron: layers of Megatron-core, whose parts over tensor-parallel ranks are plain tensors and a process group.
+"""Layers of Megatron-core, whose parts over tensor-parallel ranks are plain tensors and a process group.
 
 Its tensors are sequence first, [s, b, n], and its layers return a pair (outputs, bias). A column-parallel layer has
-some rows of W; under sequence parallelism it gets a slice of the sequence and gathers it itself, and so is done here:
-one more all-gather of the inputs in a forward that is measured. The alternative, to keep the sums of each slice apart
-from those of the outputs, would save it, and would have inputs and outputs of different tokens everywhere else.
+some rows of W. Under sequence parallelism it gets a slice of the sequence and gathers it itself. This module does the
+same, with one more all-gather of the inputs in a measured forward. The alternative is to keep the sums of each slice
+apart from the outputs' sums. It saves the all-gather, but inputs and outputs elsewhere would be of different tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ColumnParallel(LinearMap):
-    """A `ColumnParallelLinear`: this rank's rows of W [m, n], those of the tensor-parallel ranks before it being first.
+    """A `ColumnParallelLinear`: this rank's rows of W [m, n], after those of lower tensor-parallel ranks.
 
     Args:
         module: The layer.
@@ -45,7 +45,7 @@ class ColumnParallel(LinearMap):
         yield from self.own.blocks()
 
     def seen(self, inputs: Tensor, outputs: Any) -> tuple[Tensor, Tensor | None]:
-        """Inputs [b, s, n] of the whole sequence, and outputs [b, s, m] or this rank's of them; masks are [b, s]."""
+        """Inputs [b, s, n] of the whole sequence, and outputs [b, s, m] or this rank's part; masks are [b, s]."""
         outputs = outputs[0] if isinstance(outputs, tuple) else outputs
         inputs = inputs.detach()
         if self._is_sliced:
@@ -55,7 +55,7 @@ class ColumnParallel(LinearMap):
         return _batch_first(inputs), None if outputs is None else _batch_first(outputs.detach())
 
     def whole_row_sum(self, row_sum: Tensor) -> Tensor:
-        """The sum of all rows [n], of the sums of each rank's."""
+        """The sum of all rows [n] from each rank's sum."""
         whole = row_sum.clone()
         torch.distributed.all_reduce(whole, group=self.group)
         return whole
@@ -66,10 +66,10 @@ def megatron_map(module: nn.Module, shared: Callable[[], Tensor] | None = None) 
 
     Args:
         module: The layer.
-        shared: Gives the weight that the model hands to the layer's forward, where it does.
+        shared: Returns the weight that the model passes to the layer's forward, if it does.
 
     Raises:
-        SiteError: a layer whose columns are split, or one that gets its weight from where that is not known.
+        SiteError: If the layer's columns are split, or its weight comes from an unknown place.
     """
     if is_loaded(module, LAYERS, "RowParallelLinear") and len(ranks_of(module)) > 1:
         raise SiteError(
@@ -88,9 +88,9 @@ def megatron_map(module: nn.Module, shared: Callable[[], Tensor] | None = None) 
 
 
 def shared_weight(model: nn.Module, layer: nn.Module) -> Callable[[], Tensor] | None:
-    """What gives the weight that a model hands to its output layer's forward; None where the layer uses its own.
+    """The function that returns the weight a model passes to its output layer; None if the layer uses its own.
 
-    It is asked only where weights are shared: of an untied model it gives the input embedding.
+    It is called only if weights are tied: an untied model returns the input embedding.
     """
     if not is_loaded(layer, LAYERS, "ColumnParallelLinear"):
         return None
@@ -102,7 +102,7 @@ def shared_weight(model: nn.Module, layer: nn.Module) -> Callable[[], Tensor] | 
 
 
 def is_chunk_without_head(model: Any) -> bool:
-    """Whether it is a pipeline's part of a model that other ranks, or other chunks, have the head of."""
+    """Whether a model is a pipeline chunk whose head is at other ranks or in other chunks."""
     inner = model
     while isinstance(getattr(inner, "module", None), nn.Module):
         inner = inner.module
@@ -112,7 +112,7 @@ def is_chunk_without_head(model: Any) -> bool:
 
 
 def token_ranks(module: nn.Module) -> ProcessGroup | None:
-    """The data- and context-parallel ranks that Megatron's DistributedDataParallel knows; None of any other module."""
+    """The data- and context-parallel ranks of Megatron's DistributedDataParallel; None for any other module."""
     if is_loaded(module, "megatron.core.distributed", "DistributedDataParallel"):
         group: ProcessGroup = module.dp_cp_group  # type: ignore[assignment]
         return group
@@ -120,7 +120,7 @@ def token_ranks(module: nn.Module) -> ProcessGroup | None:
 
 
 def shards(model: nn.Module) -> set[int]:
-    """Global ranks that have other rows of the model's layers."""
+    """Global ranks that share the rows of the model's layers."""
     if LAYERS not in sys.modules:
         return set()
     layers = (module for module in model.modules() if is_loaded(module, LAYERS, "ColumnParallelLinear"))
@@ -128,8 +128,8 @@ def shards(model: nn.Module) -> set[int]:
 
 
 def ranks_of(layer: Any) -> tuple[int, ...]:
-    """Global ranks that have a column-parallel layer's rows, in order."""
-    # No group where torch.distributed is not up.
+    """Global ranks with a column-parallel layer's rows, in order."""
+    # No group if torch.distributed is not up.
     return (0,) if layer.tp_group is None else tuple(torch.distributed.get_process_group_ranks(layer.tp_group))
 
 

@@ -1,23 +1,23 @@
 """The energy of outputs that never exist: `||X W^T||^2` from weight and inputs, exactly or from a sample of tokens.
 
-Method: of three ways the cheapest that is asked for.
+Method: the cheapest allowed of three ways.
 
     one by one   |W x|^2 for every token x        T m n multiplications, as many as the layer itself
     Gram         <W^T W, X^T X>                   m n^2 once a step, and T n^2
     sample       S tokens drawn at random         S m n; unbiased, with a standard error that falls as 1 / sqrt(S)
 
-The first two are exact. Of a sample only that part is estimated that no sum gives exactly: with x the mean of the
-inputs, w the mean of the rows of W and `y = x_t - x` for each token,
+The first two are exact. A sample estimates only the part that no sum gives exactly. With x the mean of the inputs, w
+the mean of the rows of W and `y = x_t - x` for each token,
 
     ||X W^T||^2 = T |W x|^2  +  sum m (w.y)^2  +  sum (|W y|^2 - m (w.y)^2)
                      exact            exact             estimated
 
-so that a direction common to all tokens or to the whole vocabulary, where most of the energy may lie, adds nothing to
-the error, and the centered forms of LAR, which are differences from it, are as good as the plain one. Tokens are drawn
-with a probability proportional to `|y|^2`, with replacement: what is averaged is then the last term over `|y|^2`, which
-varies less than the term itself; the average is unbiased; and a token that does not count has y = 0 and is never drawn,
-without its place having to be known on the host. A sample of rows of W would be cheaper still, but what it is worth
-depends on how unequal the rows are.
+So a direction common to all tokens or to the whole vocabulary, where most of the energy may lie, adds nothing to the
+error. The centered forms of LAR, which are differences from it, are thus as good as the plain one. Tokens are drawn
+with replacement, with a probability proportional to `|y|^2`. The average is then over the last term divided by `|y|^2`,
+which varies less than the term itself. The average is unbiased. A token that does not count has y = 0 and is never
+drawn, so the host need not know its place. A sample of rows of W would be cheaper still, but its value depends on how
+unequal the rows are.
 
 Shapes: W [m, n], X [T, n].
 """
@@ -35,21 +35,21 @@ from logalign.torch import reduce
 from logalign.torch.linear import LinearMap
 
 SAMPLE = 256
-"""Tokens of a sample, of each forward."""
+"""Tokens in the sample of each forward."""
 AFFORDABLE = 0.01
-"""Share of the layer's own forward and backward that exactness may cost in the mean over all steps."""
+"""Allowed mean cost of exactness over all steps, as a share of the layer's forward and backward."""
 SEED = 20_260_528
 
 
 class Way:
-    """How the output energy is had where there are no outputs, and the random numbers for it.
+    """How to compute the output energy without outputs, and the random numbers for it.
 
     Args:
-        asked: "exact"; "sample", or the number of tokens to sample; "auto" for a sample unless exactness is affordable.
-        every: Of how many steps one is monitored.
+        asked: "exact", "sample", a number of tokens to sample, or "auto" to sample unless exactness is affordable.
+        every: One step in this many is monitored.
 
     Raises:
-        InputError: none of these.
+        InputError: If `asked` is none of these.
     """
 
     def __init__(self, asked: str | int = "auto", *, every: int = 1) -> None:
@@ -64,25 +64,25 @@ class Way:
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def samples(self, exact: int, *, tokens: int, m: int, n: int) -> bool:
-        """Whether to sample where exactness takes so many multiplications."""
+        """Whether to sample if exactness takes `exact` multiplications."""
         if self._asked == "exact" or tokens <= self.size:
             return False
         if self._asked == "auto" and m <= self.size:
-            return False  # a router, a classifier: a small layer whatever the share of it
+            return False  # a router, a classifier: small whatever its share
         affordable = AFFORDABLE * self._every * 3 * tokens * m * n
         return self._asked != "auto" or exact > max(self.size * m * n, affordable)
 
     def uniform(self, count: int, device: torch.device) -> Tensor:
-        """Random numbers in [0, 1), from a generator of our own."""
+        """Random numbers in [0, 1), from a private generator."""
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(SEED)
         return torch.rand(count, generator=self._generators[device], dtype=reduce.wide(device), device=device)
 
 
 class Estimate(NamedTuple):
-    """An energy, the variance of its estimate (0 where it is exact), and a bound on what rounding may leave of it.
+    """An energy, the variance of its estimate (0 if it is exact), and a bound on its rounding error.
 
-    The bound is 0 where the energy is a sum of squares, of which rounding cannot take the leading digits.
+    The bound is 0 if the energy is a sum of squares, because rounding spares its leading digits.
     """
 
     energy: Tensor
@@ -91,10 +91,10 @@ class Estimate(NamedTuple):
 
 
 class OutputEnergy:
-    """The output energy of one layer over the calls of one monitored step, of which no outputs are at hand.
+    """The output energy of one layer over the calls of one monitored step without outputs.
 
     Args:
-        way: How it is had.
+        way: How to compute it.
     """
 
     def __init__(self, way: Way) -> None:
@@ -111,19 +111,19 @@ class OutputEnergy:
         row_mean: Tensor | None = None,
         whole: bool = True,
     ) -> Estimate:
-        """That of one more call.
+        """Estimate the energy of one more call.
 
         Args:
-            weight: W; where it is needed again, that of the step's first call is taken.
-            rows: X, zero where the mask leaves tokens out.
-            mask: [T] of bool, the tokens that count.
-            row_mean: The mean of the rows of W [n], where it is known.
-            whole: Whether these are all of the layer's rows. Of a part no sample is taken: ranks would draw the same
-                tokens for theirs, and their errors be of one sign.
+            weight: W. Its Gram matrix is computed once a step.
+            rows: X, zero at tokens that the mask excludes.
+            mask: The tokens that count, [T] of bool.
+            row_mean: The mean of the rows of W [n], if known.
+            whole: Whether these are all of the layer's rows. A part is never sampled: ranks would draw the same tokens
+                for their parts, and their errors would have one sign.
         """
         (m, n), tokens = weight.shape, rows.shape[0]
-        # How many calls there will be is not known: by Gram from where all of them together, one by one, would have
-        # cost as much as its m n^2. That is at most twice the cheapest.
+        # The number of calls is unknown. Gram starts where all of them one by one would have cost as much as its
+        # m n^2. That is at most twice the cheapest.
         by_gram = self._gram is not None or (self._one_by_one + tokens) * m > (tokens + m) * n
         exact = (tokens * n * n if self._gram is not None else (m + tokens) * n * n) if by_gram else tokens * m * n
         if whole and self._way.samples(exact, tokens=tokens, m=m, n=n):
@@ -157,10 +157,10 @@ class OutputEnergy:
         total = ends[-1]
         places = torch.searchsorted(ends, self._way.uniform(size, rows.device) * total, right=True)
         drawn = places.clamp(max=rows.shape[0] - 1)
-        # In the precision that the layer would have computed in, at its price.
+        # In the precision, and at the cost, of the layer itself.
         outputs = reduce.output_energies(weight.blocks(), deviations[drawn].to(rows.dtype))
         ratios = (outputs - known[drawn]) / energies[drawn]
-        # Where no two tokens differ there is nothing to draw from, and nothing to add.
+        # If no two tokens differ, there is nothing to draw from or to add.
         none = torch.zeros_like(total)
         estimate = torch.where(total > 0, total * ratios.mean(), none)
         variance = torch.where(total > 0, total.square() * ratios.var() / size, none)

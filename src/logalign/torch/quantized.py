@@ -1,7 +1,7 @@
-"""Quantized weights: 8 and 4 bits, widened a block of rows at a time.
+"""Quantized weights of 8 and 4 bits, dequantized a block of rows at a time.
 
-Known are bitsandbytes' `Linear8bitLt` and `Linear4bit`, and the tensors of torchao. A format that cannot be cut into
-rows is widened as a whole, and the site's description says how much memory that takes.
+Supported are bitsandbytes' `Linear8bitLt` and `Linear4bit`, and torchao's tensors. A format that cannot be split into
+rows is dequantized as a whole, and the site's description gives the memory for it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from logalign.torch import linear
 from logalign.torch.linear import Dense, LinearMap, is_loaded, kind, version_of
 
 SLICED = ("Int8Tensor", "IntxUnpackedToInt8Tensor", "Float8Tensor")
-"""Formats of torchao of which rows can be cut out."""
+"""Formats of torchao that can be sliced by rows."""
 BLOCK = 1 << 20
-"""Elements to a block of rows."""
+"""Elements per block of rows."""
 
 
 def dequantized(module: nn.Module, weight: Tensor, bias: Tensor | None) -> LinearMap | None:
     """The map of a module with a quantized weight of a known type; None for any other weight.
 
     Raises:
-        SiteError: the type is known, and its numbers are not there yet.
+        SiteError: If the type is known, but not quantized yet.
     """
     if is_loaded(module, "bitsandbytes.nn.modules", "Linear4bit"):
         return FourBit(module, weight, bias)
@@ -39,7 +39,7 @@ def dequantized(module: nn.Module, weight: Tensor, bias: Tensor | None) -> Linea
 
 
 class EightBit(LinearMap):
-    """A weight of bitsandbytes' 8-bit form: int8 `Q [m, n]` and a scale `s [m]`, `W = Q s / 127`."""
+    """A weight in bitsandbytes' 8-bit form: int8 `Q [m, n]` and a scale `s [m]`, `W = Q s / 127`."""
 
     exact = False  # its forward rounds the inputs to 8 bits, too
 
@@ -58,7 +58,7 @@ class EightBit(LinearMap):
 
 
 class FourBit(LinearMap):
-    """A weight of bitsandbytes' 4-bit forms: codes packed two to a byte, one scale to each few consecutive elements.
+    """A weight in bitsandbytes' 4-bit forms: two codes per byte, one scale per block of consecutive elements.
 
     Args:
         module: The layer.
@@ -66,7 +66,7 @@ class FourBit(LinearMap):
         bias: b.
 
     Raises:
-        SiteError: the weight is not quantized yet, or, when it is read, packed for inference.
+        SiteError: If the weight is not quantized yet, or is packed for inference when read.
     """
 
     def __init__(self, module: Any, weight: Any, bias: Tensor | None) -> None:
@@ -81,8 +81,8 @@ class FourBit(LinearMap):
         self.bias, self.parameter, self.version = bias, weight, version_of(weight)
         self.what = f"of 4 bits ({state.quant_type}, bitsandbytes)"
         self._packed, self._state = weight.detach(), state
-        # Where a scale reaches over the end of a row, bitsandbytes is asked for what it gives the layer itself: its
-        # kernel for CPUs (0.50) gives other numbers for the whole than for a part.
+        # If a scale spans the end of a row, bitsandbytes dequantizes the whole, as for the layer itself: its CPU
+        # kernel (0.50) gives other numbers for a part.
         self._is_sliced = n % state.blocksize == 0
         if not self._is_sliced:
             self.what += _as_a_whole(self)
@@ -119,7 +119,7 @@ class FourBit(LinearMap):
 
 
 class TorchAO(LinearMap):
-    """A weight that is a tensor of torchao, which widens itself."""
+    """A weight that is a torchao tensor, which dequantizes itself."""
 
     exact = False  # some of these formats round the inputs, too
 

@@ -1,10 +1,10 @@
-"""Sums of squares of large tensors: no copy of the logits, no wait for the device.
+"""Sums of squares of large tensors, without a copy of the logits and without synchronization.
 
 Method: norms by row, squared and summed in float64. The alternatives are shorter and worse: `z.float().pow(2).sum()`
-copies the logits twice over, and one norm over a whole tensor accumulates in float32 and is percents off on CPU
-(docs/performance.md). Every function is free of autograd: callers hold `torch.no_grad()`.
+copies the logits twice, and one norm over a whole tensor accumulates in float32 and is off by percents on CPU
+(docs/performance.md). No function needs autograd: callers hold `torch.no_grad()`.
 
-Shapes: any leading axes, the last one is reduced; T tokens, `W [m, n]`, `X [..., n]`.
+Shapes: any leading axes, with the last one reduced. T tokens, `W [m, n]`, `X [..., n]`.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
 SEGMENT = 512
-"""Columns to one norm on CPU, so that float32 has no longer sum to hold."""
+"""Columns per norm on CPU, to keep each float32 sum short."""
 SMALL = 1 << 22
-"""Elements that are reduced at a time on CPU, and up to which a float32 copy, block by block, is cheap enough."""
+"""Elements reduced at a time on CPU, and the most for which a float32 copy by blocks is cheap enough."""
 
 
 def wide(device: torch.device) -> torch.dtype:
-    """The widest dtype that sums can be held in on this device."""
+    """The widest dtype for sums on this device."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def row_energies(rows: Tensor) -> Tensor:
-    """Squared norms over the last axis, in float64 (float32 on MPS); shape `rows.shape[:-1]`.
+    """Squared norms over the last axis, in float64 (float32 on MPS), of shape `rows.shape[:-1]`.
 
-    On CPU PyTorch sums the squares of a row one after the other, which in float32 is 3e-5 off for 50,304 equal entries.
-    So the norms are those of segments of 512 columns, squared and summed in float64. A half-precision norm in another
-    dtype would copy the whole tensor there: fp16 is copied block by block, and so are small bfloat16 tensors; those of
-    more than 4 M elements take PyTorch's own kernel, whose norms are rounded to bfloat16 one by one. Relative error at
-    4096 x 50304: see docs/performance.md; at worst, with all entries equal in bfloat16, 2**-8.
+    PyTorch on CPU sums the squares of a row one after the other, which is off by 3e-5 in float32 for 50,304 equal
+    entries. So norms over segments of 512 columns are squared and summed in float64. A half-precision norm in another
+    dtype would copy the whole tensor there. So fp16 and small bfloat16 tensors are copied block by block. Bfloat16
+    tensors of more than 4 M elements use PyTorch's own kernel, which rounds each norm to bfloat16. docs/performance.md
+    has the relative error at 4096 x 50304. At worst, with all entries equal in bfloat16, it is 2**-8.
     """
-    if not rows.shape[-1]:  # of a rank whose rows are all padding
+    if not rows.shape[-1]:  # a rank whose rows are all padding
         return rows.new_zeros(rows.shape[:-1], dtype=wide(rows.device))
     if rows.device.type != "cpu":
         norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32 if rows.dtype in HALF else None)
@@ -50,7 +50,7 @@ def row_energies(rows: Tensor) -> Tensor:
 
 
 def _segment_energies(rows: Tensor) -> Tensor:
-    """Squared norms of the rows of a matrix [rows, columns], by segments; [rows]."""
+    """Squared norms [rows] of the rows of a matrix [rows, columns], by segments."""
     count = rows.shape[-1] // SEGMENT
     whole = count * SEGMENT
     segments = rows[:, :whole].view(rows.shape[0], count, SEGMENT)
@@ -61,7 +61,7 @@ def _segment_energies(rows: Tensor) -> Tensor:
 
 
 def blocks(rows: Tensor) -> Iterator[Tensor]:
-    """Consecutive rows of a matrix, as many as stay in a CPU's cache (or make one large launch elsewhere)."""
+    """Yield blocks of consecutive rows that fit in a CPU's cache (or make one large launch elsewhere)."""
     elements = 1 << 20 if rows.device.type == "cpu" else 1 << 24
     yield from torch.split(rows, max(1, elements // rows.shape[-1]))
 
@@ -72,18 +72,18 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def count_nonfinite(values: Tensor) -> Tensor:
-    """How many entries are NaN or infinite: `x - x` is 0 for all others. A third of the operations of `isfinite`."""
+    """Count NaN or infinite entries: `x - x` is 0 for all others. It takes a third of `isfinite`'s operations."""
     return (values - values).count_nonzero()
 
 
 def column_sum(rows: Tensor) -> Tensor:
-    """Sum of the rows of a matrix [rows, columns], in the wide dtype; [columns]."""
+    """Sum [columns] of the rows of a matrix [rows, columns], in the wide dtype."""
     parts = [at_least_float32(block).sum(0) for block in blocks(rows)]
     return torch.stack(parts).to(wide(rows.device)).sum(0)
 
 
 def product(rows: Tensor, vector: Tensor) -> Tensor:
-    """`rows @ vector` for rows [R, C] and a vector [C] in the wide dtype; multiplied in at least float32; [R]."""
+    """`rows @ vector` [R] in the wide dtype for rows [R, C] and vector [C], multiplied in at least float32."""
     parts = []
     for block in blocks(rows):
         block = at_least_float32(block)
@@ -92,9 +92,9 @@ def product(rows: Tensor, vector: Tensor) -> Tensor:
 
 
 def gram(blocks: Iterable[Tensor], n: int, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """`A^T A [n, n]` of the matrix A [rows, n] whose consecutive rows are these.
+    """`A^T A [n, n]` of the matrix A [rows, n], given in blocks of consecutive rows.
 
-    Multiplied and summed in `dtype`, by default the wide one.
+    It is computed in `dtype`, by default the wide one.
     """
     total = torch.zeros(n, n, dtype=wide(device) if dtype is None else dtype, device=device)
     for block in blocks:
@@ -106,7 +106,7 @@ def gram(blocks: Iterable[Tensor], n: int, device: torch.device, dtype: torch.dt
 def energy_by_gram(weight_gram: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """`||X W^T||^2 = <W^T W, X^T X>` for `W^T W [n, n]` and X [T, n], in the wide dtype: T n^2 multiplications.
 
-    Beside it `||W||^2 ||X||^2`, of which its rounding is a share: terms of both signs add up to the energy.
+    Also returns `||W||^2 ||X||^2`, which scales the rounding error: terms of both signs add up to the energy.
     """
     dtype = wide(inputs.device)
     inputs_gram = gram(blocks(inputs), inputs.shape[-1], inputs.device, weight_gram.dtype)
@@ -115,9 +115,9 @@ def energy_by_gram(weight_gram: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]
 
 
 def output_energies(blocks: Iterable[Tensor], inputs: Tensor) -> Tensor:
-    """`|W x|^2` for each row x of X [T, n] and W [m, n] in blocks of rows, in the wide dtype; [T].
+    """`|W x|^2` [T] for each row x of X [T, n] and W [m, n] in blocks of rows, in the wide dtype.
 
-    T m n multiplications, as the layer itself has, without its [T, m] matrix.
+    It takes T m n multiplications, like the layer, without its [T, m] matrix.
     """
     tokens = inputs.shape[0]
     total = torch.zeros(tokens, dtype=wide(inputs.device), device=inputs.device)

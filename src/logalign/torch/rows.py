@@ -1,11 +1,11 @@
-"""Rows: which sample a row of a batch is, told by a hash of its content, taken on the device without waiting for it.
+"""Rows: a hash of its content identifies each row's sample, computed on the device without synchronization.
 
-Method: every element is mixed with its place in the row by 64-bit integer arithmetic that wraps around, and the results
-are summed. The alternative, to have the user number the samples, needs a change of the data loader. A sum over elements
-is the same in whatever order the device adds.
+Method: 64-bit integer arithmetic that wraps around mixes every element with its position in the row, and the results
+are summed. The alternative is to have the user number the samples, which needs a change of the data loader. A sum over
+elements does not depend on the order in which the device adds.
 
-Zeros add nothing, so that a row padded with zeros at its end is the same row. Where an attention mask or a padding
-token is known, places are counted over the tokens that are left, so that padding in front does not matter either.
+Zeros add nothing, so zero padding at the end of a row does not change its hash. If an attention mask or a padding token
+is known, positions count only the other tokens, so padding in front does not matter either.
 
 Shapes: B rows of a batch, L elements of a row.
 """
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 HIGHEST = 2**63 - 1
-"""The highest hash, and the mask of the bits that are used."""
+"""The highest hash, and the mask of the bits in use."""
 LARGEST_ROW = 4096
-"""Elements of a row that are looked at, evenly spaced where there are more; of text, all are."""
+"""Elements hashed per row, evenly spaced if it has more. Text rows are hashed in full."""
 NOT_ROWS = frozenset(
     [
         "attention_mask",
@@ -44,22 +44,22 @@ NOT_ROWS = frozenset(
         "num_items_in_batch",
     ]
 )
-"""Arguments of a forward that do not tell which sample a row is."""
+"""Arguments of a forward that do not identify a row's sample."""
 TOKENS = "input_ids"
 MASK = "attention_mask"
 
-# Odd numbers without structure: multiples of the golden ratio's fraction, and the digits of pi and e.
+# Odd numbers without structure: multiples of the golden ratio's fraction, and digits of pi and e.
 _VALUE, _PLACE, _STIR = (each - 2**64 for each in (0x9E3779B97F4A7C15, 0xC2B7E151628AED2B, 0xA0761D6478BD6429))
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def row_hashes(rows: Tensor, *, mask: Tensor | None = None, padding: int | None = None) -> Tensor:
-    """Hashes of the rows of a batch [B, ...], [B] of int64 from 0 to 2**63 - 1.
+    """Hash the rows of a batch [B, ...] to int64 [B], from 0 to 2**63 - 1.
 
     Args:
-        rows: Tokens, images, features: whole numbers, booleans or floating-point numbers.
-        mask: Of the same shape, nonzero where a token is no padding.
-        padding: The token that is padding.
+        rows: Tokens, images or features: integers, booleans or floating-point numbers.
+        mask: Mask of the same shape, nonzero at tokens other than padding.
+        padding: The padding token.
     """
     flat = rows.detach().reshape(rows.shape[0], -1)
     length = flat.shape[1]
@@ -85,12 +85,12 @@ def row_hashes(rows: Tensor, *, mask: Tensor | None = None, padding: int | None 
 
 
 def joined_hashes(tensors: Sequence[Tensor], *, mask: Tensor | None = None, padding: int | None = None) -> Tensor:
-    """Hashes of rows that are made of those of several tensors, [B]; as `row_hashes`, which is that of one.
+    """Hash rows made of the rows of several tensors to [B], like `row_hashes` for one tensor.
 
     Args:
-        tensors: With B rows each; the first may have a mask or padding.
-        mask: As of `row_hashes`.
-        padding: As of `row_hashes`.
+        tensors: Tensors with B rows each. The first may have a mask or padding.
+        mask: See `row_hashes`.
+        padding: See `row_hashes`.
     """
     found = row_hashes(tensors[0], mask=mask, padding=padding)
     for i, tensor in enumerate(tensors[1:], 1):
@@ -99,7 +99,7 @@ def joined_hashes(tensors: Sequence[Tensor], *, mask: Tensor | None = None, padd
 
 
 def mixed_up(numbers: Tensor) -> Tensor:
-    """Whole numbers [...] scrambled one by one to hashes from 0 to 2**63 - 1; equal numbers to equal hashes."""
+    """Scramble integers [...] one by one to hashes from 0 to 2**63 - 1, equal ones to equal hashes."""
     mixed = numbers.to(torch.int64) + _PLACE
     for shift, factor in ((30, _VALUE), (27, _STIR)):
         mixed = (mixed ^ _shifted(mixed, shift)) * factor
@@ -107,17 +107,17 @@ def mixed_up(numbers: Tensor) -> Tensor:
 
 
 def _shifted(numbers: Tensor, bits: int) -> Tensor:
-    """Shifted to the right with zeros coming in, as for numbers without a sign."""
+    """Shift right and fill with zeros, as for unsigned integers."""
     return (numbers >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def rows_among(
     positional: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[list[Tensor], Tensor | None]:
-    """The tensors among a forward's arguments whose rows make up a sample, and the attention mask beside them.
+    """The tensors among a forward's arguments whose rows make up a sample, and the attention mask.
 
-    First is `input_ids`, else the first matrix of whole numbers, else the first tensor. All others with as many rows
-    belong to the sample, too, but for labels, masks and the like. Compiled models trace it.
+    The first is `input_ids`, else the first integer matrix, else the first tensor. All others with as many rows belong
+    to the sample, too, except labels, masks and the like. Compiled models trace it.
     """
     named: list[tuple[str, Any]] = [
         (positional[i] if len(args) <= len(positional) else "", each) for i, each in enumerate(args)
@@ -150,7 +150,7 @@ def _first(tensors: list[Tensor]) -> Tensor | None:
 
 
 def padding_token(model: nn.Module) -> int | None:
-    """The padding token that a model's configuration names, as Transformers' models do."""
+    """The padding token in a model's configuration, as in Transformers' models."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None:
@@ -160,7 +160,7 @@ def padding_token(model: nn.Module) -> int | None:
 
 
 def can_be_hashed(rows: Tensor) -> bool:
-    """Whether a tensor's elements are there to be read: not sparse, nested, quantized, traced, or empty."""
+    """Whether a tensor's elements are readable: not sparse, nested, quantized, traced, or empty."""
     if rows.layout != torch.strided or rows.is_quantized or rows.is_meta or rows.is_nested:
         return False
     traced = torch._C._len_torch_dispatch_stack() > 0 or torch._is_functional_tensor(rows)
