@@ -1,9 +1,8 @@
 """Calls: a layer that runs several times in one forward of the model, for chunks of one prediction or for several.
 
-A head is called again on other tokens where a loss goes over them in chunks: all calls count. It is called again on the
-same tokens where further ones are predicted, too (multi-token prediction): only the main call counts, and which that is
-only the user knows, for some models have it first, others last. The two are told apart by the labels: chunks have as
-many tokens as there are labels, all together.
+A loss in chunks calls the head again on other tokens, so all calls count. Multi-token prediction calls it again on the
+same tokens, so only the main call counts. Only the user knows which call that is: it is first in some models and last
+in others. The labels distinguish the two cases: all chunks together have as many tokens as there are labels.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from logalign.errors import InputError
 
 
 class Calls:
-    """The calls of layers in the forward under way.
+    """The calls of layers in the current forward.
 
     Args:
-        main: Which call of a layer counts, from 0 on; None for all of them.
+        main: The call of a layer that counts, from 0, or None for all.
 
     Attributes:
-        repeated: How many calls of a layer in one forward were seen to be on tokens that it had had; 0 for none.
+        repeated: Number of calls of a layer in one forward that repeated tokens, or 0 if none did.
 
     Raises:
-        InputError: `main` is no whole number from 0 on.
+        InputError: If `main` is not an integer from 0.
     """
 
     def __init__(self, main: int | None = None) -> None:
@@ -33,23 +32,23 @@ class Calls:
             raise InputError(f"main_call: expected None or a whole number from 0 on, found {given!r}")
         self.main = main
         self.repeated = 0
-        self._seen: dict[Hashable, tuple[int, int]] | None = None  # calls and tokens so far; None outside of a forward
+        self._seen: dict[Hashable, tuple[int, int]] | None = None  # calls and tokens so far, None outside a forward
 
     def begin(self) -> None:
-        """A forward of the model begins."""
+        """Begin a forward of the model."""
         self._seen = {}
 
     def over(self) -> None:
-        """It is over; a head that is called after it is called on chunks, as far as can be told."""
+        """End the forward. Later calls of a head are assumed to be on chunks."""
         self._seen = None
 
     def counts(self, layer: Hashable, tokens: int, *, labels: int | None) -> bool:
         """Whether a call of a layer counts.
 
         Args:
-            layer: Which.
-            tokens: On how many it is called.
-            labels: How many labels the forward has for them; None where that is not known.
+            layer: The layer.
+            tokens: Number of tokens.
+            labels: Number of labels in the forward, or None if unknown.
         """
         if self._seen is None:
             return True

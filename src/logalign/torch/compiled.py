@@ -177,7 +177,7 @@ def _first(module: nn.Module) -> Tensor | None:
 
 
 def _parameter_of(module: nn.Module) -> Tensor | None:
-    """A module's first parameter, to identify it; None if its memory cannot identify it."""
+    """A module's first parameter, to identify it, or None if its memory cannot identify it."""
     parameter = _first(module)
     return parameter if type(parameter) in (nn.Parameter, Tensor) else None
 

@@ -1,7 +1,7 @@
 """Kept: hashes and losses of samples on the device, from one reading to the next.
 
-Nothing here waits for the device, so nothing depends on what the hashes are. What is too much is cut off from above:
-the samples with the highest hashes go first, which are the first that are not tracked.
+Nothing here waits for the device, so no control flow depends on the hashes. On overflow, the samples with the highest
+hashes are dropped first, because they are the first to be untracked.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from logalign.torch.reduce import wide
 from logalign.torch.rows import HIGHEST
 
 MOST = 4096
-"""Visits that are kept between two readings."""
+"""Visits kept between two readings."""
 PIECES = 64
-"""Tensors that are kept before they are made one."""
+"""Tensors kept before they are joined."""
 BITS = 21
-"""Of a hash, in each of three numbers: float32 holds whole numbers up to 2**24."""
+"""Bits of a hash in each of three numbers: float32 holds integers up to 2**24."""
 COLUMNS = 5
-"""Numbers of a packed visit: three for its hash, its loss, and its step, counted from 1; 0 where there is no visit."""
+"""Numbers in a packed visit: three for its hash, its loss, and its step from 1, or 0 if there is no visit."""
 
 
 class Visit(NamedTuple):
@@ -53,11 +53,11 @@ class Kept:
             self._pieces = [self._joined(MOST, hashes.device)]
 
     def mark(self) -> int:
-        """A place to go back to, while nothing but visits of one forward is added."""
+        """A place to return to, if only visits of one forward follow."""
         return len(self._pieces)
 
     def undo(self, mark: int) -> None:
-        """Drop what was added since."""
+        """Drop visits added since."""
         del self._pieces[mark:]
 
     def clear(self) -> None:
@@ -65,12 +65,12 @@ class Kept:
         self._pieces = []
 
     def take(self, device: torch.device, *, first: int, count: int | None = None) -> Tensor:
-        """All of them packed for one transfer, [visits, COLUMNS], and a clean slate.
+        """Pack all visits for one transfer, [visits, COLUMNS], and drop them.
 
         Args:
-            device: Where the tensor is to be.
-            first: The step that steps are counted from.
-            count: How many visits the tensor has, whatever was kept; None for as many as were kept.
+            device: The tensor's device.
+            first: The step from which steps are counted.
+            count: Number of visits in the tensor, or None for as many as were kept.
         """
         most = MOST if count is None else count
         dtype = wide(device)
@@ -86,7 +86,7 @@ class Kept:
         return torch.cat([packed, packed.new_zeros((count - packed.shape[0], COLUMNS))])
 
     def state(self) -> list[list[Any]]:
-        """All of them as step, hash and loss, None for a loss that is not finite; they are kept on."""
+        """All visits as step, hash and loss (None if not finite), without dropping them."""
         if not self._pieces:
             return []
         steps, hashes, losses = (each.tolist() for each in self._joined(MOST, torch.device("cpu")))
@@ -96,7 +96,7 @@ class Kept:
         ]
 
     def load(self, state: Sequence[Sequence[Any]]) -> None:
-        """Go on with what `state()` gave."""
+        """Restore a result of `state()`."""
         self.clear()
         if state:
             steps, hashes = (torch.tensor([each[i] for each in state], dtype=torch.int64) for i in range(2))
@@ -114,7 +114,7 @@ class Kept:
 
 
 def unpack(packed: np.ndarray[Any, Any], *, first: int) -> list[Visit]:
-    """The visits of a packed tensor on the host [visits, COLUMNS], by step, in order."""
+    """Unpack visits from a host tensor [visits, COLUMNS], by step, in order."""
     rows = np.asarray(packed, dtype=np.float64).reshape(-1, COLUMNS)
     rows = rows[rows[:, 4] > 0]
     low, middle, high = (rows[:, i].astype(np.int64) for i in range(3))

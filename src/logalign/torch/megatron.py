@@ -45,7 +45,7 @@ class ColumnParallel(LinearMap):
         yield from self.own.blocks()
 
     def seen(self, inputs: Tensor, outputs: Any) -> tuple[Tensor, Tensor | None]:
-        """Inputs [b, s, n] of the whole sequence, and outputs [b, s, m] or this rank's part; masks are [b, s]."""
+        """Inputs [b, s, n] of the whole sequence, and outputs [b, s, m] or this rank's part. Masks are [b, s]."""
         outputs = outputs[0] if isinstance(outputs, tuple) else outputs
         inputs = inputs.detach()
         if self._is_sliced:
@@ -62,7 +62,7 @@ class ColumnParallel(LinearMap):
 
 
 def megatron_map(module: nn.Module, shared: Callable[[], Tensor] | None = None) -> ColumnParallel | None:
-    """The map of a layer of Megatron-core; None for any other module.
+    """The map of a layer of Megatron-core, or None for any other module.
 
     Args:
         module: The layer.
@@ -88,7 +88,7 @@ def megatron_map(module: nn.Module, shared: Callable[[], Tensor] | None = None) 
 
 
 def shared_weight(model: nn.Module, layer: nn.Module) -> Callable[[], Tensor] | None:
-    """The function that returns the weight a model passes to its output layer; None if the layer uses its own.
+    """The function that returns the weight a model passes to its output layer, or None if the layer uses its own.
 
     It is called only if weights are tied: an untied model returns the input embedding.
     """
@@ -112,7 +112,7 @@ def is_chunk_without_head(model: Any) -> bool:
 
 
 def token_ranks(module: nn.Module) -> ProcessGroup | None:
-    """The data- and context-parallel ranks of Megatron's DistributedDataParallel; None for any other module."""
+    """The data- and context-parallel ranks of Megatron's DistributedDataParallel, or None for any other module."""
     if is_loaded(module, "megatron.core.distributed", "DistributedDataParallel"):
         group: ProcessGroup = module.dp_cp_group  # type: ignore[assignment]
         return group

@@ -1,8 +1,8 @@
-"""Next tokens: the inputs shifted by one as targets where nothing else tells them, and whether the loss agrees.
+"""Next tokens: the inputs shifted by one as targets if nothing else gives them, and a check against the loss.
 
-A compiled model that is given no labels shows neither targets nor a gradient. Most of them predict the next token. So
-that is assumed, and the losses of the rows are compared with the loss that `step()` gets. A wrong assumption is found
-out as soon as the training has learned something.
+A compiled model without labels shows neither targets nor a gradient. Most such models predict the next token. So this
+module assumes that, and compares the losses of the rows with the loss that `step()` gets. The comparison detects a
+wrong assumption as soon as training has learned something.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 ROWS = 64
-"""Rows whose losses are compared at a time."""
+"""Rows compared at a time."""
 SHARE, SHARE_OF_LABELS, ERRORS = 0.1, 0.5, 4.0
-"""Their mean may differ from the other by this share, more where there are labels, and by so many standard errors."""
+"""Allowed difference of the two means: a share, larger with labels, plus this many standard errors."""
 
 
 def following(rows: Tensor, mask: Tensor | None, shape: tuple[int, int], *, ignored: int) -> Tensor | None:
-    """The inputs shifted by one, [B, L]; None where they are no tokens."""
+    """The inputs shifted by one, [B, L], or None if not tokens."""
     if rows.is_floating_point() or rows.shape != shape or shape[1] < 2:
         return None
     targets = torch.full_like(rows, ignored, dtype=torch.int64)
@@ -32,12 +32,12 @@ def following(rows: Tensor, mask: Tensor | None, shape: tuple[int, int], *, igno
 
 
 class Agreement:
-    """Whether losses of rows, with the next tokens as targets, agree with the training's.
+    """Checks if row losses with the next tokens as targets agree with the training loss.
 
     Attributes:
-        is_asked: Whether any targets were taken without a gradient to confirm them.
-        is_assumed: Whether they are the next tokens, and no labels.
-        refuted: Why the targets are others; None while nothing speaks against it.
+        is_asked: Whether any targets were used without a gradient to confirm them.
+        is_assumed: Whether they are the next tokens, not labels.
+        refuted: Why the targets are wrong, or None if nothing contradicts them.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Agreement:
         self._means: list[float] = []
 
     def add(self, losses: Iterable[float]) -> None:
-        """Take note of losses of rows since the last reading."""
+        """Add losses of rows since the last reading."""
         if self.is_asked:
             self._rows += [float(each) for each in losses if math.isfinite(each)]
 

@@ -24,7 +24,7 @@ BLOCK = 1 << 20
 
 
 def dequantized(module: nn.Module, weight: Tensor, bias: Tensor | None) -> LinearMap | None:
-    """The map of a module with a quantized weight of a known type; None for any other weight.
+    """The map of a module with a quantized weight of a known type, or None for any other weight.
 
     Raises:
         SiteError: If the type is known, but not quantized yet.

@@ -1,9 +1,9 @@
-"""Row losses: the loss of a few rows of a batch on a few of their tokens, and targets told by the gradient.
+"""Row losses: the loss of a few rows of a batch on a few of their tokens, with targets inferred from the gradient.
 
-Method: the chosen logits are copied, [r, q, V], and the rest is as in any cross entropy. Where targets are not given,
-the gradient of the logits tells them, and whether the loss is a cross entropy at all.
+Method: the chosen logits [r, q, V] are copied, and the rest is as in any cross entropy. If targets are not given, the
+gradient of the logits shows them, and shows if the loss is a cross entropy at all.
 
-Shapes: B rows of a batch, r of them looked at, L tokens of a row, q of them looked at, V logits.
+Shapes: B rows of a batch, r of them chosen, L tokens of a row, q of them chosen, V logits.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from logalign.torch.linear import LinearMap
 
 
 class Tolerance(NamedTuple):
-    """How far the gradient of a cross entropy may be from what it should be, in its precision.
+    """Tolerances for the gradient of a cross entropy in its precision.
 
     Attributes:
-        unbalanced: The sum of it, as a share of its size.
-        not_straight: The part of it that is no straight line in p, as a share.
-        fitted: How far p of the target may be from 1 where nothing is left of it but rounding.
+        unbalanced: Its sum, as a share of its size.
+        not_straight: The part of it that is not linear in p, as a share.
+        fitted: Distance of the target's p from 1 at which only rounding is left of it.
     """
 
     unbalanced: float
@@ -34,20 +34,20 @@ class Tolerance(NamedTuple):
 
 FULL, HALF = Tolerance(0.02, 0.01, 1e-4), Tolerance(0.15, 0.05, 0.05)
 SMOOTHED = 0.4
-"""A smoothed target may lower the gradient there to this share."""
+"""Smoothing may lower the gradient at the target to this share."""
 LINE = 64
-"""Logits by which the gradient of a cross entropy is told from others."""
+"""Logits used to tell a cross entropy's gradient from others."""
 
 
 class Chosen(NamedTuple):
-    """The rows of a forward that are looked at, and of each the tokens.
+    """The chosen rows of a forward, and the chosen tokens of each.
 
     Attributes:
-        places: Which rows, [r].
-        hashes: Their hashes first, and then those of further rows that may be tracked.
-        tokens: Which tokens of each, [r, q].
-        counts: Which of these count, [r, q].
-        targets: Their targets, [r, q]; None where they are not known.
+        places: Row indices, [r].
+        hashes: Hashes of these rows, then of further rows that may be tracked.
+        tokens: Token indices in each row, [r, q].
+        counts: Whether each token counts, [r, q].
+        targets: Targets [r, q], or None if unknown.
     """
 
     places: Tensor
@@ -57,19 +57,19 @@ class Chosen(NamedTuple):
     targets: Tensor | None
 
     def of(self, source: Tensor, shape: tuple[int, int]) -> Tensor:
-        """What these tokens have of a tensor with as many as B L tokens: [r, q, ...]."""
+        """These tokens' entries [r, q, ...] of a tensor with B L tokens."""
         return source.reshape(*shape, source.shape[-1])[self.places[:, None], self.tokens]
 
 
 def logits_of(hidden: Tensor, mapped: LinearMap) -> Tensor:
-    """Logits [r, q, V] of hidden states [r, q, n], in float32 at least."""
+    """Logits [r, q, V] of hidden states [r, q, n], in at least float32."""
     rows = reduce.at_least_float32(hidden)
     logits = torch.cat([rows @ block.to(rows.dtype).T for block in mapped.blocks()], dim=-1)
     return logits if mapped.bias is None else logits + mapped.bias.detach().to(logits.dtype)
 
 
 def losses_of(logits: Tensor, chosen: Chosen, logsumexp: Tensor | None = None) -> Tensor:
-    """Mean loss of each row over its tokens that count, in nats, [r]; NaN where none does."""
+    """Mean loss [r] of each row over its tokens that count, in nats, or NaN if none counts."""
     targets = chosen.targets
     assert targets is not None
     total = torch.logsumexp(logits.float(), dim=-1) if logsumexp is None else logsumexp
@@ -84,16 +84,15 @@ def _at(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def losses_by_gradient(gradient: Tensor, logits: Tensor, chosen: Chosen, logsumexp: Tensor) -> Tensor:
-    """Mean loss of each row, [r], as the gradient of the logits [r, q, V] tells; NaN where it tells none.
+    """Mean loss [r] of each row with targets from the gradient of the logits [r, q, V], or NaN if it shows none.
 
     The gradient of a cross entropy is `c (p - y)` with p the softmax and y the target, smoothed or not. It sums to
-    zero, is lowest at the target, and elsewhere a straight line in p, which is looked at for some of the logits. Where
-    a token does not count it is zero. It is nothing but rounding where p of the target is 1: such a token counts, with
-    the most likely one as its target.
+    zero, is lowest at the target, and is linear in p elsewhere, which is checked on some of the logits. It is zero if a
+    token does not count. It is only rounding if p of the target is 1. Such a token counts, with the most likely one as
+    its target.
 
-    One token whose gradient is another's leaves its row without a loss. Were only the token left out, those that are
-    left would be a choice that depends on how well they fit. Targets that are known are used, and the gradient has to
-    agree with them.
+    One token with a gradient of another kind leaves its row without a loss. If only that token were excluded, the rest
+    would be a selection that depends on their fit. Known targets are used, and the gradient must agree with them.
     """
     tolerance = FULL if gradient.dtype in (torch.float32, torch.float64) else HALF
     lowest, targets = gradient.min(-1)
@@ -110,7 +109,7 @@ def losses_by_gradient(gradient: Tensor, logits: Tensor, chosen: Chosen, logsume
         line = (dp * dg).sum(-1) / dp.square().sum(-1)
         left = (dg - line[..., None] * dp).square().sum(-1)
         known &= left <= tolerance.not_straight * dg.square().sum(-1)
-        # The line says c, and so does the target: equal to it, or less where it is smoothed.
+        # The line gives c. The target gives the same, or less if it is smoothed.
         share = -lowest / (line * (1 - torch.exp(_at(logits, targets) - logsumexp)))
         known &= (share > SMOOTHED) & (share < 1 + tolerance.unbalanced)
     highest, likely = logits.max(-1)

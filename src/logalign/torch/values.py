@@ -1,4 +1,4 @@
-"""Values that are recorded beside a reading: numbers and one-element tensors, brought to the host with the sums."""
+"""Values recorded with a reading: numbers and one-element tensors, moved to the host with the sums."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from logalign.runs.reading import FIELDS, finite
 
 
 def check_values(given: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    """Refuse what cannot be recorded beside a reading.
+    """Check values to record with a reading.
 
     Raises:
-        InputError: a value that is no number or a tensor of several, or a name of ours among `extra`.
+        InputError: If a value is not one number, or `extra` has a reserved name.
     """
     for name in extra:
         if name in FIELDS:
@@ -33,7 +33,7 @@ def check_values(given: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
 
 
 def to_host(vectors: Mapping[str, Tensor], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sums and numbers on the host, by one transfer for each device that holds any."""
+    """Move sums and numbers to the host, in one transfer per device with any."""
     tensors: dict[str, Tensor] = {f"site {name}": vector for name, vector in vectors.items()}
     numbers: dict[str, Any] = {}
     for name, value in values.items():
