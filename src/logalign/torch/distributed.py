@@ -1,4 +1,4 @@
-"""What torch.distributed says here, and tensors that lie over several ranks, looked at from one."""
+"""The state of torch.distributed, and one rank's view of tensors spread over several ranks."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def local_of(tensor: Any) -> Tensor:
 
 
 def whole_of(tensor: Any) -> Any:
-    """The whole of a tensor, gathered or summed by DTensor itself where it is spread."""
+    """The whole tensor, gathered or summed by DTensor if it is spread."""
     return tensor.detach().full_tensor() if is_dtensor(tensor) else tensor
 
 
 def columns_of(tensor: Any, first: int, count: int, of: int) -> Any:
-    """These columns of a tensor [..., of], or of one that has only them."""
+    """These columns of a tensor [..., of] or [..., count]."""
     if tensor is None:
         return None
     if is_dtensor(tensor):
@@ -50,7 +50,7 @@ def columns_of(tensor: Any, first: int, count: int, of: int) -> Any:
 
 
 def summed_over(mesh: DeviceMesh) -> Any:
-    """Adds a tensor up over a mesh, by DTensor's own reduction."""
+    """A function that sums a tensor over a mesh, by DTensor."""
     from torch.distributed.tensor import DTensor, Partial
 
     def whole(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pipeline stages, of which the last alone has the unembedding."""
+"""Pipeline stages: only the last has the unembedding."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """A pipeline stage as `watch()` needs it.
+    """A pipeline stage for `watch()`.
 
     Attributes:
         module: Its module.
-        layers: Which layers to look for in it: no unembedding but in the last stage; None where nothing is left.
-        is_trying: Whether the forward under way only finds out shapes, on memory that holds no data.
+        layers: Layers to find in it, with the unembedding only in the last stage, or None if none is left.
+        is_trying: Whether the current forward only infers shapes, on memory without data.
     """
 
     module: Any
@@ -30,7 +30,7 @@ class Stage(NamedTuple):
 
 
 def stage_of(model: Any, layers: str | Sequence[str]) -> Stage:
-    """The stage that a `PipelineStage` is; anything else is a model that is no stage."""
+    """The stage of a `PipelineStage`. Anything else is a whole model."""
     if not is_initialized():
         return Stage(model, layers, None)
     if megatron.is_chunk_without_head(model):

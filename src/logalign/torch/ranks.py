@@ -1,14 +1,14 @@
-"""Ranks: which ranks share a layer, what of it each of them has, and how their sums become one.
+"""Ranks: which ranks share a layer, which part of it each has, and how their sums are combined.
 
-Two kinds of ranks matter. *Token ranks* run the same layer on different tokens (data and context parallelism); the
-wrapper of the model knows them, or the user says who they are. *Shards* have different parts of the weight (tensor
-parallelism), and DTensor's placements say which. All others (sequence parallelism, sharded storage as FSDP has it) are
-undone by the time a layer's forward has run.
+Two kinds of ranks matter. *Token ranks* run the same layer on different tokens (data and context parallelism). The
+model's wrapper or the user identifies them. *Shards* have different parts of the weight (tensor parallelism), and
+DTensor's placements identify the parts. All other splits (sequence parallelism, sharded storage as in FSDP) are undone
+by the end of a layer's forward.
 
-Method: each rank adds what it has, weighed by how many ranks have the same, into one vector; one all-reduce over all
-ranks of the layer makes it the whole's. Reducing over one axis of the mesh after the other, as DTensor would, takes a
-collective an axis. What the vector holds depends on the sites alone, never on data: a rank without a valid token takes
-part like the others.
+Method: each rank adds its part to one vector, weighted by the number of ranks with the same part. One all-reduce over
+all ranks of the layer gives the totals. The alternative is to reduce over one mesh axis after the other, like DTensor,
+which takes one collective per axis. The vector's layout depends only on the sites, never on data, so a rank without a
+valid token takes part like the others.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 SHARED = ("loss", "loss_mean")
-"""Values of a step that are means over the token ranks; all others are recorded as this rank has them."""
+"""Values of a step averaged over the token ranks. All others are recorded as on this rank."""
 VISITS, LEAST_VISITS = 2048, 64
-"""Visits of samples that all ranks together bring to a reading, and one rank at least."""
+"""Sample visits in a reading from all ranks together, and the least per rank."""
 Shape = tuple[int, int]
 
 
 class Local(NamedTuple):
-    """What this rank has of one call of a layer, and what part of the whole it is."""
+    """This rank's data of one call of a layer, and its part of the whole."""
 
     part: Share
     weight: LinearMap
@@ -58,15 +58,15 @@ class Local(NamedTuple):
 
 
 class Ranks:
-    """The ranks that measure one model together; of one process alone, nothing but itself.
+    """The ranks that measure one model together, or a single process.
 
     Args:
-        tokens: Global ranks that have other tokens than this one, itself included, in order.
+        tokens: Global ranks with tokens of their own, including this one, in order.
         everyone: All ranks of the layer: token ranks times shards, in order.
-        group: Their process group; None for one process alone.
+        group: Their process group, or None for one process.
 
     Attributes:
-        is_first: Whether this is the rank that writes the run.
+        is_first: Whether this rank writes the run.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Ranks:
         return self._group is None
 
     def describe(self) -> str:
-        """In words, for the line that says what is measured."""
+        """Describe the ranks for the line that says what is measured."""
         words = []
         if len(self.tokens) > 1:
             words.append(f"{len(self.tokens)} ranks with tokens of their own")
@@ -94,10 +94,10 @@ class Ranks:
         return " x ".join(words) or "this process alone"
 
     def check_still_alone(self) -> None:
-        """A process group that came up since `watch()` is not known here.
+        """Check that no process group came up since `watch()`.
 
         Raises:
-            LogAlignError: there is one, of several ranks.
+            LogAlignError: If one of several ranks came up.
         """
         if self.alone and not self._was_distributed and world_size() > 1:
             raise LogAlignError(
@@ -106,7 +106,7 @@ class Ranks:
             )
 
     def share(self, value: Any) -> Any:
-        """The first rank's value, at every rank. A collective of Python objects: not for a step."""
+        """Send the first rank's value to all. This object collective is too slow for a step."""
         if self.alone:
             return value
         box = [value]
@@ -114,7 +114,7 @@ class Ranks:
         return box[0]
 
     def whole(self, shape: Shape) -> Share:
-        """The part of a rank that has all of a layer, as its shards do."""
+        """The part of a rank that has a whole layer, like its shards."""
         share = 1 / self.shards
         return Share(
             shape=shape,
@@ -135,10 +135,10 @@ class Ranks:
         softmax: bool,
         rows: int | None = None,
     ) -> Local:
-        """What this rank has of a call of a layer, of whose rows the first `rows` count.
+        """Find this rank's data of a call of a layer, whose first `rows` rows count.
 
         Raises:
-            LogAlignError: the weight is laid out over ranks in a way that is not known here.
+            LogAlignError: If the weight's layout over ranks is not supported.
         """
         tensor = _tensor_of(weight)
         if isinstance(weight, megatron.ColumnParallel):
@@ -227,10 +227,10 @@ class Ranks:
             )
 
     def agree(self, sites: Mapping[str, Shape]) -> None:
-        """See, once, that all ranks measure the same layers: the vectors are added up blindly.
+        """Check once that all ranks measure the same layers, because `total()` does not.
 
         Raises:
-            LogAlignError: they do not, at every rank; or a layer has come up since.
+            LogAlignError: If they differ (at every rank), or a layer is new.
         """
         if self.alone:
             return
@@ -255,15 +255,15 @@ class Ranks:
 
     @property
     def visits(self) -> int | None:
-        """How many visits of samples each rank brings to a reading; None for one process alone, as many as it has."""
+        """Number of sample visits per rank in a reading, or None for one process, which has no limit."""
         return None if self.alone else max(LEAST_VISITS, VISITS // len(self.everyone))
 
     def total(
         self, packed: Mapping[str, Packed], values: Mapping[str, Any], device: torch.device, visits: Tensor
     ) -> tuple[dict[str, Packed], dict[str, Any], Tensor]:
-        """Sums, losses and visits of samples over all ranks: one all-reduce of one vector. Call `agree()` before.
+        """Combine sums, losses and sample visits of all ranks in one all-reduce of one vector.
 
-        Visits [self.visits, columns] of the ranks come one after the other.
+        Call `agree()` before. Visits [self.visits, columns] are ordered by rank.
         """
         if self.alone:
             return dict(packed), dict(values), visits
@@ -287,7 +287,7 @@ class Ranks:
     def total_grams(
         self, grams: Mapping[str, tuple[Tensor, Tensor] | None], device: torch.device
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """The Gram matrices of all ranks, beside `total`: n x n numbers a site, where a spectral reading is taken."""
+        """Sum all ranks' Gram matrices, beside `total`, for a spectral reading: n x n numbers per site."""
         if self.alone:
             return {site: pair for site, pair in grams.items() if pair is not None}
         assert self._agreed is not None
@@ -301,7 +301,7 @@ class Ranks:
 
 
 def _without_padding(local: Local, rows: int) -> Local:
-    """The same with the first rows of the whole weight only."""
+    """Keep only the first rows of the whole weight."""
     part, (m, _) = local.part, local.weight.shape
     count = min(max(rows - part.first_row, 0), m)
     return Local(
@@ -314,7 +314,7 @@ def _without_padding(local: Local, rows: int) -> Local:
 
 
 def _nothing(shape: Shape, device: torch.device) -> Packed:
-    """What a rank adds that did not run the layer."""
+    """The zeros of a rank that did not run the layer."""
     m, n = shape
     return Packed(torch.zeros(len(SCALARS) + 2 * n + m, dtype=wide(device), device=device), n, m, 0.0, spread=True)
 

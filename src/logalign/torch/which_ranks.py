@@ -1,4 +1,4 @@
-"""Which ranks measure a model together: as its wrapper says, its weights' layout, or the user."""
+"""Find the ranks that measure a model together, from its wrapper, its weights' layout, or the user."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 def find_ranks(
     model: nn.Module, mesh: DeviceMesh | ProcessGroup | None, weights: Sequence[Any], *, is_stage: bool = False
 ) -> Ranks:
-    """Find the ranks that measure a model together; every one of them calls this.
+    """Find the ranks that measure a model together. Each of them calls this.
 
     Args:
-        model: As it is trained: in DDP, sharded by `fully_shard`, parallelized by DTensor.
-        mesh: The ranks that have tokens of their own, where the wrappers do not say: a process group, or the
-            data-parallel (and context-parallel) axes of a device mesh.
-        weights: Weights of the layers that are known.
-        is_stage: Whether the model is a pipeline stage, which other ranks have other parts of.
+        model: The model in training: in DDP, sharded by `fully_shard`, parallelized by DTensor.
+        mesh: The ranks with tokens of their own, if no wrapper gives them: a process group, or the data-parallel (and
+            context-parallel) axes of a device mesh.
+        weights: Weights of the known layers.
+        is_stage: Whether the model is a pipeline stage, with other parts on other ranks.
 
     Raises:
-        InputError: `mesh` is neither.
+        InputError: If `mesh` is neither, or no process group is up.
     """
     if world_size() == 1:
         if mesh is not None and not is_initialized():
@@ -69,7 +69,7 @@ def find_ranks(
 
 
 def _token_ranks(model: nn.Module, mesh: Any) -> tuple[list[int], ProcessGroup | None]:
-    """Global ranks that have other tokens than this one, and their process group if there is one."""
+    """Global ranks with tokens of their own, and their process group if there is one."""
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -89,7 +89,7 @@ def _token_ranks(model: nn.Module, mesh: Any) -> tuple[list[int], ProcessGroup |
 
 
 def wrapper_of(model: nn.Module) -> DeviceMesh | ProcessGroup | None:
-    """What the model's own wrapper says of its data-parallel ranks: DDP, `fully_shard`, or DeepSpeed."""
+    """The data-parallel ranks from the model's wrapper: DDP, `fully_shard`, Megatron or DeepSpeed."""
     from torch.distributed.fsdp import FSDPModule
     from torch.nn.parallel import DistributedDataParallel
 
@@ -107,7 +107,7 @@ def wrapper_of(model: nn.Module) -> DeviceMesh | ProcessGroup | None:
         if type(module).__module__.startswith("deepspeed.") and hasattr(module, "data_parallel_group"):
             group = module.data_parallel_group  # type: ignore[assignment]
             return group
-    for parameter in model.parameters():  # inside of DeepSpeed's engine, under ZeRO-3
+    for parameter in model.parameters():  # inside DeepSpeed's engine, under ZeRO-3
         if hasattr(parameter, "ds_process_group"):
             group = parameter.ds_process_group
             return group
@@ -115,7 +115,7 @@ def wrapper_of(model: nn.Module) -> DeviceMesh | ProcessGroup | None:
 
 
 def _group_of(ranks: Sequence[int]) -> ProcessGroup:
-    """A process group of these ranks, each of which calls this."""
+    """A process group of these ranks. Each of them calls this."""
     if len(ranks) == world_size():
         world = torch.distributed.group.WORLD
         assert world is not None
