@@ -45,7 +45,7 @@ class Owner(Protocol):
 
     @property
     def listens(self) -> bool:
-        """Whether the owner listens to forwards now."""
+        """Whether the owner listens to forwards."""
 
 
 def as_written(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Next tokens: the inputs shifted by one as targets if nothing else gives them, and a check against the loss.
+"""Next tokens: inputs shifted by one as targets if nothing else gives them, and a check against the loss.
 
 A compiled model without labels shows neither targets nor a gradient. Most such models predict the next token. So this
 module assumes that, and compares the losses of the rows with the loss that `step()` gets. The comparison detects a

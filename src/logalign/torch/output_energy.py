@@ -35,14 +35,14 @@ from logalign.torch import reduce
 from logalign.torch.linear import LinearMap
 
 SAMPLE = 256
-"""Tokens in the sample of each forward."""
+"""Tokens in each forward's sample."""
 AFFORDABLE = 0.01
 """Allowed mean cost of exactness over all steps, as a share of the layer's forward and backward."""
 SEED = 20_260_528
 
 
 class Way:
-    """How to compute the output energy without outputs, and the random numbers for it.
+    """How to compute output energy without outputs, and the random numbers for it.
 
     Args:
         asked: "exact", "sample", a number of tokens to sample, or "auto" to sample unless exactness is affordable.

@@ -1,4 +1,4 @@
-"""Quantized weights of 8 and 4 bits, dequantized a block of rows at a time.
+"""Quantized weights of 8 and 4 bits, dequantized by blocks of rows.
 
 Supported are bitsandbytes' `Linear8bitLt` and `Linear4bit`, and torchao's tensors. A format that cannot be split into
 rows is dequantized as a whole, and the site's description gives the memory for it.
@@ -119,7 +119,7 @@ class FourBit(LinearMap):
 
 
 class TorchAO(LinearMap):
-    """A weight that is a torchao tensor, which dequantizes itself."""
+    """A torchao tensor as weight, which dequantizes itself."""
 
     exact = False  # some of these formats round the inputs, too
 

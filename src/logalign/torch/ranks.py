@@ -1,4 +1,4 @@
-"""Ranks: which ranks share a layer, which part of it each has, and how their sums are combined.
+"""Ranks: which ranks share a layer, the part of it each has, and how their sums combine.
 
 Two kinds of ranks matter. *Token ranks* run the same layer on different tokens (data and context parallelism). The
 model's wrapper or the user identifies them. *Shards* have different parts of the weight (tensor parallelism), and
@@ -85,7 +85,7 @@ class Ranks:
         return self._group is None
 
     def describe(self) -> str:
-        """Describe the ranks for the line that says what is measured."""
+        """Describe the ranks for the summary line."""
         words = []
         if len(self.tokens) > 1:
             words.append(f"{len(self.tokens)} ranks with tokens of their own")
@@ -314,7 +314,7 @@ def _without_padding(local: Local, rows: int) -> Local:
 
 
 def _nothing(shape: Shape, device: torch.device) -> Packed:
-    """The zeros of a rank that did not run the layer."""
+    """Zeros of a rank that did not run the layer."""
     m, n = shape
     return Packed(torch.zeros(len(SCALARS) + 2 * n + m, dtype=wide(device), device=device), n, m, 0.0, spread=True)
 

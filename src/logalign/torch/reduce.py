@@ -1,4 +1,4 @@
-"""Sums of squares of large tensors, without a copy of the logits and without synchronization.
+"""Sums of squares of large tensors, without copies of the logits or synchronization.
 
 Method: norms by row, squared and summed in float64. The alternatives are shorter and worse: `z.float().pow(2).sum()`
 copies the logits twice, and one norm over a whole tensor accumulates in float32 and is off by percents on CPU
@@ -106,7 +106,7 @@ def gram(blocks: Iterable[Tensor], n: int, device: torch.device, dtype: torch.dt
 def energy_by_gram(weight_gram: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """`||X W^T||^2 = <W^T W, X^T X>` for `W^T W [n, n]` and X [T, n], in the wide dtype: T n^2 multiplications.
 
-    Also returns `||W||^2 ||X||^2`, which scales the rounding error: terms of both signs add up to the energy.
+    Also returns `||W||^2 ||X||^2`, the scale of the rounding error: terms of both signs add up to the energy.
     """
     dtype = wide(inputs.device)
     inputs_gram = gram(blocks(inputs), inputs.shape[-1], inputs.device, weight_gram.dtype)

@@ -69,7 +69,7 @@ def logits_of(hidden: Tensor, mapped: LinearMap) -> Tensor:
 
 
 def losses_of(logits: Tensor, chosen: Chosen, logsumexp: Tensor | None = None) -> Tensor:
-    """Mean loss [r] of each row over its tokens that count, in nats, or NaN if none counts."""
+    """Mean loss [r] of each row over tokens that count, in nats, or NaN if none does."""
     targets = chosen.targets
     assert targets is not None
     total = torch.logsumexp(logits.float(), dim=-1) if logsumexp is None else logsumexp

@@ -1,4 +1,4 @@
-"""Find the ranks that measure a model together, from its wrapper, its weights' layout, or the user."""
+"""The ranks that measure a model together, from its wrapper, its weights' layout, or the user."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find_ranks(
         is_stage: Whether the model is a pipeline stage, with other parts on other ranks.
 
     Raises:
-        InputError: If `mesh` is neither, or no process group is up.
+        InputError: If `mesh` is neither.
     """
     if world_size() == 1:
         if mesh is not None and not is_initialized():
