@@ -1,9 +1,9 @@
-"""Baseline: the LAR of training that does not overfit, against which a run is compared.
+"""Baseline: the LAR of training that does not overfit, for comparison with a run.
 
-Healthy training lowers LAR, too, as more directions come into use; what tells overfitting is the deviation from a run
-that does not overfit, at the same step or after the same tokens. Best is one or several runs of another seed on data
-that does not repeat. The alternative, a line through the run's own first epoch, needs no second training, and brought
-nothing beside what samples that come back tell (docs/log.md).
+Healthy training also lowers LAR as more directions come into use. Overfitting shows as a deviation from a run that does
+not overfit, at the same step or after the same tokens. The best baseline is one or several runs of another seed on data
+that does not repeat. The alternative, a line through the run's own first epoch, needs no second training. It adds
+nothing to what repeated samples show (docs/log.md).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from logalign.runs.run import Run, RunLike, open_run
 Axis = Literal["step", "tokens"]
 
 CURVES = (*FORMS, "loss")
-"""What a baseline has a curve of: the four forms of LAR, and the training loss, whose deviation is a rival signal."""
+"""The curves of a baseline: four forms of LAR, and the training loss, whose deviation is a rival signal."""
 SCHEDULE_TOLERANCE = 0.05
 
 
@@ -36,11 +36,11 @@ class Baseline:
     """The curves of training that does not overfit: LAR in four forms, and the training loss.
 
     Attributes:
-        runs: The runs that it is taken from; none where readings were given.
+        runs: The source runs, empty where readings were given.
         site: The layer.
         shape: (m, n), None where not recorded.
-        axis: "step" or "tokens": along what it compares; "auto": along tokens where both sides recorded them.
-        epoch: The highest epoch in it; None where not recorded.
+        axis: The axis of comparison, "step" or "tokens"; "auto" takes tokens where both sides recorded them.
+        epoch: The highest epoch, None where not recorded.
         tokens_per_step: None where not recorded.
     """
 
@@ -60,20 +60,20 @@ class Baseline:
         site: str | None = None,
         axis: Literal["step", "tokens", "auto"] = "auto",
     ) -> Baseline:
-        """Take a recorded run, or several, as the baseline: best of other seeds than the run to be judged.
+        """Take one or several recorded runs as the baseline, best with other seeds than the run to judge.
 
-        A baseline that shares its seed with the run compares closer than two trainings do. That cannot be seen in the
-        readings.
+        A baseline that shares its seed with the run lies closer to it than an independent training does. The readings
+        do not show this.
 
         Args:
-            run: A path or a Run, or several of them; `more` adds further ones. With several, the band knows how far
-                runs lie apart. Where they have no step in common, there is no baseline.
-            site: The layer; by default the first run's main one.
+            run: A path or a Run, or several of them. `more` adds further ones. With several, the band knows how far
+                runs lie apart. Runs without a common step give no baseline.
+            site: The layer, by default the first run's main one.
             axis: "step", "tokens", or "auto" for tokens where both baseline and judged run recorded them.
 
         Raises:
             RunError: there is no readable run.
-            InputError: a run has no defined LAR at this site, the shapes differ, `axis="tokens"` without tokens_seen,
+            InputError: a run has no defined LAR at this site, the shapes differ, `axis="tokens"` lacks tokens_seen,
                 or the runs have no step in common.
 
         Example:
@@ -96,10 +96,10 @@ class Baseline:
         *more: Sequence[Reading],
         axis: Literal["step", "tokens", "auto"] = "auto",
     ) -> Baseline:
-        """Take readings of one layer as the baseline, those of one run or of several.
+        """Take readings of one layer, from one or several runs, as the baseline.
 
         Raises:
-            InputError: none has a defined LAR, and as of `from_run`.
+            InputError: none has a defined LAR, or `from_run` would raise it.
 
         Example:
             >>> readings = [Reading(step=step, lar=0.8 - step / 1000) for step in range(0, 100, 10)]
@@ -115,14 +115,14 @@ class Baseline:
 
     @property
     def run(self) -> Run:
-        """The first of its runs."""
+        """The first source run."""
         return self.runs[0]
 
     def band(self, x: ArrayLike, *, form: str = "lar", axis: Axis = "step") -> Band:
-        """Where the baseline is at these steps or tokens, and how sure; NaN where it has no value.
+        """The baseline's value and uncertainty at these steps or tokens, NaN where undefined.
 
         Raises:
-            InputError: a form or axis that it has no curve of.
+            InputError: there is no curve of this form and axis.
         """
         if form not in CURVES:
             raise InputError(f"form: expected one of {', '.join(CURVES)}, found {form!r}")
@@ -136,11 +136,11 @@ class Baseline:
         return self.curves.get(axis, {}).get(form)
 
     def has(self, form: str) -> bool:
-        """Whether there is a curve of this form along any axis."""
+        """True where there is a curve of this form along any axis."""
         return any(form in curves for curves in self.curves.values())
 
     def axis_for(self, *, tokens: bool) -> Axis:
-        """Along what to compare a run that recorded tokens, or did not.
+        """The axis of comparison with a run that recorded tokens, or did not.
 
         Raises:
             InputError: `axis="tokens"`, and the run did not.
@@ -155,7 +155,7 @@ class Baseline:
         return self.axis
 
     def check_shape(self, m: int | None, n: int | None, *, name: str = "the run") -> None:
-        """Refuse a layer of another shape: LARs compare only at equal (m, n).
+        """Reject a layer of another shape, because LARs compare only at equal (m, n).
 
         Raises:
             InputError: the shapes are known and differ.
@@ -168,9 +168,9 @@ class Baseline:
             )
 
     def schedule_difference(self, x: Vector, lr: Vector, *, axis: Axis, tokens_per_step: float | None) -> str | None:
-        """How the schedule at these x differs from the baseline's by more than 5 %, in words; None where it does not.
+        """Say how the schedule at these x differs from the baseline's by more than 5 %; None where it does not.
 
-        What was not recorded on both sides is not compared.
+        It compares only what both sides recorded.
         """
         curve = self.curve("lr", axis)
         if curve is not None:
@@ -187,18 +187,18 @@ class Baseline:
         return None
 
     def deviation(self, run: RunLike, *, form: str = "lar") -> tuple[Vector, Vector]:
-        """How far a run's LAR has fallen below the baseline's.
+        """Compute how far a run's LAR lies below the baseline's.
 
         Args:
             run: The run to compare.
             form: "lar", "lar_vocab_centered", "lar_token_centered", "lar_centered", or "loss".
 
         Returns:
-            (steps, deviation): `baseline - run` at the run's readings, the baseline interpolated between its own; only
-            where both are defined, and nothing beyond the baseline's last step.
+            (steps, deviation): `baseline - run` at the run's readings, where both are defined. The baseline is
+            interpolated between its readings, and ends at its last step.
 
         Raises:
-            InputError: an unknown form, layers of different shape, or no step in common.
+            InputError: the form is unknown, the layers' shapes differ, or no step is common.
         """
         if form not in CURVES:
             raise InputError(f"form: expected one of {', '.join(CURVES)}, found {form!r}")
@@ -216,7 +216,7 @@ class Baseline:
         return steps[shared], center[shared] - values[shared]
 
     def describe(self) -> str:
-        """What it is, in words for a verdict's basis."""
+        """Describe the baseline for a verdict's basis."""
         if not self.runs:
             return "the baseline's readings"
         names = ", ".join(run.name for run in self.runs)
@@ -269,7 +269,7 @@ class Baseline:
 
 
 def _points(readings: Sequence[Reading], form: str, axis: Axis) -> tuple[Vector, Vector]:
-    """The (x, value) of the readings where both are known, x strictly increasing: a later reading replaces."""
+    """The (x, value) of the readings where both are known, x strictly increasing; a later reading wins."""
     points: dict[float, float] = {}
     last = -math.inf
     for reading in readings:

@@ -1,11 +1,11 @@
-"""Which runs of a comparison compare, and where: one bad run among many is left out by name.
+"""Comparable: select the runs that compare and the point of comparison; name each run left out.
 
-Method: runs are put in line along steps, tokens or passes and judged at the last place that all of them have reached. A
-run that would spoil that for the others is left out. The alternative, to refuse them all, throws away a sweep for one
-run that was killed.
+Method: align the runs along steps, tokens or passes, and judge them at the last point that all of them reach. Leave out
+a run that would spoil the comparison for the others. The alternative, to reject all runs, loses a whole sweep to one
+killed run.
 
-`parts` are columns of each run by its path, as `columns_of` gives them. What is left out is taken from there, and the
-reason put into `left_out`.
+`parts` maps each run's path to its columns, as `columns_of` returns them. A run left out moves from `parts` to
+`left_out`, with the reason.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from logalign.samples.passes import passes_of
 from logalign.samples.visits import NOTHING_CAME_BACK
 
 SHORT = 1 / 3
-"""A run is short if it ends before so much of what half of the runs have reached."""
+"""A run is short if it ends before this share of what half of the runs reach."""
 
 Align = Literal["step", "tokens", "epoch"]
 ALIGNMENTS: Mapping[str, str] = {"step": "step", "tokens": "tokens_seen", "epoch": "epoch"}
-"""The column of each."""
+"""Column per alignment."""
 
 Columns = Mapping[str, Vector]
 
 
 def columns_of(run: Run, site: str | None = None) -> Columns:
-    """The columns of a run's layer: passes over the data as the epoch, and mean losses as the loss, where recorded."""
+    """The columns of a run's layer, with passes as the epoch and mean losses as the loss where recorded."""
     columns = run.columns(site or run.main)
     epochs = passes_of(columns["step"], columns["passes"], columns["epoch"])
     if epochs.size and np.isnan(epochs).all() and columns["drift_reason"][-1] == NOTHING_CAME_BACK:
-        epochs = columns["step"] / (columns["step"][-1] + 1)  # the first pass is not over
+        epochs = columns["step"] / (columns["step"][-1] + 1)  # the first pass still runs
     means = columns["loss_mean"]
     losses = np.where(np.isfinite(means), means, columns["loss"])
     return {**columns, "epoch": epochs, "loss": losses}
 
 
 def aligned(parts: dict[str, Columns], left_out: dict[str, str], align: Align) -> tuple[dict[str, Columns], float]:
-    """The readings up to the last place that all runs have reached, and that place.
+    """The readings up to the last point that all runs reach, and that point.
 
     Raises:
         InputError: fewer than two runs compare.
@@ -76,7 +76,7 @@ def aligned(parts: dict[str, Columns], left_out: dict[str, str], align: Align) -
 
 
 def leave_out(parts: dict[str, Columns], left_out: dict[str, str], reasons: Mapping[str, str]) -> None:
-    """Take runs out, and refuse to go on with fewer than two."""
+    """Leave out runs, and raise where fewer than two remain."""
     left_out.update(reasons)
     for name in reasons:
         del parts[name]
@@ -86,7 +86,7 @@ def leave_out(parts: dict[str, Columns], left_out: dict[str, str], reasons: Mapp
 
 
 def keep_equal(parts: dict[str, Columns], left_out: dict[str, str], name: str) -> None:
-    """Leave out runs whose layer has another size than that of most."""
+    """Leave out runs whose layer size differs from the most common."""
     sizes = {run: size for run, part in parts.items() if math.isfinite(size := first(part[name]))}
     usual = Counter(sizes.values()).most_common(1)[0][0] if sizes else math.nan
     leave_out(
@@ -97,7 +97,7 @@ def keep_equal(parts: dict[str, Columns], left_out: dict[str, str], name: str) -
 
 
 def position(align: Align, at: float) -> str:
-    """A place on what runs are aligned on, in words.
+    """A point of the alignment axis, in words.
 
     Example:
         >>> position("step", 1200.0), position("tokens", 5e6), position("epoch", 1.5)
@@ -109,13 +109,13 @@ def position(align: Align, at: float) -> str:
 
 
 def first(values: Vector) -> float:
-    """The first value that is defined; NaN where there is none."""
+    """The first defined value, NaN where there is none."""
     known = values[np.isfinite(values)]
     return float(known[0]) if known.size else math.nan
 
 
 def _fault(columns: Columns, align: Align) -> str | None:
-    """Why a run compares with no other, if so."""
+    """The reason why a run does not compare, if any."""
     if columns["step"].size < MIN_READINGS:
         return f"short: {columns['step'].size} readings of the layer, fewer than {MIN_READINGS}"
     if columns["nonfinite"][-1] > 0:
