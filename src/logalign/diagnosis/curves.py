@@ -1,7 +1,7 @@
-"""Curves: what a baseline knows at each step, and how sure it is.
+"""Curves: a baseline's value and uncertainty at each step.
 
-A band has two uncertainties, which smoothing treats differently. `scatter` is that of one reading about its run's
-curve: it averages out over readings. `between` is that of one run's curve about the baseline's: it does not.
+A band has two uncertainties, which smoothing treats differently. `scatter` is a reading's deviation from its run's
+curve, which averages out over readings. `between` is a run's deviation from the baseline's curve, which does not.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 from logalign.diagnosis.robust import Vector, noise
 
 BETWEEN_WINDOW = 15
-"""Readings over which the variance between runs is averaged."""
+"""Window of the mean variance between runs, in readings."""
 MEDIAN_EFFICIENCY = math.pi / 2
-"""Variance of a median over that of a mean, of normal values."""
+"""Variance ratio of median to mean, for normal values."""
 
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Where the baseline is at some x, and how far a run that is like it may lie from there.
+    """The baseline's value at some x, and how far a run like it may lie from there.
 
     Attributes:
-        center: The baseline's value at each x; NaN where it has none.
-        between: Standard deviation of one run's curve about it, scatter of readings apart; NaN where unknown, as with a
-            single run.
+        center: The baseline's value at each x, NaN where undefined.
+        between: Standard deviation of one run's curve about the center, without the scatter of readings. It is NaN
+            where unknown, as with a single run.
         scatter: Standard deviation of a single reading of the center's curve about its trend.
         spacing: Distance in x between readings of the center's curve.
     """
@@ -40,7 +40,7 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BaselineCurve:
-    """The mean of one or several recorded series, interpolated between readings, over the x that all of them have."""
+    """The mean of one or several series, interpolated between readings, over the x range that all of them cover."""
 
     x: Vector
     mean: Vector
@@ -50,7 +50,7 @@ class BaselineCurve:
 
     @classmethod
     def of(cls, series: Sequence[tuple[Vector, Vector]]) -> BaselineCurve | None:
-        """The curve of these (x, y); None where one is empty or they have no x in common."""
+        """The curve of these (x, y), None where one is empty or they share no x."""
         if not all(x.size for x, _ in series):
             return None
         first, last = max(x[0] for x, _ in series), min(x[-1] for x, _ in series)
@@ -65,7 +65,7 @@ class BaselineCurve:
         between = np.full(grid.shape, np.nan)
         if runs > 1 and math.isfinite(scatter):
             variance = _moving_mean(values.var(axis=0, ddof=1), BETWEEN_WINDOW)
-            # What is left beside the scatter of readings; a run to come differs from the mean of the runs, too.
+            # Remove the scatter of readings. The factor covers how a new run differs from the runs' mean.
             between = np.sqrt(np.where(variance > scatter**2, variance - scatter**2, 0.0) * (1 + 1 / runs))
         return cls(
             x=grid,
@@ -76,7 +76,7 @@ class BaselineCurve:
         )
 
     def at(self, x: Vector) -> Band:
-        """The band at these x; NaN beyond the curve's own."""
+        """The band at these x, NaN outside the curve."""
         center = np.interp(x, self.x, self.mean, left=np.nan, right=np.nan)
         return Band(center, np.interp(x, self.x, self.between), self.scatter, self.spacing)
 

@@ -1,7 +1,7 @@
-"""Decline: the numbers that tell overfitting, taken from readings and a baseline; what they mean is not decided here.
+"""Decline: compute the numbers that show overfitting from readings and a baseline, without judging them.
 
-The last readings tell how far LAR and the training loss lie below the baseline's, as running medians. The past of the
-whole run tells by what factor k has grown since it was lowest.
+The last readings show how far LAR and the training loss lie below the baseline's, as running medians. The whole run
+shows by what factor k has grown since its lowest value.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ X_COLUMN: Mapping[Axis, str] = {"tokens": "tokens_seen"}
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """How far the last readings lie below the baseline, in one form: `baseline - run`.
+    """The distance of the last readings below the baseline, in one form: `baseline - run`.
 
     Attributes:
         now: Running median over the last `smoothing` readings.
         low: Lowest of the last `hold` running medians.
         high: Highest of them.
-        between: Standard deviation of one run's curve about the baseline's there; None where unknown.
+        between: Standard deviation of one run's curve about the baseline's there, None where unknown.
         scatter: Standard error of the running median, from the scatter of readings.
     """
 
@@ -43,7 +43,7 @@ class Deviation:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """A smoothed number: its last value, and the lowest and the highest of the last `hold`."""
+    """A smoothed number: its last value, and the extremes of the last `hold` values."""
 
     now: float
     low: float
@@ -51,7 +51,7 @@ class Span:
 
 
 def smoothed_lar(series: Series, form: str) -> float | None:
-    """The median of the last five readings; None where one is undefined, or among the first, in which LAR rises."""
+    """The median of the last five readings, None where one is undefined or among the first, in which LAR rises."""
     values = series.recent(form, SPREAD_SMOOTHING)
     if series.taken < SPREAD_SKIPPED + SPREAD_SMOOTHING or not np.isfinite(values).all():
         return None
@@ -59,11 +59,11 @@ def smoothed_lar(series: Series, form: str) -> float | None:
 
 
 def spread(series: Series, form: str, *, hold: int, highest: float = -math.inf) -> float | None:
-    """By what factor k has grown since it was lowest, `n^(2 (highest LAR - LAR now))`: the least of the last `hold`.
+    """The growth factor of k since its lowest, `n^(2 (highest LAR - LAR now))`: the least of the last `hold`.
 
-    LAR is a running median of five readings; the first of all readings, in which it rises from its initial value, are
-    left out. `highest` is what it has reached before, which the history of a long run no longer resolves. None where n
-    is not recorded, there are too few readings, or no float can hold it.
+    LAR is a running median of five readings. It excludes the run's first readings, in which LAR rises from its initial
+    value. `highest` is the earlier maximum, which the history of a long run no longer resolves. The result is None
+    where n is not recorded, readings are too few, or a float overflows.
     """
     _, lar = series.past(form)
     lar = lar[np.isfinite(lar)][SPREAD_SKIPPED:]
@@ -77,17 +77,17 @@ def spread(series: Series, form: str, *, hold: int, highest: float = -math.inf) 
 
 
 def x_of(series: Series, axis: Axis) -> Vector:
-    """The last readings' steps or tokens."""
+    """Steps or tokens of the last readings."""
     return series.steps if axis == "step" else series.recent(X_COLUMN[axis])
 
 
 def deviation(
     series: Series, baseline: Baseline, form: str, *, axis: Axis, warm_up: float | None, smoothing: int, hold: int
 ) -> Deviation | None:
-    """The deviation of the last readings from the baseline.
+    """Compute the deviation of the last readings from the baseline.
 
-    None where the baseline has no such curve, does not reach so far, or is too short to know its scatter; and where
-    fewer than `smoothing + hold - 1` of the last readings are after the warm-up and have this form.
+    It is None where the baseline lacks the curve, ends earlier, or is too short to know its scatter. It is also None
+    where fewer than `smoothing + hold - 1` of the last readings follow the warm-up and have this form.
     """
     curve = baseline.curve(form, axis)
     if curve is None:
@@ -99,7 +99,7 @@ def deviation(
         return None
     band = curve.at(x)
     medians = running_median(band.center - values, smoothing)
-    # A sum is finite where all of its terms are.
+    # A sum is finite only where all its terms are.
     if not math.isfinite(float((band.center - values).sum()) + band.scatter):
         return None
     span = float(x[-1] - x[-smoothing])
@@ -118,10 +118,10 @@ def deviation(
 def loss_below(
     series: Series, baseline: Baseline, *, axis: Axis, warm_up: float | None, smoothing: int, hold: int
 ) -> Span | None:
-    """By what share of the run's training loss the baseline's lies above it, `baseline / run - 1`.
+    """The distance of the run's training loss below the baseline's, as a share: `baseline / run - 1`.
 
-    None where the baseline has no losses or does not reach so far, or fewer than `smoothing + hold - 1` of the last
-    readings are after the warm-up and have a loss above 0.
+    It is None where the baseline has no losses or ends earlier, or where fewer than `smoothing + hold - 1` of the last
+    readings follow the warm-up and have a loss above 0.
     """
     curve = baseline.curve("loss", axis)
     if curve is None:
@@ -138,13 +138,13 @@ def loss_below(
 
 
 def reaches(series: Series, baseline: Baseline, form: str, *, axis: Axis) -> bool:
-    """Whether the baseline has a value at the last reading."""
+    """True where the baseline has a value at the last reading."""
     curve = baseline.curve(form, axis)
     return curve is not None and bool(np.isfinite(curve.at(x_of(series, axis)[-1:]).center).all())
 
 
 def tokens_per_step(series: Series) -> float | None:
-    """Tokens per step over the last readings; None where not recorded."""
+    """Tokens per step over the last readings, None where not recorded."""
     steps, tokens = series.steps, series.recent("tokens_seen")
     if steps.size < 2 or not math.isfinite(tokens[0]) or not math.isfinite(tokens[-1]):
         return None
