@@ -1,7 +1,7 @@
-"""Detector: the logic that fits a run's regime, online; and `diagnose`, the same over a recorded run.
+"""Detector: judges a run online by its regime; `diagnose` does the same for a recorded run.
 
-Grokking logic applies where data repeats and the training loss is under 5 % of log m, decline logic elsewhere. Both run
-all the time, so that the regime may change during a training.
+The grokking detector applies where data repeats and the training loss is under 5 % of log m, the decline detector
+elsewhere. Both run all the time, so the regime may change during a training.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Detector:
     """Judges a training reading by reading, in constant memory and time.
 
     Args:
-        baseline: What the decline logic compares with, beside what samples that come back tell.
-        regime: "grokking" or "decline" for one logic only; "both" for both, where the outcome that comes first in
-            `verdict.PRECEDENCE` stands; "auto" for grokking logic while the network interpolates data that repeats and
-            that logic can say something, decline logic otherwise. While no reading has had a LAR, "auto" judges by loss
-            and epoch alone.
-        grokking: Thresholds of the grokking logic.
-        decline: Thresholds of the decline logic.
+        baseline: The decline detector compares with it, and also uses samples that repeat.
+        regime: "grokking" or "decline" uses one detector. "both" takes the outcome that comes first in
+            `verdict.PRECEDENCE`. "auto" uses the grokking detector while the network interpolates repeated data and
+            that detector can decide, and the decline detector otherwise. While no reading has a LAR, "auto" uses only
+            loss and epoch.
+        grokking: Thresholds of the grokking detector.
+        decline: Thresholds of the decline detector.
 
     Raises:
-        InputError: no such regime.
+        InputError: the regime is unknown.
 
     Example:
         >>> detector = Detector()
@@ -63,15 +63,15 @@ class Detector:
     ) -> None:
         check_regime(regime)
         self.regime = regime
-        series = Series()  # of both: they look at the same readings
+        series = Series()  # both detectors share the readings
         any_loss = regime in ("grokking", "both")
         self.grokking = GrokDetector(thresholds=grokking, any_loss=any_loss, series=series)
         self.decline = OverfitDetector(baseline=baseline, thresholds=decline, series=series)
-        self.without_lar: LossDetector | None = LossDetector()  # None once a LAR was tried
+        self.without_lar: LossDetector | None = LossDetector()  # None once LAR was tried
         self._held_out = HeldOutMemory()
         self._present = Present()
-        self._episodes: list[Episode] = []  # what was said from which step to which, the latest last
-        self._step: int | None = None  # of the last reading
+        self._episodes: list[Episode] = []  # outcomes with first and last step, latest last
+        self._step: int | None = None  # the last reading's
         self._verdict = self._judged()
 
     @property
@@ -80,10 +80,10 @@ class Detector:
         return self._verdict
 
     def update(self, reading: Reading) -> Verdict:
-        """Take one reading in; `OverfitDetector.update` says how resumed, duplicated and undefined ones are taken.
+        """Add one reading; `OverfitDetector.update` defines how resumed, duplicated and undefined readings count.
 
         Raises:
-            InputError: it is of another layer than the readings before, or of another shape than they or the baseline.
+            InputError: its layer differs from the earlier readings', or its shape from theirs or the baseline's.
         """
         judges, series = (self.decline, self.grokking), self.decline.series
         self.decline.check(reading)
@@ -111,7 +111,7 @@ class Detector:
         return self._verdict
 
     def _judged(self) -> Verdict:
-        """What the rules say of the last reading, whatever was said before."""
+        """The rules' verdict on the last reading, without earlier outcomes."""
         now = self._present.judgment
         if now is not None:
             return Verdict(
@@ -151,7 +151,7 @@ class Detector:
             self._episodes = [*self._episodes, Episode(outcome, step, step)][-REMEMBERED_EPISODES:]
 
     def _with_episodes(self, said: Verdict) -> Verdict:
-        """With the step since which the outcome has stood, alarms that have ended, and held-out losses against it."""
+        """Add the first step of the outcome, alarms that have ended, and held-out losses that disagree."""
         if not self._episodes:
             return said
         ended = tuple(each for each in self._episodes[:-1] if each.outcome in ALARMS)
@@ -159,7 +159,7 @@ class Detector:
         return replace(said, since_step=self._episodes[-1].first, earlier=ended, held_out=held_out)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it knows but baseline and thresholds, as lists and numbers that JSON and `torch.save` can hold."""
+        """The state without baseline and thresholds, as lists and numbers for JSON and `torch.save`."""
         return {
             "version": STATE_VERSION,
             "series": self.decline.series.state(),
@@ -173,7 +173,7 @@ class Detector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict()` gave.
+        """Restore what `state_dict()` returned.
 
         Raises:
             InputError: it is not the state of a detector.
@@ -203,25 +203,25 @@ def diagnose(
     regime: AskedRegime = "auto",
     thresholds: OverfitThresholds | None = None,
 ) -> Verdict:
-    """Say what a recorded run shows: one of the outcomes of `Verdict`, with its reason.
+    """Diagnose a recorded run: one of the outcomes of `Verdict`, with its reason.
 
-    It is what a `Detector` says that takes the readings one by one, so that watching a training and diagnosing its log
-    afterwards agree. No outcome rests on held-out losses in the log; where they disagree, `Verdict.held_out` says so. A
-    log without LAR is judged by its loss and epoch alone.
+    A `Detector` takes the readings one by one, so monitoring a training and diagnosing its log afterwards agree. No
+    outcome rests on held-out losses in the log. `Verdict.held_out` reports where they disagree. A log without LAR is
+    judged by loss and epoch alone.
 
     Args:
         run: A path, a Run, or readings, such as those of a `Monitor`.
-        baseline: A `Baseline`, or a run to make one from: training that does not overfit.
+        baseline: A `Baseline`, or a run without overfitting to make one from.
         regime: "auto", "grokking", "decline" or "both".
-        thresholds: When the decline logic calls it what; those of the benchmark by default.
+        thresholds: Thresholds of the decline detector, by default the benchmark's.
 
     Returns:
         The verdict after the last reading of the run's main layer.
 
     Raises:
         RunError: there is no readable run.
-        InputError: no such regime, several layers none of which is the main one, readings of different shapes, or a
-            baseline of another shape.
+        InputError: the regime is unknown, no layer of several is the main one, the readings' shapes differ, or the
+            baseline's does.
 
     Example:
         >>> readings = [Reading(step=step, lar=0.5 + 0.001 * step, epoch=step / 1000) for step in range(0, 100, 10)]
@@ -242,12 +242,12 @@ def diagnose(
 
 
 def as_baseline(baseline: Baseline | str | os.PathLike[str] | Run | None) -> Baseline | None:
-    """A baseline as it is, or made of the run given for one."""
+    """Return a baseline unchanged, or make one from a run."""
     return baseline if baseline is None or isinstance(baseline, Baseline) else Baseline.from_run(baseline)
 
 
 def check_regime(regime: str) -> None:
-    """Refuse what is no regime.
+    """Reject an unknown regime.
 
     Raises:
         InputError: it is none of "auto", "grokking", "decline" and "both".

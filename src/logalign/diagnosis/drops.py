@@ -1,10 +1,10 @@
-"""Drops: how much of the training loss has been memorized, by how it drops where passes over the data begin.
+"""Drops: estimate the memorized share of the training loss from its drops where passes over the data begin.
 
-Method: inside a pass over the data no sample is met twice; where the next pass begins, the training loss drops by what
-was memorized of its samples. The sum of these drops, as a share of itself and the loss that is left, is the **memorized
-share**: of the loss that unseen samples would have, the part that is gone by seeing the same samples again. It is large
-in healthy runs, too, while the loss still falls inside passes; so both are asked. The alternative, the size of the last
-drop, comes later (docs/log.md).
+Method: inside a pass over the data no sample repeats. Where the next pass begins, the training loss drops by what the
+network memorized of its samples. The **memorized share** is the sum of these drops, divided by that sum plus the
+remaining loss. It is the part of the unseen samples' loss that repetition removes. The share is also large in healthy
+runs while the loss still falls inside passes, so the rule uses both. The alternative, the size of the last drop, comes
+later (docs/log.md).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from logalign.diagnosis.series import Series
 
 REMEMBERED = 64
 LR_DROP = 2 / 3
-"""A learning rate that drops by more than a third lowers the loss by itself."""
+"""A learning rate cut of more than a third lowers the loss by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossThresholds:
-    """When a loss alone counts as approaching overfitting, and as overfitting.
+    """Thresholds for approaching overfitting, and overfitting, from a loss alone.
 
-    Fitted on the fitting half of the benchmark, from which LAR was taken away: docs/log.md.
+    They are fitted on the fitting half of the benchmark, without LAR: docs/log.md.
 
     Attributes:
-        memorized: The memorized share, less `errors` of its standard errors.
-        errors: So many standard errors of the sum of drops are taken off.
-        falls: "approaching" where the loss falls inside a pass by less than this share of what unseen samples would
-            have; "overfitting" where it does not fall there.
-        hold: So many readings in a row have to be beyond.
+        memorized: Limit of the memorized share, less `errors` of its standard errors.
+        errors: Number of standard errors of the sum of drops to subtract.
+        falls: "approaching" needs a loss that falls inside a pass by less than this share of the unseen samples' loss.
+            "overfitting" needs one that does not fall there.
+        hold: Number of successive readings that must exceed.
         keep: An alarm stands until the memorized share is below this share of its threshold.
     """
 
@@ -51,14 +51,14 @@ class LossThresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class LossSignals:
-    """What one reading shows.
+    """Signals of one reading.
 
     Attributes:
         loss: The mean of the last six training losses.
         drops: The sum of the drops where passes began.
-        share: `drops / (loss + drops)`, from 0 to 1; 0 where the sum is below zero.
+        share: `drops / (loss + drops)`, from 0 to 1, and 0 where the sum is below zero.
         share_low: The same, less the standard errors.
-        inside: Change of the loss in a pass, beside the drop at its beginning, in nats; negative where it falls.
+        inside: Change of the loss in a pass without the drop at its start, in nats, negative where it falls.
     """
 
     loss: float
@@ -69,12 +69,12 @@ class LossSignals:
 
     @property
     def unseen(self) -> float:
-        """The loss that unseen samples would have: the training loss and all that it dropped."""
+        """The loss that unseen samples would have: the training loss plus all its drops."""
         return self.loss + max(self.drops, 0.0)
 
 
 def shared(drops: float, loss: float) -> float:
-    """The memorized share `drops / (loss + drops)` of a positive loss; 0 where the sum of drops is below zero.
+    """The memorized share `drops / (loss + drops)` of a positive loss, 0 where the sum of drops is negative.
 
     Example:
         >>> shared(1.0, 3.0), shared(-1.0, 3.0)
@@ -84,20 +84,20 @@ def shared(drops: float, loss: float) -> float:
 
 
 class DropMemory:
-    """Follows a series and sums the drops; may be taken back to any step.
+    """Follows a series and sums the drops, and can rewind to any step.
 
     Args:
-        errors: How many standard errors of the sum `share_low` leaves out.
+        errors: Number of standard errors that `share_low` subtracts.
     """
 
     def __init__(self, *, errors: float) -> None:
         self._errors = errors
         self._drops = History(("drops", "count"))
         self._sum, self._count = 0.0, 0
-        self._last: list[tuple[int, LossSignals | None]] = []  # step and what it showed, the latest last
+        self._last: list[tuple[int, LossSignals | None]] = []  # step and its signals, the latest last
 
     def follow(self, series: Series) -> None:
-        """Look at a reading that the series has just taken in."""
+        """Process the reading that the series just took in."""
         step = series.last_step
         assert step is not None
         drop = last_drop(series)
@@ -124,12 +124,12 @@ class DropMemory:
         )
 
     def held(self, hold: int) -> list[LossSignals]:
-        """What the last `hold` readings showed; nothing unless each showed something."""
+        """The signals of the last `hold` readings, empty unless each has some."""
         found = [signals for _, signals in self._last[-hold:] if signals is not None]
         return found if len(found) == hold else []
 
     def rewind(self, step: int) -> None:
-        """Forget what was seen at this step and beyond."""
+        """Forget everything from this step on."""
         self._last = [each for each in self._last if each[0] < step]
         self._drops.truncate(step)
         known = self._drops.size > 0
@@ -137,7 +137,7 @@ class DropMemory:
         self._count = round(float(self._drops.column("count")[-1])) if known else 0
 
     def state(self) -> dict[str, Any]:
-        """All of it, as lists and numbers that strict JSON can hold."""
+        """The whole state, as lists and numbers for strict JSON."""
         return {
             "drops": self._drops.state(),
             "sum": self._sum,
@@ -156,7 +156,7 @@ class DropMemory:
 
 
 def by_drops(last: Sequence[LossSignals], t: LossThresholds, previous: Outcome | None) -> tuple[Outcome, str]:
-    """The rule: outcome and reason by the last readings, all of which have to be beyond."""
+    """The rule: outcome and reason from the last readings, which must all exceed the limits."""
     now = last[-1]
     said = f"the training loss has lost {now.share:.0%} of what unseen samples would have, in drops where passes begin"
     beyond = all(each.share_low > t.memorized for each in last)
@@ -173,20 +173,20 @@ def by_drops(last: Sequence[LossSignals], t: LossThresholds, previous: Outcome |
 
 
 def last_drop(series: Series) -> float | None:
-    """By how much the loss dropped where a pass began three readings ago: means of three before, less three after.
+    """The loss drop where a pass began three readings ago: mean of three readings before, less three after.
 
-    Where the six readings are of more than two passes, the difference is of so many more drops, and divided by them.
-    None where no pass began just then, or where the learning rate dropped meanwhile.
+    Where the six readings span more than two passes, the difference holds several drops and is divided accordingly.
+    It is None where no pass began then, or where the learning rate dropped.
     """
     if series.last("loss") is None:
-        return None  # counted with the reading that had one
+        return None  # counted with an earlier reading
     completed, losses, rates = (series.recent(name) for name in ("completed", "loss", "lr"))
     known = np.isfinite(completed) & np.isfinite(losses)
     completed, losses, rates = (each[known][-2 * DROP_READINGS :] for each in (completed, losses, rates))
     n = DROP_READINGS
     if losses.size < 2 * n:
         return None
-    # A mean over the end of one pass and the beginning of the next belongs to that of most of its steps.
+    # A mean loss across the boundary of two passes belongs to the pass with most of its steps.
     begun = round(completed[n]) - round(completed[n - 1])
     between = float(completed[n:].mean() - completed[:n].mean())
     if begun < 1 or between <= 0 or (rates[1:] < LR_DROP * rates[:-1]).any():
