@@ -168,7 +168,7 @@ class Baseline:
             )
 
     def schedule_difference(self, x: Vector, lr: Vector, *, axis: Axis, tokens_per_step: float | None) -> str | None:
-        """Say how the schedule at these x differs from the baseline's by more than 5 %; None where it does not.
+        """Say how the schedule at these x differs from the baseline's by more than 5 %, or return None.
 
         It compares only what both sides recorded.
         """
@@ -269,7 +269,7 @@ class Baseline:
 
 
 def _points(readings: Sequence[Reading], form: str, axis: Axis) -> tuple[Vector, Vector]:
-    """The (x, value) of the readings where both are known, x strictly increasing; a later reading wins."""
+    """The (x, value) of the readings where both are known, x strictly increasing, where a later one wins."""
     points: dict[float, float] = {}
     last = -math.inf
     for reading in readings:

@@ -38,7 +38,7 @@ class LossThresholds:
         errors: Number of standard errors of the sum of drops to subtract.
         falls: "approaching" needs a loss that falls inside a pass by less than this share of the unseen samples' loss.
             "overfitting" needs one that does not fall there.
-        hold: Number of successive readings that must exceed.
+        hold: Number of successive readings beyond the limits.
         keep: An alarm stands until the memorized share is below this share of its threshold.
     """
 

@@ -1,12 +1,12 @@
-"""Epochs: what the training loss does inside a pass over the data, and from one pass to the next.
+"""Epochs: how the training loss moves inside a pass over the data, and from one pass to the next.
 
-Method: inside a pass no sample is met twice, so the loss moves there as it would on fresh data, but for what is
-forgotten of the pass before. Where the next pass begins, every sample has been seen once more, and the loss drops by
-what was memorized. A regression on the step and on the number of completed passes tells the two apart; it needs no
-held-out data and no baseline, only data that comes in passes, and readings finer than a pass. The alternative, the loss
-alone, cannot tell learning from memorizing: both let it fall.
+Method: inside a pass no sample repeats, so the loss moves as on fresh data, except for what the network forgets of the
+pass before. Where the next pass begins, the network has seen every sample once more, and the loss drops by what it
+memorized. A regression on the step and on the number of completed passes separates the two. It needs no held-out data
+and no baseline, only data in passes and readings finer than a pass. The alternative, the loss alone, cannot separate
+learning from memorizing, because both lower it.
 
-Shapes: steps, epochs, losses are one-dimensional, of one length; steps increase.
+Shapes: steps, epochs and losses are one-dimensional and of equal length. Steps increase.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import numpy as np
 from logalign.diagnosis.robust import MAD_TO_SIGMA, Vector, median
 
 WINDOW_PASSES = 3.0
-"""Passes that a regression looks back on."""
+"""Window of the regression, in passes."""
 MIN_READINGS = 10
 MIN_READINGS_PER_PASS = 1.5
-"""Coarser readings cannot see inside a pass: step and completed passes are then the same to them."""
+"""Coarser readings cannot resolve a pass: they do not separate step and completed passes."""
 DROP_READINGS = 3
-"""Readings before and after the beginning of a pass whose mean losses are compared."""
+"""Readings before and after the start of a pass, for the means to compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """How the training loss has moved over the last few passes.
+    """Changes of the training loss over the last few passes.
 
     Attributes:
-        step: Of the last reading.
+        step: Last step.
         steps_per_pass: The length of a pass.
         inside: Change of the loss inside a pass, in nats a step.
-        between: Change from one pass to the next, beyond that, in nats; negative where samples are memorized.
+        between: Further change from one pass to the next, in nats, negative where samples are memorized.
     """
 
     step: float
@@ -45,19 +45,19 @@ class Passes:
 
     @property
     def memorization(self) -> float:
-        """Loss that is lost by seeing the same samples again, in nats per unit of log(step): comparable over a run."""
+        """Loss decrease from seeing samples again, in nats per unit of log(step), comparable over a run."""
         return -self.between / self.steps_per_pass * self.step
 
     @property
     def learning(self) -> float:
-        """Loss that is lost inside passes, in the same unit; negative where it rises there."""
+        """Loss decrease inside passes, in the same unit, negative where the loss rises."""
         return -self.inside * self.step
 
 
 def completed_passes(before: float, now: float) -> float:
     """The mean number of completed passes over the steps from epoch `before` to epoch `now`, both from 0 on.
 
-    A mean loss over these steps is a mean over samples seen so many times.
+    A mean loss over these steps averages samples seen that many times.
 
     Example:
         >>> completed_passes(0.5, 1.5), completed_passes(2.0, 2.0)
@@ -75,16 +75,16 @@ def _area(epoch: float) -> float:
 
 
 def passes(steps: Vector, epochs: Vector, completed: Vector, losses: Vector) -> Passes | None:
-    """The regression `loss = a + inside step + between completed` over the last three passes, ten readings at least.
+    """Fit `loss = a + inside step + between completed` over the last three passes, at least ten readings.
 
     Args:
-        steps: Of the readings.
+        steps: Training steps.
         epochs: Passes over the data at the reading.
-        completed: As `completed_passes` gives them for the steps that the loss is a mean of.
+        completed: `completed_passes` of the steps that the loss averages.
         losses: Training losses.
 
     Returns:
-        None where there are too few readings, no pass has ended among them, or a pass is as short as a reading or two.
+        None where readings are too few, no pass ends among them, or a pass is as short as a reading or two.
     """
     known = np.isfinite(epochs) & np.isfinite(completed) & np.isfinite(losses)
     steps, epochs, completed, losses = steps[known], epochs[known], completed[known], losses[known]
@@ -112,7 +112,7 @@ def passes(steps: Vector, epochs: Vector, completed: Vector, losses: Vector) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Memorized:
-    """What a run has memorized of its data so far, in nats of training loss.
+    """The memorization of a run so far, in nats of training loss.
 
     Attributes:
         drops: Sum of the drops of the training loss where passes begin.
@@ -126,16 +126,16 @@ class Memorized:
 
     @property
     def held_out_loss(self) -> float:
-        """What the loss would be on samples that were never seen: the training loss and all that was memorized."""
+        """The loss to expect on unseen samples: the training loss plus all that was memorized."""
         return self.loss + self.drops
 
 
 def memorized(epochs: Vector, losses: Vector) -> Memorized | None:
-    """Sum the drops of the training loss where passes begin: mean of three readings before, less that of three after.
+    """Sum the drops of the training loss where passes begin: the mean of three readings before, less three after.
 
-    Rises count as drops below zero, so that scatter does not add up over many passes. Where a pass has fewer than three
-    readings, those after its beginning reach beyond its end, and the sum is taken less by as much. None where a pass
-    has fewer than 1.5 readings, losses or epochs are missing, or there are fewer than ten readings.
+    Rises count as negative drops, so scatter does not add up over many passes. Where a pass has fewer than three
+    readings, those after its start reach beyond its end, and the sum shrinks in proportion. The result is None where a
+    pass has fewer than 1.5 readings, losses or epochs are missing, or readings number fewer than ten.
     """
     known = np.isfinite(epochs) & np.isfinite(losses)
     epochs, losses = epochs[known], losses[known]
@@ -151,7 +151,7 @@ def memorized(epochs: Vector, losses: Vector) -> Memorized | None:
         if after.size == DROP_READINGS:
             total += float(before.mean() - after.mean())
             boundaries += 1
-    moves = np.diff(losses)[np.diff(np.floor(epochs)) < 1]  # those inside passes
+    moves = np.diff(losses)[np.diff(np.floor(epochs)) < 1]  # changes in passes
     if moves.size < DROP_READINGS:
         return None
     scatter = MAD_TO_SIGMA * median(np.abs(moves)) / math.sqrt(2)

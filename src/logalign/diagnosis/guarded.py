@@ -1,4 +1,4 @@
-"""Guarded: a detector beside a training, whose own faults stop no training and are not hidden either."""
+"""Guarded: a detector beside a training, which reports its own faults without stopping the training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from logalign.runs.reading import Reading
 class GuardedDetector:
     """A `Detector` that takes readings while a network trains.
 
-    Whatever goes wrong inside it is told once, becomes the verdict ("undecidable", with the error as its reason), and
-    ends the judging: not the training.
+    An error inside it warns once and becomes the verdict ("undecidable", with the error as its reason). It ends the
+    diagnosis, not the training.
 
     Args:
-        baseline: As of `Detector`.
-        regime: As of `Detector`.
-        thresholds: Of the decline logic.
-        warn: Called with one sentence when something went wrong.
+        baseline: See `Detector`.
+        regime: See `Detector`.
+        thresholds: See `diagnose`.
+        warn: Called with one sentence after an error.
     """
 
     def __init__(
@@ -51,23 +51,23 @@ class GuardedDetector:
         )
 
     def update(self, reading: Reading) -> None:
-        """Take one reading in."""
+        """Add one reading."""
         self._catch_up()
         self._take([reading])
 
     def restart(self, readings: Callable[[], Iterable[Reading]]) -> None:
-        """Begin anew, with these readings as the past; they are not read before they are needed."""
+        """Restart with these readings as the past, and read them only when needed."""
         self._detector = self._new()
         self._fault = None
         self._pending = readings
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The detector's state, None where it has failed."""
+        """The detector's state, None after an error."""
         self._catch_up()
         return self._detector.state_dict() if self._fault is None else None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict()` gave.
+        """Restore what `state_dict()` returned.
 
         Raises:
             InputError: it is not the state of a detector.
