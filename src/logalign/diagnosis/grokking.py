@@ -1,13 +1,13 @@
-"""Grokking: is a network that fits its training data memorizing it, or has it turned to the general solution?
+"""Grokking: tell whether a network that fits its training data memorizes or generalizes.
 
-Method: once the training loss is under 5 % of log m the network interpolates. While it memorizes, LAR sits on a plateau
-near 1/2 (k near n); as it turns to the general solution LAR climbs, and k falls to the number of directions that the
-learned function uses. What is compared is k, not LAR: its ratio to the plateau's means the same at every width. LAR
-drifts up slowly in networks that never generalize, too, so a climb has to be steep: how fast k falls is measured as a
-power of the step, which means the same early and late.
+Method: once the training loss is under 5 % of log m, the network interpolates. While it memorizes, LAR sits on a
+plateau near 1/2 (k near n). As it turns to the general solution, LAR climbs, and k falls to the number of directions
+that the learned function uses. The rule compares k, not LAR, because its ratio to the plateau's means the same at every
+width. LAR also drifts up slowly in networks that never generalize, so a climb has to be steep. The rule measures the
+fall of k as a power of the step, which means the same early and late.
 
-Judged by the **centered** LAR. An optimizer slingshot throws all inputs in one common direction and lifts plain LAR,
-sometimes for good, without any generalization; centering takes that direction out. Where only plain LAR was recorded, a
+The rule uses the **centered** LAR. An optimizer slingshot pushes all inputs in one common direction and lifts plain
+LAR, sometimes for good, without generalization. Centering removes that direction. Where only plain LAR is recorded, a
 climb has to last longer, and after a jump of the training loss it proves nothing.
 """
 
@@ -31,34 +31,34 @@ CENTERED, PLAIN = "lar_centered", "lar"
 
 @dataclass(frozen=True, kw_only=True)
 class GrokThresholds:
-    """When a network counts as interpolating, memorizing, generalizing.
+    """Thresholds for interpolating, memorizing and generalizing.
 
-    Developed on eight trainings of modular addition (mod 59 and 67; MLPs and one-block transformers; AdamW with weight
-    decay 0 to 1; a fifth to half of all pairs; three of them are tests/data/modadd*.jsonl), and scored on the
-    39 algorithmic runs of the benchmark, on which nothing was fitted: docs/benchmark.md.
+    They are developed on eight trainings of modular addition: mod 59 and 67, MLPs and one-block transformers, AdamW
+    with weight decay 0 to 1, a fifth to half of all pairs. Three of them are tests/data/modadd*.jsonl. They are scored
+    on the 39 algorithmic runs of the benchmark, without fitting there: docs/benchmark.md.
 
     Attributes:
         interpolation: Training loss, as a share of log m, under which the network interpolates.
-        loss_readings: Readings whose median loss is compared.
-        lost_readings: Once on the plateau, the network interpolates while the median loss of so many readings is under
-            the limit, too: in small transformers it leaps over it again and again for up to ten readings.
+        loss_readings: Readings in the median loss.
+        lost_readings: Once on the plateau, the network also interpolates while the median loss of this many readings
+            is under the limit. In small transformers the loss repeatedly exceeds it for up to ten readings.
         plateau_readings: Readings, from the first that interpolates, whose median LAR is the memorization plateau.
-        min_plateau_readings: So many of them suffice for "memorizing".
-        near_random: k / n on the plateau above which weights and inputs are about as unrelated as random ones: 0.44 to
-            0.65 in those trainings. Networks that fit clean labels in the first place come to rest far below, and have
-            no plateau of memorization.
-        smoothing: Readings of the running median in which a climb is looked for.
+        min_plateau_readings: This many suffice for "memorizing".
+        near_random: k / n on the plateau above which weights and inputs are about as unrelated as random ones. It is
+            0.44 to 0.65 in those trainings. Networks that fit clean labels from the start settle far below, and have
+            no memorization plateau.
+        smoothing: Readings of the running median that may climb.
         fall_of_k: k / plateau k below which LAR has climbed.
-        hold: So many smoothed readings in a row have to be below.
+        hold: Number of successive smoothed readings below it.
         hold_plain: The same where only plain LAR is known.
-        steepness: And k has to fall with this power of the step, or faster: where held-out accuracy went from 0.05 to
-            0.1, it did so with powers of 0.39 to 0.5; where it stayed under 0.05, with at most 0.2 in MLPs, 0.36 in
-            transformers, while k drifted down to 70 % of the plateau's.
-        stretch: Steepness is taken over the steps from `now / stretch` on.
-        fall_alone: k / plateau k below which no steepness is asked for.
+        steepness: k also has to fall with at least this power of the step. Where held-out accuracy rises from 0.05 to
+            0.1, the powers are 0.39 to 0.5. Where it stays under 0.05, they are at most 0.2 in MLPs and 0.36 in
+            transformers, while k drifts down to 70 % of the plateau's.
+        stretch: Steepness covers the steps from `now / stretch` on.
+        fall_alone: k / plateau k below which steepness is not required.
         keep: "generalizing" stands until k / plateau k is back above this.
-        slingshot: A jump of the training loss by this factor, over the median of five readings before, while
-            interpolating: plain LAR proves nothing after it.
+        slingshot: Factor of a training loss jump over the median of five readings before, while interpolating. Plain
+            LAR proves nothing after it.
     """
 
     interpolation: float = INTERPOLATION
@@ -80,10 +80,10 @@ class GrokThresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class GrokSignals:
-    """The numbers that the rule looks at; None where a number could not be had.
+    """The numbers that the rule uses, None where unavailable.
 
     Attributes:
-        form: "lar_centered" or "lar", whichever is judged.
+        form: "lar_centered" or "lar", the form in use.
         loss: Median training loss of the last readings.
         loss_limit: Below it the network interpolates.
         loss_long: Median training loss of more readings, once on the plateau.
@@ -94,9 +94,9 @@ class GrokSignals:
         k: n^(2 (1 - level)): once the network generalizes, the number of directions that its solution uses.
         k_share: k / n on the plateau.
         k_ratio: k / k on the plateau.
-        k_ratio_held: The highest k_ratio of the last `hold` smoothed readings; None where there are not as many.
-        steepness: `-d log k / d log step` over the last stretch of steps; None where that reaches before the plateau.
-        slingshot_step: Where the training loss jumped while interpolating.
+        k_ratio_held: The highest k_ratio of the last `hold` smoothed readings, None where there are fewer.
+        steepness: `-d log k / d log step` over the last stretch of steps, None where it starts before the plateau.
+        slingshot_step: The step of a training loss jump during interpolation.
     """
 
     form: str
@@ -116,18 +116,18 @@ class GrokSignals:
 
     @property
     def rise(self) -> float | None:
-        """How far LAR is above its plateau."""
+        """The rise of LAR above its plateau."""
         return None if self.level is None or self.plateau is None else self.level - self.plateau
 
     @property
     def interpolates(self) -> bool:
-        """Whether the training loss is known and under its limit, leaps apart."""
+        """True where the training loss is known and below its limit, jumps aside."""
         known = [loss for loss in (self.loss, self.loss_long) if loss is not None]
         return bool(known) and self.loss_limit is not None and min(known) < self.loss_limit
 
     @property
     def repeats(self) -> bool:
-        """Whether data has repeated, as far as is known: without an epoch it is taken to have."""
+        """True where data has repeated, or where no epoch is recorded."""
         return self.epoch is None or self.epoch >= 1
 
 
@@ -140,7 +140,7 @@ def signals_of(
     *,
     any_loss: bool = False,
 ) -> GrokSignals:
-    """The signals after the last reading; `plateau` holds (step, LAR) of the memorization plateau so far."""
+    """Compute the signals after the last reading; `plateau` holds (step, LAR) of the plateau so far."""
     hold = thresholds.hold if form == CENTERED else thresholds.hold_plain
     values = series.recent(form)
     levels = running_median(values[np.isfinite(values)], thresholds.smoothing)[-hold:]
@@ -173,7 +173,7 @@ def signals_of(
 
 
 def decide(signals: GrokSignals, thresholds: GrokThresholds, previous: Outcome | None) -> tuple[Outcome, str]:
-    """The outcome and the reason for it: the rule, free of any state but the outcome that stands so far."""
+    """The rule: return the outcome and its reason, with no state but the outcome that stands so far."""
     s = signals
     name = "centered LAR" if s.form == CENTERED else "plain LAR"
     if s.loss is None:
@@ -239,12 +239,12 @@ SUGGESTIONS: Mapping[Outcome, str] = {
 
 
 class GrokDetector(Judge):
-    """Tells memorizing from generalizing, reading by reading, in constant memory.
+    """Separates memorizing from generalizing, reading by reading, in constant memory.
 
     Args:
-        thresholds: When to call it what.
-        any_loss: Take every loss for a softmax cross entropy, also one that did not begin near log m.
-        series: As of `Judge`.
+        thresholds: Limits of the rule.
+        any_loss: Treat every loss as a softmax cross entropy, even one that began far from log m.
+        series: See `Judge`.
 
     Example:
         >>> from logalign import Reading
@@ -269,7 +269,7 @@ class GrokDetector(Judge):
 
     @property
     def signals(self) -> GrokSignals:
-        """The numbers that the verdict after the last reading rests on."""
+        """The numbers behind the verdict after the last reading."""
         form = self._form or self._recorded_form()
         return signals_of(
             self.series, form, self._plateau, self._slingshot_step, self.thresholds, any_loss=self._any_loss
@@ -365,7 +365,7 @@ def _median_loss(series: Series, count: int) -> float | None:
 
 
 def _steepness(series: Series, form: str, level: float, *, since: int, stretch: float) -> float | None:
-    """The power of the step with which k falls, from `now / stretch` on, where LAR's median over five bins is taken."""
+    """The power of the step with which k falls from `now / stretch` on, where LAR is the median of five bins."""
     history, now = series.history, series.last_step
     if now is None or series.n is None or now / stretch < since or now == 0:
         return None
@@ -384,7 +384,7 @@ def _effective_dim(series: Series) -> float | None:
 
 
 def _power(n: int, exponent: float) -> float | None:
-    """n^exponent; None beyond what a float can hold."""
+    """n^exponent, None where a float overflows."""
     try:
         return math.pow(n, exponent)
     except OverflowError:

@@ -1,8 +1,8 @@
-"""Held-out losses in a log: whether they say otherwise than the verdict, which does not use them.
+"""Held-out losses in a log: check if they disagree with the verdict, which does not use them.
 
-Method: a centered moving mean of the evaluations, its lowest value and its last. They disagree with a verdict that
-trains on where the last lies above the lowest by more than 2 % of it, 0.2 % of what the losses range over, and three
-standard errors; and with an alarm where it lies above it by no more than one standard error.
+Method: compare the lowest and the last value of a centered moving mean of the evaluations. They disagree with a verdict
+that trains on where the last exceeds the lowest by more than 2 % of it, 0.2 % of the losses' range, and three standard
+errors. They disagree with an alarm where the last exceeds the lowest by at most one standard error.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from logalign.runs.reading import Reading
 NAME = "val_loss"
 SMOOTHING = 5
 LEAST = 4
-"""Evaluations below which nothing is said."""
+"""Minimum evaluations for a statement."""
 RISE, OF_RANGE, ERRORS = 0.02, 0.002, 3.0
-"""A rise is material beyond these shares of the lowest value and of the range, and beyond so many standard errors."""
+"""Limits of a material rise: shares of the lowest value and of the range, and a number of standard errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """How recorded held-out losses have moved.
+    """The course of recorded held-out losses.
 
     Attributes:
         lowest: The lowest of the smoothed losses.
@@ -49,17 +49,17 @@ class HeldOut:
 
     @property
     def has_risen(self) -> bool:
-        """Whether it lies materially above its lowest value, beyond its noise."""
+        """True where the loss exceeds its lowest value materially and beyond noise."""
         least = max(RISE * abs(self.lowest), OF_RANGE * self.range, ERRORS * self.error)
         return self.last - self.lowest > least
 
     @property
     def is_lowest(self) -> bool:
-        """Whether it lies above its lowest value by no more than its noise."""
+        """True where the loss exceeds its lowest value by at most its noise."""
         return self.last - self.lowest <= self.error
 
     def against(self, outcome: Outcome) -> str:
-        """In one sentence, how it disagrees with an outcome; empty where it does not."""
+        """One sentence on how the loss disagrees with an outcome, or an empty string."""
         unused = "the verdict does not use it"
         if self.has_risen and outcome in ("healthy", "generalizing", "undecidable"):
             doubles = self.last - self.lowest >= abs(self.lowest)
@@ -74,10 +74,10 @@ class HeldOut:
 
 
 def held_out(steps: Vector, losses: Vector) -> HeldOut | None:
-    """How held-out losses have moved; None for fewer than four evaluations.
+    """Summarize held-out losses, or return None for fewer than four evaluations.
 
-    The moving mean is of five evaluations, of fewer than fifteen evaluations of a third, and of what there is of it at
-    both ends.
+    The moving mean covers five evaluations, or a third of them where there are fewer than fifteen. At both ends its
+    window is cut.
     """
     known = np.isfinite(losses)
     steps, losses = steps[known], losses[known]
@@ -101,13 +101,13 @@ def held_out(steps: Vector, losses: Vector) -> HeldOut | None:
 
 
 class HeldOutMemory:
-    """The held-out losses among readings, in bounded memory: of more than 256 evaluations, means of neighbors."""
+    """The held-out losses among readings, in bounded memory: neighbors merge from 256 evaluations on."""
 
     def __init__(self) -> None:
         self._history = History((NAME,), capacity=256)
 
     def update(self, reading: Reading) -> None:
-        """Take one reading in; a step that is not above the last means that training was resumed there."""
+        """Add one reading; a step not above the last means that training resumed there."""
         last = self._history.last_x
         if last is not None and reading.step <= last:
             self._history.truncate(reading.step)
@@ -116,14 +116,14 @@ class HeldOutMemory:
             self._history.append(reading.step, loss)
 
     def against(self, outcome: Outcome) -> str:
-        """As of `HeldOut`; empty where there are too few evaluations."""
+        """See `HeldOut.against`; empty for too few evaluations."""
         if self._history.size < LEAST:
             return ""
         found = held_out(self._history.x, self._history.y)
         return "" if found is None else found.against(outcome)
 
     def state(self) -> dict[str, Any]:
-        """All of it, as lists and numbers that strict JSON can hold."""
+        """The whole state, as lists and numbers for strict JSON."""
         return self._history.state()
 
     @classmethod
