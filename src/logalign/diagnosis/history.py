@@ -1,7 +1,7 @@
-"""A series of any length in constant memory.
+"""History: keeps a series of any length in constant memory.
 
 Method: a history of fixed size halves its resolution whenever it is full. The alternative, exponential smoothing, needs
-less memory and forgets: it cannot compare the last part of a run with an earlier one.
+less memory but cannot compare the last part of a run with an earlier one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from logalign.errors import InputError
 
 
 class History:
-    """A series of any length in constant memory: when it is full, neighbors are merged to half the resolution.
+    """A series of any length in constant memory, which merges neighbors to half the resolution when full.
 
-    Below `capacity` readings it holds them as they are. Then each two neighbors become one bin, the mean of both, and
-    bins of twice as many readings follow; and so on. So at any time it holds between half of `capacity` and `capacity`
-    bins of one size, evenly over the whole past. What it holds depends on the readings alone, not on when it was asked
-    or saved.
+    Below `capacity` readings it holds them unchanged. Then every two neighbors become one bin with their mean, and each
+    new bin holds twice as many readings. This repeats whenever the history is full. It then holds between half of
+    `capacity` and `capacity` bins of equal size over the whole past. Its content depends on the readings alone, not on
+    when it was read or saved.
 
     Args:
-        names: What is kept at each x; NaN where it is not known, and left out of means.
-        capacity: How many bins; even.
+        names: The values at each x. Means skip NaN, which marks unknown values.
+        capacity: Even number of bins.
 
     Raises:
-        InputError: a capacity that cannot be halved.
+        InputError: the capacity cannot be halved.
 
     Example:
         >>> history = History(capacity=4)
@@ -51,7 +51,7 @@ class History:
 
     @property
     def last_x(self) -> float | None:
-        """The x of the last reading, that of a bin still being filled included."""
+        """The x of the last reading, including those in an open bin."""
         if self._filled:
             return self._last_x
         return float(self._bins[self.size - 1, 1]) if self.size else None
@@ -63,27 +63,27 @@ class History:
 
     @property
     def y(self) -> Vector:
-        """The first of its columns."""
+        """The first column."""
         return self.column(self.names[0])
 
     def column(self, name: str) -> Vector:
-        """The mean of one value in each full bin, NaN where it is nowhere known."""
+        """The mean of one value in each full bin, NaN where unknown."""
         return self._bins[: self.size, 2 + self.names.index(name)]
 
     def rows(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """The full bins as rows: the last x of each, then the mean of each value."""
+        """The full bins as rows: the last x, then the mean of each value."""
         return self._bins[: self.size, 1:].copy()
 
     def before(self, x: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """The full bins whose last x is below this one as rows: the mean x of each, then the mean of each value."""
+        """The full bins whose last x is below this one, as rows: the mean x, then the mean of each value."""
         count = int(np.searchsorted(self._bins[: self.size, 1], x, side="left"))
         return np.delete(self._bins[:count], 1, axis=1)
 
     def append(self, x: float, *values: float) -> bool:
-        """Take one reading in; True where a bin became full by it, so that `x` and `y` are new.
+        """Add one reading, and return True where it fills a bin, so that `x` and `y` change.
 
         Raises:
-            InputError: x is not above the last one; `truncate()` first where a run was resumed.
+            InputError: x is not above the last one. Call `truncate()` first after a resume.
         """
         last = self.last_x
         if last is not None and x <= last:
@@ -105,13 +105,13 @@ class History:
         return True
 
     def truncate(self, x: float) -> None:
-        """Forget all that is at x or beyond; where readings were merged, what shares a bin with such goes with it."""
+        """Forget all readings from x on, and all earlier readings that share a bin with them."""
         if self._filled and self._last_x >= x:
             self._begin()
         self.size = int(np.searchsorted(self._bins[: self.size, 1], x, side="left"))
 
     def state(self) -> dict[str, Any]:
-        """What it holds, as lists and numbers that strict JSON can hold."""
+        """The whole state, as lists and numbers for strict JSON."""
         return {
             "names": list(self.names),
             "capacity": self.capacity,

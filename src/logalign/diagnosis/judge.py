@@ -1,7 +1,7 @@
-"""Judge: what the online detectors have in common, a thin state around pure rules.
+"""Judge: the common base of the online detectors, a thin state around pure rules.
 
-A detector takes readings one by one, in constant memory and time. Its verdict depends on the readings alone: not on
-when it was asked, saved or loaded.
+A detector takes readings one by one, in constant memory and time. Its verdict depends on the readings alone, not on
+when it was read, saved or loaded.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ STATE_VERSION = 4
 REMEMBERED_CHANGES = 16
 VERDICT = "verdict"
 INTERPOLATION = 0.05
-"""Share of the loss that it began with, under which a network interpolates its data."""
+"""Share of the initial loss under which a network interpolates its data."""
 BEGINS = (0.85, 1.5)
-"""The first loss of an untrained classifier, as a multiple of log m: between these."""
+"""Range of an untrained classifier's first loss, as a multiple of log m."""
 
 CHECKPOINT = "{checkpoint}"
-"""Stands in a suggestion for the step whose checkpoint to keep: that from which there has been an alarm."""
+"""Placeholder in a suggestion for the step whose checkpoint to keep: the first step of the alarm."""
 
 Standing = Mapping[str, Outcome]
-"""The outcome that stands, of the verdict (`VERDICT`) and of each kind of evidence by name."""
+"""The current outcome of the verdict (`VERDICT`) and of each kind of evidence, by name."""
 
 
 def loss_limit(series: Series, share: float = INTERPOLATION, *, any_loss: bool = False) -> float | None:
-    """The training loss under which a network interpolates its data; None where that cannot be known.
+    """The training loss under which a network interpolates its data, None where unknown.
 
-    `share` of the lesser of log m and the first loss, for a softmax cross entropy, which begins near log m. A loss that
-    begins elsewhere is another one, or that of a network that was trained before, and says nothing about interpolation
-    unless `any_loss`: then it is taken for a cross entropy.
+    The limit is `share` of the lesser of log m and the first loss, for a softmax cross entropy, which begins near
+    log m. A loss that begins elsewhere is of another kind or from a pretrained network, and says nothing about
+    interpolation. `any_loss` treats it as a cross entropy.
     """
     if series.m is None or series.m < 2:
         return None
@@ -55,10 +55,10 @@ def loss_limit(series: Series, share: float = INTERPOLATION, *, any_loss: bool =
 
 @dataclass(frozen=True, kw_only=True)
 class Judgment:
-    """What a rule says of one step: a verdict but for the steps.
+    """A rule's result for one step: a verdict without the steps.
 
-    `standing` is the outcome by each kind of evidence, where a rule has several, so that an alarm of one kind stands by
-    itself and makes no other kind more ready to give one.
+    `standing` is the outcome of each kind of evidence, where a rule has several. An alarm of one kind then stands by
+    itself and does not make an alarm of another kind more likely.
     """
 
     outcome: Outcome
@@ -72,14 +72,14 @@ class Judgment:
 
 
 class Judge(ABC):
-    """Takes readings one by one and keeps the verdict up to date; subclasses hold the rules.
+    """Takes readings one by one and updates the verdict by the rules of its subclass.
 
     Args:
-        series: The readings, where another judge follows the same ones and takes them in: then `take` is called instead
-            of `update`. By default a series of its own.
+        series: Readings shared with another judge, which adds them. The caller then calls `take` instead of `update`.
+            By default the judge has its own series.
 
     Attributes:
-        regime: Which logic this is.
+        regime: The detector's regime.
         series: The readings so far.
     """
 
@@ -89,9 +89,9 @@ class Judge(ABC):
 
     def __init__(self, series: Series | None = None) -> None:
         self.series = Series(needs_lar=self.needs_lar) if series is None else series
-        # Of the verdict and of each kind of evidence: since when which outcome has stood, the current one last.
+        # For the verdict and each kind of evidence: the first step of each outcome, the current one last.
         self._changes: dict[str, list[tuple[int, Outcome]]] = {}
-        self._before: dict[str, Outcome] = {}  # what stood before the last reading
+        self._before: dict[str, Outcome] = {}  # outcomes before the last reading
         self._conclude()
 
     @property
@@ -100,13 +100,13 @@ class Judge(ABC):
         return self._verdict
 
     def update(self, reading: Reading) -> Verdict:
-        """Take one reading in.
+        """Add one reading.
 
-        A reading without a defined LAR is passed over and counted. One whose step is not above the last means that
-        training was resumed there: what was seen at that step and beyond is forgotten.
+        The judge skips and counts a reading without a defined LAR. A step that is not above the last means that
+        training resumed there, so the judge forgets everything from that step on.
 
         Raises:
-            InputError: it is of another layer than the readings before, or of a layer of another shape.
+            InputError: its layer, or the layer's shape, differs from the earlier readings'.
         """
         self.check(reading)
         if self.series.goes_back(reading):
@@ -115,7 +115,7 @@ class Judge(ABC):
         return self.take(is_new=self.series.add(reading))
 
     def take(self, *, is_new: bool) -> Verdict:
-        """Judge the last reading of the series; `is_new` says whether the series took it in."""
+        """Judge the last reading of the series, where `is_new` says if the series added it."""
         if is_new:
             self._follow()
         self._before = {kind: changes[-1][1] for kind, changes in self._changes.items()}
@@ -123,11 +123,11 @@ class Judge(ABC):
         return self._verdict
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it knows, as lists and numbers that strict JSON and `torch.save` can hold."""
+        """The whole state, as lists and numbers for strict JSON and `torch.save`."""
         return {"series": self.series.state(), **self.state_beside_series()}
 
     def state_beside_series(self) -> dict[str, Any]:
-        """The same without the readings, where two judges have one series."""
+        """The state without the readings, where two judges share a series."""
         return {
             "version": STATE_VERSION,
             "regime": self.regime,
@@ -137,7 +137,7 @@ class Judge(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict()` gave; from a state beside the series, with the series that it has.
+        """Restore what `state_dict()` returned, or a state without readings around the current series.
 
         Raises:
             InputError: it is not the state of such a detector.
@@ -155,24 +155,24 @@ class Judge(ABC):
         self._conclude()
 
     def check(self, reading: Reading) -> None:
-        """Refuse a reading before anything is changed by it.
+        """Reject a reading before it changes anything.
 
         Raises:
-            InputError: it is of another layer than the readings before, or of another shape.
+            InputError: its layer or shape differs from the earlier readings'.
         """
         self.series.check(reading)
 
     @abstractmethod
     def _follow(self) -> None:
-        """Keep up with a reading that the series has just taken in."""
+        """Process the reading that the series just took in."""
 
     @abstractmethod
     def _forget(self, step: int) -> None:
-        """Forget what was concluded from readings at this step and beyond."""
+        """Forget the conclusions from this step on."""
 
     @abstractmethod
     def _judge(self, before: Standing) -> Judgment:
-        """What the rules say now, given what stood before the last reading."""
+        """Apply the rules, given the outcomes before the last reading."""
 
     @abstractmethod
     def _own_state(self) -> dict[str, Any]: ...
@@ -181,7 +181,7 @@ class Judge(ABC):
     def _load_own_state(self, state: Mapping[str, Any]) -> None: ...
 
     def rewind(self, step: int) -> None:
-        """Forget what was concluded at this step and beyond; the series is taken back by itself."""
+        """Forget the conclusions from this step on, but leave the series to its own rewind."""
         kept = {kind: [each for each in changes if each[0] < step] for kind, changes in self._changes.items()}
         self._changes = {kind: changes for kind, changes in kept.items() if changes}
         self._forget(step)
@@ -208,7 +208,7 @@ class Judge(ABC):
         )
 
     def _alarmed_since(self) -> int | None:
-        """The step from which the verdict has been approaching or overfitting."""
+        """The first step of the current approaching or overfitting verdicts."""
         since = None
         for step, outcome in reversed(self._changes.get(VERDICT, [])):
             if outcome not in ("approaching", "overfitting"):
@@ -218,7 +218,7 @@ class Judge(ABC):
 
 
 def frozen(series: Series) -> bool:
-    """Whether the last readings all have the very same LAR: then nothing is trained, or nothing is measured."""
+    """True where the last readings all have the same LAR, so nothing is trained or nothing is measured."""
     lar = series.recent("lar")
     return lar.size > 1 and bool(np.ptp(lar) == 0)
 
