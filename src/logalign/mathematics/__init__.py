@@ -1,1 +1,1 @@
-"""The mathematics: energies of a linear map, LAR, spectra; of arrays of any framework."""
+"""The mathematics: energies of a linear map, LAR and spectra, for arrays of any framework."""

@@ -1,7 +1,7 @@
-"""One linear layer's arrays, checked: NumPy, PyTorch, JAX or CuPy through the array API standard.
+"""Checks on the arrays of one linear layer: NumPy, PyTorch, JAX or CuPy through the array API standard.
 
-Shapes: weight `W [m, n]` (out, in), inputs `X [T, n]`, outputs `Z [T, m]`, bias `b [m]`; T tokens, of which only
-those that the mask keeps are left.
+Shapes: weight `W [m, n]` (out, in), inputs `X [T, n]`, outputs `Z [T, m]`, bias `b [m]`. T counts only the tokens
+that the mask keeps.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 
 from logalign.errors import InputError
 
-Array = Any  # an array of any library that speaks the array API; Python has no common type for them
+Array = Any  # an array of any library that supports the array API, because Python has no common type for them
 
 BLOCK_ELEMENTS = 1 << 22
-"""Elements of the working copies that are taken of large arrays, block by block (32 MiB in float64)."""
+"""Elements in the working copy of one block of a large array (32 MiB in float64)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     """A linear layer's arrays in one namespace, on one device, masked and flattened over tokens.
 
-    Where sums are taken in float32, whose squares leave its range soon, `weight` and `inputs` are divided by their
-    largest magnitudes, `weight_scale` and `input_scale`, and outputs and bias by what follows for them.
+    Squares soon leave the range of float32. Sums in float32 therefore divide `weight` and `inputs` by their largest
+    magnitudes, `weight_scale` and `input_scale`, and divide outputs and bias by the product of the two.
     """
 
     xp: Any
@@ -42,15 +42,15 @@ class Layer:
 
     @property
     def epsilon(self) -> float:
-        """Unit roundoff of the dtype that sums are taken in."""
+        """Unit roundoff of the dtype of the sums."""
         return float(self.xp.finfo(self.dtype).eps)
 
     def wide(self, array: Array) -> Array:
-        """The array in the dtype that sums are taken in: float64 where the framework and device have it."""
+        """The array in the dtype of the sums: float64 where the framework and device have it."""
         return self.xp.astype(array, self.dtype)
 
     def blocks(self, array: Array, row_elements: int) -> Iterator[tuple[slice, Array]]:
-        """Consecutive rows of `array`, widened, so many at a time that rows * row_elements stays bounded."""
+        """Blocks of consecutive rows of `array`, widened; rows * row_elements is bounded."""
         rows = max(1, BLOCK_ELEMENTS // max(1, row_elements))
         for start in range(0, array.shape[0], rows):
             part = slice(start, min(start + rows, array.shape[0]))
@@ -65,10 +65,10 @@ def checked_layer(
     bias: Array | None = None,
     mask: Array | None = None,
 ) -> Layer:
-    """Check shapes and dtypes, flatten the leading axes to T tokens, and drop those that the mask leaves out.
+    """Check shapes and dtypes, flatten the leading axes to T tokens, and drop the masked tokens.
 
-    Raises InputError: not arrays of one library, not floating point, wrong shapes, empty arrays, n = 1, a mask that
-    is not of bool or not of the tokens' shape.
+    Raises InputError: not arrays of one library, not floating point, wrong shapes, empty arrays, n = 1, a mask of
+    another dtype than bool or another shape than the tokens.
     """
     given = {"weight": weight, "inputs": inputs, "outputs": outputs, "bias": bias}
     arrays = {name: _detached(array) for name, array in given.items() if array is not None}
@@ -115,7 +115,7 @@ def checked_layer(
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The array on the host, as NumPy float64."""
+    """Copy the array to the host as NumPy float64."""
     array = _detached(array)
     if compat.is_torch_array(array) or compat.is_cupy_array(array):
         array = compat.to_device(array, "cpu")
@@ -184,7 +184,7 @@ def _flat_mask(xp: Any, mask: Array, leading: tuple[int, ...], device: Any) -> A
 
 
 def _widest_float(xp: Any, like: Array) -> Any:
-    """float64 where the namespace and the array's device have it, else float32."""
+    """The widest dtype: float64 where the namespace and the array's device have it, else float32."""
     available = xp.__array_namespace_info__().dtypes(kind="real floating", device=None)
     if "float64" not in available or "mps" in str(compat.device(like)):
         return xp.float32

@@ -1,11 +1,11 @@
-"""Energies: the sums of squares from which the log-alignment ratio of a linear layer is taken.
+"""Energies: the sums of squares that give the log-alignment ratio of a linear layer.
 
 Method: sums first, ratios and logs last. The sums of one layer `z = W x` merge exactly over tokens (micro-batches,
-data parallel ranks) and over output rows (vocabulary shards), as LARs themselves do not. The alternative, averaging
-the LAR of every batch, is simpler and wrong.
+data parallel ranks) and over output rows (vocabulary shards). LARs do not merge. The alternative, averaging the LAR of
+every batch, is simpler and wrong.
 
-Shapes: `W [m, n]`, `X [T, n]`, `Z = X W^T [T, m]` without bias. Centering is the two-way analysis of variance of Z: its
-row sums (over the vocabulary), its column sums (over tokens) and its grand sum are all that the centered forms need.
+Shapes: `W [m, n]`, `X [T, n]`, `Z = X W^T [T, m]` without bias. Centering is the two-way analysis of variance of Z. The
+centered forms need only its row sums (over the vocabulary), its column sums (over tokens) and its grand sum.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ from logalign.mathematics.arrays import Array, Layer, checked_layer, to_numpy
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 SMALLEST_GRAM_OVERLAP = 1e-10
-"""Below this overlap the Gram form, an inner product of two matrices, may be left with rounding alone, in float64."""
+"""Overlap below which the Gram form, an inner product of two matrices, may hold only rounding error in float64."""
 SMALLEST_GRAM_OVERLAP_IN_EPSILONS = 1000.0
-"""The same where sums are taken in a narrower dtype."""
+"""The same limit for sums in a narrower dtype, in units of its roundoff."""
 GRAM_DIGITS = 100.0
-"""How many unit roundoffs of `E_W E_X` an energy by the Gram form has to be, to be told from its rounding."""
+"""Smallest energy, in unit roundoffs of `E_W E_X`, that the Gram form can distinguish from its rounding error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Energies:
-    """The energies of one linear layer over a set of tokens, and what centering needs beside them.
+    """The energies of one linear layer over a set of tokens, and the sums that centering needs.
 
     With `E_W = ||W||^2`, `E_X = ||X||^2`, `E_Z = ||Z||^2` (Frobenius norms, Z without bias):
 
         overlap = E_Z / (E_W E_X),   LAR = 1 + log_n(overlap) / 2,   k = 1 / overlap
 
-    The derived quantities are float, and NaN where they are undefined: no tokens, a zero or non-finite energy, or an
-    energy of which nothing but rounding is left. Nothing is clamped.
+    The derived quantities are float. They are NaN where they are undefined: no tokens, a zero or non-finite energy, or
+    an energy that is only rounding error. The class clamps nothing.
 
     Source: Shehper & Vaswani, arXiv 2605.28975; Everett et al., arXiv 2407.05872.
 
     Attributes:
         n: Fan-in, the columns of W.
         m: Fan-out, the rows of W (the vocabulary of an unembedding).
-        tokens: T, the tokens that were summed over.
+        tokens: T, the number of tokens in the sums.
         weight: E_W.
         input: E_X.
         output: E_Z.
         row_sum: Sum of the rows of W, shape [n].
         input_sum: Sum of the inputs over tokens, shape [n].
         output_sum_energy: Squared norm of the sum of Z over tokens, `|W input_sum|^2`.
-        output_sum: That sum itself, shape [m]; None where only its energy was kept, and then tokens cannot be merged
-            any more.
+        output_sum: The sum of Z over tokens, shape [m]. None where only its energy is kept. Tokens can then no longer
+            be merged.
         logit_sum_energy: Squared norm of the sums of Z over the vocabulary, `|X row_sum|^2`.
-        logit_sums: Those sums themselves, shape [T]; None where only their energy was kept, and then parts of the
-            vocabulary cannot be merged any more.
+        logit_sums: The sums of Z over the vocabulary, shape [T]. None where only their energy is kept. Parts of the
+            vocabulary can then no longer be merged.
         nonfinite: Rows of W, X or Z that hold a NaN or an infinity.
-        output_error: Standard error of E_Z where it is an estimate from a sample of tokens; 0 where it is exact.
-        rounding: Bound on the relative error of the energies; a centered energy smaller than this share of the plain
-            one is undefined, and from 1 on everything is.
-        output_rounding: Bound on what rounding may leave of an E_Z that is truly zero. An output energy, plain or
-            centered, that is not above it is undefined, whatever its sign. 0 where all outputs are exactly zero.
+        output_error: Standard error of E_Z where it is an estimate from a sample of tokens, 0 where it is exact.
+        rounding: Bound on the relative error of the energies. A centered energy below this share of the plain energy
+            is undefined. A bound of 1 or more makes every energy undefined.
+        output_rounding: Bound on the computed E_Z where the true E_Z is zero. An output energy, plain or centered, that
+            does not exceed it is undefined, for either sign. 0 where all outputs are exactly zero.
 
     Example:
         >>> import numpy as np
@@ -89,7 +89,7 @@ class Energies:
     output_rounding: float = 0.0
 
     @classmethod
-    @np.errstate(invalid="ignore", over="ignore")  # what is not finite is counted and named in `reason`
+    @np.errstate(invalid="ignore", over="ignore")  # `reason` counts and names values that are not finite
     def of(
         cls,
         weight: Array,
@@ -102,15 +102,15 @@ class Energies:
         """Sum the energies of a layer from its arrays, centered before squaring.
 
         Args:
-            weight: [m, n], as torch.nn.Linear has it (out, in).
+            weight: [m, n] (out, in), the layout of torch.nn.Linear.
             inputs: [..., n].
-            outputs: [..., m], what the layer gave, bias included if `bias` is given. Without it `[T, m]` is never
-                formed: E_Z comes from the Gram identity `<W^T W, X^T X>` or from blocks, whichever costs less.
-            bias: [m], the layer's bias. It is taken out of the outputs; without outputs it makes no difference.
+            outputs: [..., m], the layer's outputs, with the bias if `bias` is given. Without them the method never
+                forms `[T, m]`: E_Z comes from the Gram identity `<W^T W, X^T X>` or from blocks, whichever is cheaper.
+            bias: [m], the layer's bias. The method subtracts it from the outputs and ignores it without outputs.
             mask: [...] of bool, the tokens to count.
 
-        Arrays are of one library (NumPy, PyTorch, JAX, CuPy) and stay on their device; sums are taken in float64, or
-        float32 where there is none (JAX by default, MPS).
+        Arrays come from one library (NumPy, PyTorch, JAX, CuPy) and stay on their device. Sums are in float64, or in
+        float32 where the library or device has no float64 (JAX by default, MPS).
 
         Raises:
             InputError: wrong shapes or dtypes, empty arrays, n = 1, a mask of another shape.
@@ -141,8 +141,8 @@ class Energies:
                 float(xp.sum((block - offset - logits_of_mean_row[part][:, None]) ** 2))
                 for part, block in layer.blocks(layer.outputs, m)
             )
-        # The two vectors have mean zero up to rounding; made exact, so that the centered energies, which are
-        # recovered as differences, lose nothing.
+        # The two vectors have mean zero up to rounding. This step makes the mean exact. The centered energies are
+        # differences and then lose no precision.
         token_effect = _centered(to_numpy(logits_of_mean_row))
         vocabulary_effect = _centered(to_numpy(outputs_of_mean_input))
         logit_sums = m * (token_effect + grand_mean)
@@ -217,25 +217,25 @@ class Energies:
 
     @property
     def lar_vocab_centered(self) -> float:
-        """LAR with the vocabulary mean taken from the rows of W, a gauge that a softmax cannot see."""
+        """LAR after subtracting the vocabulary mean from the rows of W, a shift that leaves a softmax unchanged."""
         return self._centered_lar(self._weight_centered, self.input, self._output_vocab_centered)
 
     @property
     def lar_token_centered(self) -> float:
-        """LAR with the mean input taken from the inputs."""
+        """LAR after subtracting the mean input from the inputs."""
         return self._centered_lar(self.weight, self._input_centered, self._output_token_centered)
 
     @property
     def lar_centered(self) -> float:
-        """LAR with both means taken out."""
+        """LAR after subtracting both means."""
         return self._centered_lar(self._weight_centered, self._input_centered, self._output_centered)
 
     @property
     def standard_errors(self) -> dict[str, float]:
-        """Standard errors of the forms of LAR, by name, from that of E_Z: `error / (2 ln(n) E_Z)`.
+        """Standard errors of the forms of LAR, by name, from the standard error of E_Z: `error / (2 ln(n) E_Z)`.
 
-        To first order, with the centered output energy for the centered forms, of which all other parts are exact. 0
-        where E_Z is exact, and NaN where the form is undefined.
+        The formula is first order. A centered form uses its centered output energy, and its other parts are exact. The
+        error is 0 where E_Z is exact and NaN where the form is undefined.
         """
         outputs = {
             "lar": self.output,
@@ -250,7 +250,7 @@ class Energies:
 
     @property
     def reason(self) -> str | None:
-        """Why the plain LAR is undefined, or None where it is not."""
+        """The reason why the plain LAR is undefined, or None where it is defined."""
         if self.nonfinite:
             return f"{self.nonfinite} rows of weight, inputs or outputs hold a NaN or an infinity"
         if self.tokens == 0:
@@ -265,10 +265,10 @@ class Energies:
         return None
 
     def merge_tokens(self, other: Energies) -> Energies:
-        """The energies over the tokens of both: E_X and E_Z add, E_W stays.
+        """Merge the energies over the tokens of both: E_X and E_Z add, E_W stays.
 
         Raises:
-            InputError: the two were not measured with the same weight, or one keeps no `output_sum`.
+            InputError: the two have different weights, or one has no `output_sum`.
         """
         self._check_equal(other, "merge_tokens", m=(self.m, other.m), n=(self.n, other.n))
         self._check_close(other, "merge_tokens", "weight", self.weight, other.weight)
@@ -296,10 +296,10 @@ class Energies:
         )
 
     def merge_rows(self, other: Energies) -> Energies:
-        """The energies over the output rows of both (vocabulary shards): E_W and E_Z add, E_X stays.
+        """Merge the energies over the output rows of both (vocabulary shards): E_W and E_Z add, E_X stays.
 
         Raises:
-            InputError: the two were not measured on the same tokens, or one keeps no `logit_sums`.
+            InputError: the two have different tokens, or one has no `logit_sums`.
         """
         self._check_equal(other, "merge_rows", n=(self.n, other.n), tokens=(self.tokens, other.tokens))
         self._check_close(other, "merge_rows", "input", self.input, other.input)
@@ -321,7 +321,7 @@ class Energies:
             logit_sums=logit_sums,
             output_sum=np.concatenate([self.output_sum, other.output_sum]) if kept else None,
             nonfinite=self.nonfinite + other.nonfinite,
-            # Of the same tokens, so that the errors may be of one sign.
+            # Both cover the same tokens, so the errors may have the same sign.
             output_error=self.output_error + other.output_error,
             rounding=max(self.rounding, other.rounding),
             output_rounding=self.output_rounding + other.output_rounding,
@@ -369,7 +369,7 @@ class Energies:
         return _lar(_overlap(weight, input_, output), self.n)
 
     def _is_rounding(self, output: float) -> bool:
-        """Whether an output energy, plain or centered, cannot be told from the rounding of what it was taken from."""
+        """Whether an output energy, plain or centered, is within the rounding error of the terms behind it."""
         return self.rounding >= 1 or output <= max(self.rounding * self.output, self.output_rounding)
 
     def _check_equal(self, other: Energies, method: str, **pairs: tuple[int, int]) -> None:
@@ -394,22 +394,22 @@ def lar(
     bias: Array | None = None,
     mask: Array | None = None,
 ) -> float:
-    """The log-alignment ratio of a linear layer.
+    """Compute the log-alignment ratio of a linear layer.
 
         LAR = log_n( ||Z||_RMS / (||W||_RMS ||X||_RMS) ) = 1 + log_n( E_Z / (E_W E_X) ) / 2
 
-    Independent random W and X give about 1/2; a rank-one W with which all inputs are aligned gives 1.
+    Independent random W and X give about 1/2. A rank-one W with all inputs aligned to it gives 1.
 
     Args:
-        weight: [m, n], as torch.nn.Linear has it (out, in).
+        weight: [m, n] (out, in), the layout of torch.nn.Linear.
         inputs: [..., n].
-        outputs: [..., m], if at hand; bias included where `bias` is given.
-        bias: [m]; never part of the ratio.
+        outputs: [..., m], if available, with the bias if `bias` is given.
+        bias: [m], never part of the ratio.
         mask: [...] of bool, the tokens to count.
 
     Returns:
-        The ratio as a float, summed in float64 where the framework has it; NaN where it is undefined (no token kept, a
-        zero or non-finite norm).
+        The ratio as a float, from sums in float64 where the framework has it. NaN where it is undefined (no token kept,
+        a zero or non-finite norm).
 
     Raises:
         InputError: wrong shapes or dtypes, empty arrays, n = 1, a mask of another shape.
@@ -426,10 +426,10 @@ def lar(
 
 
 def effective_dim(lar: float, n: int) -> float:
-    """The effective dimension `k = n^(2 (1 - LAR))` of the function that a layer of fan-in n has learned.
+    """Compute the effective dimension `k = n^(2 (1 - LAR))` of the function that a layer of fan-in n has learned.
 
     Returns:
-        k, in [1, inf) for LAR in (-inf, 1]; NaN for a LAR of NaN.
+        k, in [1, inf) for LAR in (-inf, 1]. NaN for a LAR of NaN.
 
     Raises:
         InputError: n is less than 2.
@@ -448,13 +448,13 @@ def effective_dim(lar: float, n: int) -> float:
 
 
 def product_rounding(epsilon: float, weight: Any, input_: Any) -> Any:
-    """What rounding alone may leave of the energy of `X W^T`, a sum of squares, whose true value is zero."""
+    """Bound on the computed energy of `X W^T`, a sum of squares, where its true value is zero."""
     return epsilon**2 * weight * input_
 
 
 def _overlap(weight: float, input_: float, output: float) -> float:
     defined = all(math.isfinite(energy) and energy > 0 for energy in (weight, input_, output))
-    # Two divisions, for the product of two energies may leave the range of a float where the overlap does not.
+    # Two divisions: the product of two energies may leave the range of a float where the overlap does not.
     return output / weight / input_ if defined else math.nan
 
 
@@ -468,7 +468,7 @@ def _sum_rows(layer: Layer, array: Array) -> Array:
 
 
 def _output_energy(layer: Layer, inputs: Array, row_offset: Array) -> float:
-    """`||X (W - 1 row_offset^T)^T||^2` without its [T, m] matrix."""
+    """Compute `||X (W - 1 row_offset^T)^T||^2` without forming its [T, m] matrix."""
     xp = layer.xp
     m, n = layer.weight.shape
     tokens = inputs.shape[0]
@@ -489,7 +489,7 @@ def _output_energy(layer: Layer, inputs: Array, row_offset: Array) -> float:
 
 
 def _dot(a: Vector, b: Vector) -> float:
-    """The inner product without `@`, which for long vectors wakes threads that then spin beside the training."""
+    """The inner product without `@`, which starts threads for long vectors that then spin beside the training."""
     return float((a * b).sum())
 
 

@@ -1,10 +1,10 @@
-"""Spectra of a linear layer: which directions its weight offers, and which its inputs use.
+"""Spectra of a linear layer: the directions that its weight offers and the directions that its inputs use.
 
-Method: one eigendecomposition of the Gram matrix `G = W^T W [n, n]`; the activations enter by `C = X^T X [n, n]`.
+Method: one eigendecomposition of the Gram matrix `G = W^T W [n, n]`. The activations enter through `C = X^T X [n, n]`.
 The alternative, an SVD of `W [m, n]`, gives the small singular values to more digits, at many times the cost and with
-a copy of W; only squares of singular values are needed here.
+a copy of W. This module needs only the squares of singular values.
 
-(The module is not called `spectra`, for the public function `logalign.spectra` is.)
+(The module's name is not `spectra`, because the public function is `logalign.spectra`.)
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from logalign.mathematics.arrays import Array, Layer, checked_layer
 DEGENERATE = 1e-10
 """Eigenvalues of G closer than this share of the largest belong to one eigenspace (in float64)."""
 SHOWN = 80
-"""Directions that a notebook shows, spaced evenly in the logarithm of their number."""
+"""Number of directions that a notebook shows, evenly spaced in the logarithm of the index."""
 WIDE, STRIPS = 256, 4
-"""A Gram matrix is taken in strips from this width on, and in how many."""
+"""The width from which a Gram matrix is computed in strips, and the number of strips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,12 @@ class Spectra:
         p_i = s_i^2 / E_W,   q_i = ||X v_i||^2 / E_X,   overlap = sum_i p_i q_i = E_Z / (E_W E_X)
         d_p = 1 / sum p_i^2,   d_q = 1 / sum q_i^2,   c = overlap / (|p| |q|),   k = sqrt(d_p d_q) / c
 
-    Within an eigenspace of equal singular values the basis is arbitrary, so q is spread evenly there; LAR and k do not
-    depend on it. They are undefined where the overlap is not above `rounding`.
+    The basis is arbitrary within an eigenspace of equal singular values, so q is spread evenly there. LAR and k do not
+    depend on this choice. They are undefined where the overlap does not exceed `rounding`.
 
     Attributes:
         n: Fan-in of W.
-        p: [n], from the largest down, sums to 1; an array of the caller's library.
+        p: [n], in descending order, sums to 1, an array of the caller's library.
         q: [n], in the same order, sums to 1.
     """
 
@@ -57,27 +57,27 @@ class Spectra:
 
     @property
     def lar(self) -> float:
-        """`1 + log_n(overlap) / 2`; NaN where the overlap is undefined or nothing but rounding is left of it."""
+        """`1 + log_n(overlap) / 2`, or NaN where the overlap is undefined or only rounding error."""
         return 1 + math.log(self.overlap, self.n) / 2 if self.overlap > self.rounding else math.nan
 
     @property
     def effective_dim(self) -> float:
-        """`k = 1 / overlap`; NaN where LAR is."""
+        """`k = 1 / overlap`, or NaN where LAR is NaN."""
         return 1 / self.overlap if self.overlap > self.rounding else math.nan
 
     @property
     def rounding(self) -> float:
-        """Bound on the absolute error of the overlap: the share of the largest p within which others count as equal."""
+        """Bound on the absolute error of the overlap: the distance within which values of p count as equal."""
         return _tolerance(self.p) * float(self.p[0])
 
     @cached_property
     def weight_participation(self) -> float:
-        """`d_p = 1 / sum p_i^2`, in [1, n]: over how many directions the weight is spread."""
+        """`d_p = 1 / sum p_i^2`, in [1, n]: the number of directions that the weight covers."""
         return 1 / self._sum(self.p * self.p)
 
     @cached_property
     def input_participation(self) -> float:
-        """`d_q = 1 / sum q_i^2`, in [1, n]: over how many of the weight's directions the inputs are spread."""
+        """`d_q = 1 / sum q_i^2`, in [1, n]: the number of the weight's directions that the inputs cover."""
         return 1 / self._sum(self.q * self.q)
 
     @property
@@ -86,7 +86,7 @@ class Spectra:
         return self.overlap * math.sqrt(self.weight_participation * self.input_participation)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows; p and q are drawn over the number of the direction, both axes logarithmic."""
+        """Draw p and q over the index of the direction in a notebook, with both axes logarithmic."""
         facts = {
             "LAR": markup.number(self.lar),
             "k": markup.number(self.effective_dim),
@@ -115,13 +115,13 @@ def _log10(value: Any) -> float | None:
 
 
 def _tolerance(p: Array) -> float:
-    """Up to which share of the largest p two of them count as equal."""
+    """The share of the largest p within which two values count as equal."""
     n: int = p.shape[0]
     return max(DEGENERATE, n * float(compat.array_namespace(p).finfo(p.dtype).eps))
 
 
 def spectra(weight: Array, inputs: Array, *, mask: Array | None = None) -> Spectra:
-    """The spectra p and q of a linear layer `z = W x`, and the decomposition of its effective dimension.
+    """Compute the spectra p and q of a linear layer `z = W x` and decompose its effective dimension.
 
     Args:
         weight: [m, n] (out, in).
@@ -129,13 +129,13 @@ def spectra(weight: Array, inputs: Array, *, mask: Array | None = None) -> Spect
         mask: [...] of bool, the tokens to count.
 
     Returns:
-        Spectra, with arrays of the caller's library and device, in float64 where it has it. All NaN where W or the kept
-        inputs are zero or not finite.
+        Spectra, with arrays of the caller's library and device, in float64 where available. All values are NaN where W
+        or the kept inputs are zero or not finite.
 
     Raises:
         InputError: wrong shapes or dtypes, empty arrays, n = 1, a mask of another shape.
 
-    Source: arXiv 2605.28975; the convention for equal singular values is ours (docs/architecture.md).
+    Source: arXiv 2605.28975. The convention for equal singular values is ours (docs/architecture.md).
 
     Example:
         >>> import numpy as np
@@ -148,13 +148,13 @@ def spectra(weight: Array, inputs: Array, *, mask: Array | None = None) -> Spect
 
 
 def gram(rows: Array) -> Array:
-    """`A^T A [n, n]` of A [rows, n], widened block by block to the widest float of its library and device."""
+    """Compute `A^T A [n, n]` of A [rows, n], block by block in the widest float of its library and device."""
     layer = checked_layer(rows, rows)
     return _gram(layer, layer.weight) * layer.weight_scale**2
 
 
 def _gram(layer: Layer, rows: Array) -> Array:
-    """`A^T A [n, n]`, of which only the strips on and right of the diagonal are multiplied: 5/8 of the products."""
+    """Compute `A^T A [n, n]` from only the strips on and right of the diagonal: 5/8 of the products."""
     n, xp = rows.shape[1], layer.xp
     edges = [n * i // STRIPS for i in range(STRIPS + 1)] if n >= WIDE else [0, n]
     bounds = list(itertools.pairwise(edges))
@@ -172,9 +172,9 @@ def _gram(layer: Layer, rows: Array) -> Array:
 
 
 def spectra_of_grams(weight_gram: Array, input_gram: Array, *, xp: Any = None) -> Spectra:
-    """The spectra from `G = W^T W` and `C = X^T X`, both [n, n], which add over rows and over tokens.
+    """Compute the spectra from `G = W^T W` and `C = X^T X`, both [n, n], which add over rows and over tokens.
 
-    Source: as `spectra`.
+    Source: see `spectra`.
     """
     xp = xp or compat.array_namespace(weight_gram, input_gram)
     n = weight_gram.shape[0]
@@ -183,10 +183,10 @@ def spectra_of_grams(weight_gram: Array, input_gram: Array, *, xp: Any = None) -
     if not bool(usable):
         undefined = xp.full((n,), math.nan, dtype=weight_gram.dtype, device=compat.device(weight_gram))
         return Spectra(n=n, p=undefined, q=undefined)
-    # Scaled first: a Gram matrix of very small or large entries would leave the range of the eigensolver.
+    # Scaling comes first: a Gram matrix with very small or large entries would leave the range of the eigensolver.
     eigenvalues, basis = xp.linalg.eigh(weight_gram / weight_energy)
     eigenvalues, basis = xp.flip(eigenvalues), xp.flip(basis, axis=1)
-    # G is positive semi-definite: what is negative here is the rounding of a zero.
+    # G is positive semi-definite: a negative eigenvalue here is the rounding of a zero.
     p = xp.where(eigenvalues > 0, eigenvalues, xp.zeros_like(eigenvalues))
     p = p / xp.sum(p)
     q = xp.sum(basis * ((input_gram / input_energy) @ basis), axis=0)
