@@ -1,6 +1,6 @@
-"""JAX: `energies(weight, inputs)`, the sums that the log-alignment ratio is taken from, as a pure function.
+"""JAX: `energies(weight, inputs)`, a pure function that computes the sums behind the log-alignment ratio.
 
-They come out of a jitted step as one small pytree, which `logalign.integrations.jax.Recorder` makes readings of.
+A jitted step returns them as one small pytree. `logalign.integrations.jax.Recorder` turns it into readings.
 """
 
 from logalign.common.extras import load

@@ -1,8 +1,8 @@
-"""Rows: which sample a row of a batch is, told by a hash of its content that is computed on the device.
+"""Rows: the device hashes the content of each row of a batch, and the hash identifies the sample.
 
-Method: JAX has no 64-bit integers by default. So every element is mixed with its place in the row twice, by two
-independent functions in 32-bit arithmetic that wraps around. The results are summed over the row, and the host joins
-the two sums to a hash of 63 bits. A sum over elements is the same in whatever order the device adds.
+Method: JAX has no 64-bit integers by default. Two independent functions therefore mix every element with its position
+in the row, in 32-bit arithmetic that wraps around. The device sums the results over the row, and the host joins the two
+sums to a hash of 63 bits. A sum over elements does not depend on the order in which the device adds.
 
 Shapes: B rows of a batch.
 """
@@ -22,24 +22,24 @@ from logalign.samples.visits import HIGHEST
 Hashes = np.ndarray[Any, np.dtype[np.int64]]
 
 LARGEST_ROW = 4096
-"""Elements that are looked at of a row that is no text, evenly spaced where there are more."""
+"""Most elements that the hash of a row other than text reads, evenly spaced in longer rows."""
 EMPTY = 0
 """The hash of a row of zeros."""
 
-# Odd numbers without structure: of the golden ratio, of square roots, and those of known hash functions.
+# Odd numbers without structure, from the golden ratio, from square roots and from known hash functions.
 _FACTORS = ((0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D), (0xB5297A4D, 0x68E31DA5, 0x1B56C4E9))
 _MINUS_ZERO = np.uint32(0x80000000)
 
 
 def row_words(rows: Any) -> jax.Array:
-    """Two numbers of 32 bits for each row of a batch [B, ...], on the device: [B, 2]. Waits for nothing.
+    """Compute two 32-bit numbers for each row of a batch [B, ...], on the device and without waiting: [B, 2].
 
-    Rows of whole numbers [B, length] are text: zeros before and behind a row's tokens are padding and change nothing.
-    The elements of any other rows, such as images, count with their place. Of more than 4096 of them, 4096 count,
-    evenly spaced. Floating-point numbers count as float32. A row of zeros alone gives zeros.
+    Rows of integers [B, length] are text: zeros before and after a row's tokens are padding and do not change the
+    numbers. In other rows, such as images, the position of each element counts. A row of more than 4096 elements
+    contributes 4096, evenly spaced. Floating-point numbers count as float32. A row of only zeros gives zeros.
 
     Args:
-        rows: A JAX or NumPy array of whole numbers, booleans or floating-point numbers. What is on the host is copied.
+        rows: A JAX or NumPy array of integers, booleans or floating-point numbers. The function copies a host array.
 
     Raises:
         InputError: an array of another type.
@@ -49,7 +49,7 @@ def row_words(rows: Any) -> jax.Array:
         raise InputError(f"samples: expected rows of numbers, found an array of {rows.dtype}")
     is_text = is_whole and rows.ndim == 2
     if not isinstance(rows, jax.Array):
-        rows = jax.device_put(_bits(_seen(rows, is_text=is_text)))  # a copy: a loader may use its buffer again
+        rows = jax.device_put(_bits(_seen(rows, is_text=is_text)))  # a copy, because a loader may reuse its buffer
     words: jax.Array = _words(rows, is_text=is_text)
     return words
 
@@ -69,14 +69,14 @@ def _words(rows: Any, *, is_text: bool) -> Any:
 
 
 def _stirred(numbers: Any, factor: int) -> Any:
-    """Each number scrambled, one to one; 0 stays 0."""
+    """Scramble each number, one to one, with 0 unchanged."""
     for shift in (15, 13):
         numbers = (numbers ^ (numbers >> np.uint32(shift))) * np.uint32(factor)
     return numbers ^ (numbers >> np.uint32(16))
 
 
 def _seen(rows: Any, *, is_text: bool) -> Any:
-    """The elements that are looked at, [B, elements]."""
+    """The elements that the hash reads, [B, elements]."""
     flat = rows.reshape(rows.shape[0], -1)
     length = flat.shape[1]
     if is_text or length <= LARGEST_ROW:
@@ -85,7 +85,7 @@ def _seen(rows: Any, *, is_text: bool) -> Any:
 
 
 def _bits(flat: Any) -> Any:
-    """Numbers as their 32 bits, of whole numbers the lowest, the same on the host and on the device."""
+    """Numbers as 32 bits (integers: the lowest 32), equal on the host and on the device."""
     if not jnp.issubdtype(flat.dtype, jnp.floating):
         return flat.astype(np.uint32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -94,7 +94,7 @@ def _bits(flat: Any) -> Any:
 
 
 def joined(words: np.ndarray[Any, Any]) -> Hashes:
-    """What `row_words()` gave, on the host: hashes from 0 to 2**63 - 1, [B].
+    """Join the result of `row_words()` on the host to hashes from 0 to 2**63 - 1, [B].
 
     Example:
         >>> rows = np.array([[5, 6, 7, 0], [0, 5, 6, 7], [5, 0, 6, 7], [0, 0, 0, 0]])
@@ -107,7 +107,7 @@ def joined(words: np.ndarray[Any, Any]) -> Hashes:
 
 
 def id_hashes(ids: np.ndarray[Any, Any]) -> Hashes:
-    """Hashes from 0 to 2**63 - 1 of whole numbers [B], by splitmix64: different ids have different 64-bit hashes.
+    """Hash integers [B] to 0 to 2**63 - 1 by splitmix64: different ids have different 64-bit hashes.
 
     Example:
         >>> bool((id_hashes(np.arange(3, dtype=np.int32)) == id_hashes(np.arange(3, dtype=np.uint8))).all())

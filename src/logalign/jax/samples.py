@@ -1,7 +1,7 @@
-"""Samples: the loss of each sample of a step, and which sample it is, on their way to the host.
+"""Samples: the loss and the identity of each sample of a step, with asynchronous copies to the host.
 
-Nothing here waits for the device between readings. Arrays are kept as they are, with their way to the host begun. Rows
-are hashed on the device, so that only B losses and B hashes of each step are kept.
+Nothing here waits for the device between readings. The module keeps arrays unchanged and starts their copy to the host.
+The device hashes the rows, so each step keeps only B losses and B hashes.
 
 Shapes: B samples of a step.
 """
@@ -23,9 +23,9 @@ from logalign.samples.visits import hashes_of
 Losses = np.ndarray[Any, np.dtype[np.float64]]
 
 MOST_STEPS = 64
-"""Steps whose losses and hashes are kept until a reading is taken; those before go to the record as they arrive."""
+"""Most steps that keep losses and hashes until a reading. Older steps go to the record as they arrive."""
 LARGEST_LOSS = 1e30
-"""A loss beyond it is as good as infinite."""
+"""A loss above it counts as infinite."""
 USAGE = "step(losses=per_sample, samples=ids)"
 NOTHING_PASSED = f"no losses were passed: {USAGE}"
 
@@ -34,9 +34,9 @@ class StepVisits(NamedTuple):
     """The samples of one step, a pytree.
 
     Attributes:
-        step: Which step.
-        samples: Hashes [B] on the host; on the device, ids [B], or rows as two numbers each [B, 2].
-        losses: Of each, [B].
+        step: Number of the step.
+        samples: Hashes [B] on the host. On the device, ids [B], or two numbers for each row [B, 2].
+        losses: Loss of each sample, [B].
     """
 
     step: int
@@ -45,15 +45,15 @@ class StepVisits(NamedTuple):
 
     @property
     def has_arrived(self) -> bool:
-        """Whether reading it waits for nothing."""
+        """Whether `read()` returns without waiting."""
         arrays: list[Any] = [array for array in self[1:] if isinstance(array, jax.Array)]
-        return all(array.is_deleted() or array.is_ready() for array in arrays)  # jaxlib crashes on one that is deleted
+        return all(array.is_deleted() or array.is_ready() for array in arrays)  # jaxlib crashes on a deleted array
 
     def read(self) -> tuple[Hashes, Losses]:
-        """Hashes and losses on the host, without rows that are padding; a loss that is not finite is NaN.
+        """Return hashes and losses on the host, without padding rows and with NaN for a loss that is not finite.
 
         Raises:
-            InputError: an array was donated or deleted in the meantime.
+            InputError: an array has been donated or deleted.
         """
         for name, array in zip(("samples", "losses"), self[1:], strict=True):
             _check_readable(name, array)
@@ -69,10 +69,10 @@ class StepVisits(NamedTuple):
 
 
 class GivenSamples:
-    """Takes the losses and samples that the user passes with each step.
+    """Collects the losses and samples that the user passes with each step.
 
     Attributes:
-        lacking: What is missing for there to be visits, in words; None once there have been some.
+        lacking: The missing requirement for visits, in words. None after the first visits.
     """
 
     def __init__(self) -> None:
@@ -80,10 +80,10 @@ class GivenSamples:
         self._steps: deque[StepVisits] = deque()
 
     def give(self, step: int, losses: Any, samples: Any) -> None:
-        """Keep the visits of a step, and begin their way to the host.
+        """Keep the visits of a step and start their copy to the host.
 
         Raises:
-            InputError: what was passed cannot be used; nothing of the step is kept.
+            InputError: the arguments are not usable. The method keeps nothing of the step.
         """
         if losses is None and samples is None:
             return
@@ -100,13 +100,13 @@ class GivenSamples:
         self.lacking = None
 
     def cut(self) -> tuple[StepVisits, ...]:
-        """The visits since the last call, and a clean slate."""
+        """Return the visits since the last call and clear them."""
         steps = tuple(self._steps)
         self._steps.clear()
         return steps
 
     def overdue(self) -> list[StepVisits]:
-        """The oldest visits where there are many, as far as they have arrived; they are kept no longer."""
+        """Remove and return the oldest visits beyond `MOST_STEPS` that have arrived."""
         overdue = []
         while len(self._steps) > MOST_STEPS and self._steps[0].has_arrived:
             overdue.append(self._steps.popleft())
@@ -114,10 +114,10 @@ class GivenSamples:
 
 
 def add_visits(record: SampleRecord, visits: StepVisits) -> None:
-    """Add the visits of a step to the record, those that it may track.
+    """Add those visits of a step to the record that it may track.
 
     Raises:
-        InputError: an array was donated or deleted in the meantime; nothing is added.
+        InputError: an array has been donated or deleted. The function adds nothing.
     """
     if record.is_off:
         return
@@ -130,7 +130,7 @@ def check_not_traced(**given: Any) -> None:
     """Refuse traced values.
 
     Raises:
-        InputError: one is traced.
+        InputError: a value is traced.
     """
     for name, value in given.items():
         values = value if isinstance(value, list | tuple) else (value,)
@@ -185,7 +185,7 @@ def _samples(samples: Any) -> jax.Array | Hashes:
 
 
 def _array(name: str, values: Any) -> Any:
-    """A JAX array as it is, and anything else as NumPy sees it."""
+    """Return a JAX array unchanged and convert anything else to NumPy."""
     if isinstance(values, jax.Array):
         return values
     try:

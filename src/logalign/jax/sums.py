@@ -1,13 +1,13 @@
-"""Sums: the energies of one linear layer in JAX, as a pure function that returns a small pytree.
+"""Sums: the energies of one linear layer in JAX, from a pure function that returns a small pytree.
 
-Method: JAX has no float64 by default, so everything is centered before it is squared. `Z = X W^T` splits into its grand
-mean, an effect of the token, an effect of the vocabulary entry, and the rest, as in a two-way analysis of variance.
-Each part is summed by itself in float32, and they are put together in float64 on the host. The alternative, to carry
-plain sums of squares, is simpler and loses the centered forms where means are large. Sums over several sets of tokens
-are pooled by the formula for a variance over groups, which is exact and subtracts nothing large either.
+Method: JAX has no float64 by default, so the function centers everything before it squares. `Z = X W^T` splits into its
+grand mean, an effect of the token, an effect of the vocabulary entry, and the rest, as in a two-way analysis of
+variance. The device sums each part separately in float32, and the host combines them in float64. The alternative, plain
+sums of squares, is simpler and loses the centered forms where means are large. The formula for a variance over groups
+pools the sums over several sets of tokens. It is exact and subtracts nothing large either.
 
-Shapes: `W [m, n]` (out, in), `X [..., n]`, `Z [..., m]`; T tokens in all. Leading axes are never flattened, so that
-arrays that are sharded over several of them stay where they are.
+Shapes: `W [m, n]` (out, in), `X [..., n]`, `Z [..., m]`, with T tokens in all. Leading axes are never flattened, so
+arrays that are sharded over several axes stay in place.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from logalign.mathematics.energies import GRAM_DIGITS, Energies, Vector, product
 Axes = Hashable | Sequence[Hashable]
 
 EXPONENTS = (-100, 100)
-"""Powers of two that arrays are divided by, so that their squares stay in the range of a float32."""
+"""Smallest and largest exponent of the power of two that scales an array so that its squares fit in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """The sums of one layer over a set of tokens, as arrays on the device; a pytree.
+    """The sums of one layer over a set of tokens, a pytree of arrays on the device.
 
-    W is divided by 2^weight_exponent, X by 2^input_exponent. Under `vmap` and `scan` all have a leading axis, which
-    `pool()` takes away.
+    W is divided by 2^weight_exponent, X by 2^input_exponent. `vmap` and `scan` give every array a leading axis, which
+    `pool()` removes.
 
     Attributes:
         tokens: T, the tokens that count.
-        offered: Tokens before the mask; 0 where `energies(when=False)` summed nothing.
+        offered: Tokens before the mask, 0 where `energies(when=False)` summed nothing.
         masked: 1 where there was a mask, else 0.
         weight_centered: `||W - 1 row_mean^T||^2`.
         input_centered: `||X - 1 input_mean^T||^2`.
@@ -54,8 +54,8 @@ class Sums:
         input_exponent: See above.
         nonfinite: Rows of W, X or Z that hold a NaN or an infinity.
         rounding: Bound on the relative error of the energies.
-        output_rounding: Bound on what rounding may leave of an output energy that is truly zero; 0 where all outputs
-            are exactly zero.
+        output_rounding: Bound on the computed output energy where the true one is zero. 0 where all outputs are exactly
+            zero.
     """
 
     tokens: jax.Array
@@ -75,16 +75,16 @@ class Sums:
     output_rounding: jax.Array
 
     def merge_tokens(self, other: Sums) -> Sums:
-        """The sums over the tokens of both, which were measured with the same W; pure."""
+        """Merge the sums over the tokens of both, which share the same W, as a pure function."""
         both: Sums = jax.tree.map(lambda *parts: jnp.stack(parts), self, other)
         return both.pool()
 
     def pool(self) -> Sums:
-        """The sums over all that the leading axis holds, measured with the same W; pure.
+        """Pool the sums along the leading axis, which share the same W, as a pure function.
 
-        For what `vmap` returns, and what `scan` stacks up over the micro-batches of one optimizer step.
+        It pools the result of `vmap`, or of `scan` over the micro-batches of one optimizer step.
         """
-        first = jnp.argmax(self.offered > 0)  # the others may have summed nothing
+        first = jnp.argmax(self.offered > 0)  # the other sums may be empty
         row_mean = self.row_mean[first]
         exponent = jnp.max(self.input_exponent)
         down = jnp.ldexp(jnp.ones_like(self.input_centered), self.input_exponent - exponent)
@@ -123,17 +123,17 @@ class Sums:
         )
 
     def to_energies(self) -> Energies:
-        """The energies, in float64 on the host; waits for the device.
+        """Wait for the device and return the energies in float64 on the host.
 
         Raises:
-            InputError: inside a traced function, or the sums have a leading axis.
+            InputError: the call is inside a traced function, or the sums have a leading axis.
         """
         check_concrete(self)
         host: dict[str, Any] = {name: np.asarray(value) for name, value in vars(jax.device_get(self)).items()}
         by_weight, by_input = (2.0 ** int(host[f"{name}_exponent"]) for name in ("weight", "input"))
         row_mean, input_mean = _wide(host["row_mean"]), _wide(host["input_mean"])
         vocabulary_effect = _wide(host["vocabulary_effect"])
-        vocabulary_effect -= vocabulary_effect.mean()  # zero up to rounding
+        vocabulary_effect -= vocabulary_effect.mean()  # the mean is zero up to rounding
         numbers = {name: float(value) for name, value in host.items() if value.ndim == 0}
         m, n, tokens = vocabulary_effect.size, row_mean.size, int(host["tokens"])
         grand_mean = _dot(row_mean, input_mean)
@@ -182,29 +182,29 @@ def energies(
     Gradients do not flow through it.
 
     Args:
-        weight: [m, n], (out, in): Equinox's `Linear.weight` as it is; the kernel of Flax and of most Optax examples is
-            [in, out], of which `kernel.T` is meant. An embedding table [vocabulary, features] that is tied to the head
-            is as it should be.
-        inputs: [..., n], what the layer was applied to.
-        outputs: [..., m], what it gave, if at hand, bias included if `bias` is given. Without them E_Z is taken from
-            `X W^T`, or, where it costs less (`(T + m) n < T m`), from the Gram form `<W^T W, X^T X>`.
-        bias: [m]; taken out of the outputs. Without outputs it makes no difference.
+        weight: [m, n] (out, in). Pass Equinox's `Linear.weight` unchanged. The kernel of Flax and of most Optax
+            examples is [in, out], so pass `kernel.T`. An embedding table [vocabulary, features] that is tied to the
+            head already has this layout.
+        inputs: [..., n], the layer's inputs.
+        outputs: [..., m], the layer's outputs, if available, with the bias if `bias` is given. Without them E_Z comes
+            from `X W^T`, or, where it is cheaper (`(T + m) n < T m`), from the Gram form `<W^T W, X^T X>`.
+        bias: [m]. The function subtracts it from the outputs and ignores it without outputs.
         mask: [...] of bool, the tokens to count.
-        vocabulary: How many rows of W stand for something, where it is padded beyond.
-        when: Whether to sum at all: a bool or a traced scalar of bool, such as `step % 10 == 0`. Where it is False
-            nothing is computed, and the sums are of no tokens.
-        tokens_axis: Inside `shard_map`, the mesh axes over which tokens are split; inside `vmap`, its `axis_name`.
-        rows_axis: Inside `shard_map`, the mesh axes over which the rows of W (the vocabulary) are split; outputs and
-            bias are then those of the rows at hand.
+        vocabulary: Number of rows of W before its padding, for a padded W.
+        when: Whether to sum at all: a bool or a traced scalar of bool, such as `step % 10 == 0`. False skips the
+            computation, and the sums then cover no tokens.
+        tokens_axis: The mesh axes that split the tokens inside `shard_map`, or the `axis_name` inside `vmap`.
+        rows_axis: The mesh axes that split the rows of W (the vocabulary) inside `shard_map`. Outputs and bias then
+            cover only the local rows.
 
     Returns:
-        The sums, over the whole of the named axes and equal at every device, so that `out_specs=P()` fits. They are
-        accumulated in float32, in float64 where an argument is of that type. `to_energies()` reads them on the host.
+        The sums over the whole of the named axes, equal on every device, so `out_specs=P()` fits. The sums accumulate
+        in float32, or in float64 where an argument is float64. `to_energies()` reads them on the host.
 
     Raises:
-        InputError: shapes that do not fit, dtypes that are not floating point, n = 1, a mask that is not of bool.
+        InputError: wrong shapes, dtypes other than floating point, n = 1, a mask of another dtype than bool.
 
-    Source: Shehper & Vaswani, arXiv 2605.28975; Everett et al., arXiv 2407.05872.
+    Source: Shehper & Vaswani, arXiv 2605.28975, and Everett et al., arXiv 2407.05872.
 
     Example:
         >>> import jax.numpy as jnp
@@ -235,10 +235,10 @@ def energies(
 
 
 def check_concrete(sums: Sums) -> None:
-    """Refuse what has no values yet, and what is not yet pooled.
+    """Refuse sums without values and sums that are not yet pooled.
 
     Raises:
-        InputError: inside a traced function, or the sums have a leading axis.
+        InputError: the call is inside a traced function, or the sums have a leading axis.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(sums)):
         raise InputError(
@@ -260,7 +260,7 @@ def _sum(
     rows_axes: tuple[Hashable, ...],
     padded: bool,
 ) -> Sums:
-    """The sums; `rows` is m of the whole, padding left out."""
+    """Compute the sums, where `rows` is m of the whole weight without padding."""
     dtype = jnp.float64 if any(array.dtype == jnp.float64 for array in arrays.values()) else jnp.float32
     epsilon = _epsilon(dtype)
     weight, inputs = arrays["weight"].astype(dtype), arrays["inputs"].astype(dtype)
@@ -282,7 +282,7 @@ def _sum(
 
     row_mean, weight = _centered(weight, row_mask, (0,), lambda total: over_rows(total) / rows)
     input_mean, inputs = _centered(inputs, token_mask, leading, lambda total: over_tokens(total) / count)
-    # By a mean that is finite, so that of these only the rows that are not finite themselves are not.
+    # The mean in each product is finite, so only the product of a non-finite row is not finite.
     of_token = _products(inputs, _finite(row_mean))
     of_entry = _products(weight, _finite(input_mean))
     nonfinite = over_rows(_count_nonfinite(of_entry)) + over_tokens(_count_nonfinite(of_token))
@@ -345,7 +345,7 @@ def _sum(
 
 
 def _total(value: jax.Array, *, over: tuple[Hashable, ...], same: tuple[Hashable, ...] = ()) -> jax.Array:
-    """The sum over mesh axes; over those where every device has the same, that value, known to be the same."""
+    """Sum over the axes `over`, and mark the value as equal over the axes `same`, where all devices hold it."""
     if over:
         value = lax.psum(value, over)  # type: ignore[no-untyped-call]
     if same:
@@ -354,7 +354,7 @@ def _total(value: jax.Array, *, over: tuple[Hashable, ...], same: tuple[Hashable
 
 
 def _scaled(array: jax.Array, axes: tuple[Hashable, ...]) -> tuple[jax.Array, jax.Array]:
-    """The array divided by a power of two near its largest magnitude, and the exponent."""
+    """Return the array divided by a power of two near its largest magnitude, and the exponent."""
     largest = jnp.max(jnp.abs(array))
     exponent = jnp.where(jnp.isfinite(largest), jnp.frexp(largest)[1].astype(jnp.int32), 0)
     exponent = jnp.clip(jnp.where(largest == 0, EXPONENTS[0], exponent), *EXPONENTS)
@@ -365,7 +365,7 @@ def _scaled(array: jax.Array, axes: tuple[Hashable, ...]) -> tuple[jax.Array, ja
 def _centered(
     array: jax.Array, kept: jax.Array | None, axes: tuple[int, ...], mean: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """The mean and the array without it, taken twice: the first pass leaves the rounding of its own mean."""
+    """Return the mean and the array without it, in two passes: the first leaves the rounding of its own mean."""
     rough = mean(jnp.sum(array, axis=axes))
     array = _kept(array - _finite(rough), kept)
     rest = mean(jnp.sum(array, axis=axes))
@@ -373,14 +373,14 @@ def _centered(
 
 
 def _kept(array: jax.Array, kept: jax.Array | None) -> jax.Array:
-    """Selected, not multiplied: a NaN in a token that does not count must not survive as 0 * NaN."""
+    """Select, not multiply: a NaN in a token that does not count must not survive as 0 * NaN."""
     return array if kept is None else jnp.where(kept, array, jnp.zeros((), array.dtype))
 
 
 def _finite(offset: jax.Array) -> jax.Array:
-    """An offset that spoils no rows but those that are spoiled themselves, so that these can be counted.
+    """Set non-finite entries of an offset to zero, so that only non-finite rows stay non-finite and can be counted.
 
-    The mean itself stays what it is, and with it the energies.
+    The mean itself and the energies do not change.
     """
     return jnp.where(jnp.isfinite(offset), offset, jnp.zeros((), offset.dtype))
 
@@ -411,7 +411,7 @@ def _product_energy(weight: jax.Array, inputs: jax.Array) -> jax.Array:
 
 def _zeros(like: Any) -> jax.Array:
     zeros = jnp.zeros(like.shape, like.dtype)
-    # The mesh axes along which shard_map's types say that it varies; `vma` before JAX 0.10.
+    # The mesh axes along which the array varies, by shard_map's types. JAX before 0.10 names them `vma`.
     varying = getattr(getattr(like, "manual_axis_type", like), "varying", getattr(like, "vma", None))
     return lax.pcast(zeros, tuple(varying), to="varying") if varying else zeros
 
@@ -479,5 +479,5 @@ def _wide(array: np.ndarray[Any, Any]) -> Vector:
 
 
 def _dot(a: Vector, b: Vector) -> float:
-    """The inner product without `@`, which for long vectors wakes threads that then spin beside the training."""
+    """The inner product without `@`, which starts threads for long vectors that then spin beside the training."""
     return float((a * b).sum())

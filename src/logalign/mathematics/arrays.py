@@ -50,7 +50,7 @@ class Layer:
         return self.xp.astype(array, self.dtype)
 
     def blocks(self, array: Array, row_elements: int) -> Iterator[tuple[slice, Array]]:
-        """Blocks of consecutive rows of `array`, widened; rows * row_elements is bounded."""
+        """Yield blocks of consecutive rows of `array`, widened, with a bound on rows * row_elements."""
         rows = max(1, BLOCK_ELEMENTS // max(1, row_elements))
         for start in range(0, array.shape[0], rows):
             part = slice(start, min(start + rows, array.shape[0]))

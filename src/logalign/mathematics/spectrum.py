@@ -72,12 +72,12 @@ class Spectra:
 
     @cached_property
     def weight_participation(self) -> float:
-        """`d_p = 1 / sum p_i^2`, in [1, n]: the number of directions that the weight covers."""
+        """`d_p = 1 / sum p_i^2`, in [1, n]: the effective number of directions of the weight."""
         return 1 / self._sum(self.p * self.p)
 
     @cached_property
     def input_participation(self) -> float:
-        """`d_q = 1 / sum q_i^2`, in [1, n]: the number of the weight's directions that the inputs cover."""
+        """`d_q = 1 / sum q_i^2`, in [1, n]: the effective number of the weight's directions that the inputs use."""
         return 1 / self._sum(self.q * self.q)
 
     @property
