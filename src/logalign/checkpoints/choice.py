@@ -1,7 +1,7 @@
-"""Which matrices of a checkpoint are looked at, and which of them is the head.
+"""The choice of a checkpoint's matrices and the search for its head.
 
-A checkpoint has names and shapes and no modules, so all is told by names: the head by those that libraries give it, or
-as the embedding that config.json says it is tied to.
+A checkpoint has names and shapes and no modules, so names decide everything. The head has a name that libraries use, or
+it is the embedding to which config.json ties it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ OPTIMIZER = ("optim", "optimizer", "optimizers", "optimizer_states", "exp_avg", 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """One matrix to be looked at.
+    """One chosen matrix.
 
     Attributes:
-        name: Of the tensor.
+        name: Name of the tensor.
         site: Its name in readings: "unembedding", or the tensor's name without ".weight".
-        how: Why it was chosen, in words.
-        is_transposed: Whether it is stored as [n, m] (in, out), as the Conv1D of GPT-2 is.
+        how: The reason for the choice, in words.
+        is_transposed: Whether it is stored as [n, m] (in, out), like the Conv1D of GPT-2.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenTensors:
-    """What is looked at.
+    """The chosen matrices of a checkpoint.
 
     Attributes:
         chosen: The matrices, the head first, the others by name and number.
-        left_out: How many tensors were passed over, by reason.
+        left_out: Number of skipped tensors, by reason.
     """
 
     chosen: tuple[Chosen, ...]
@@ -65,16 +65,16 @@ class ChosenTensors:
 
 
 def choose(checkpoint: Checkpoint, layers: str | Sequence[str]) -> ChosenTensors:
-    """Find the matrices asked for.
+    """Find the requested matrices.
 
     Args:
         checkpoint: An open checkpoint.
-        layers: "unembedding" for the head; or a list of shell-style patterns of tensor names, with or without
+        layers: "unembedding" for the head, or a list of shell-style patterns of tensor names, with or without
             ".weight", and "unembedding".
 
     Raises:
         InputError: `layers` is empty, or holds no text.
-        CheckpointError: nothing matches, or the head is not found.
+        CheckpointError: nothing matches, or the checkpoint has no known head.
     """
     asked: list[Any] = [layers] if isinstance(layers, str) else list(layers)
     if not asked or not all(isinstance(pattern, str) and pattern for pattern in asked):
@@ -105,7 +105,7 @@ def choose(checkpoint: Checkpoint, layers: str | Sequence[str]) -> ChosenTensors
 
 
 def _unfit(name: str, stored: Stored) -> str | None:
-    """Why a tensor is passed over."""
+    """The reason to skip a tensor, or None."""
     if any(part in OPTIMIZER for part in name.split(".")):
         return "of an optimizer"
     if len(stored.shape) != 2:
@@ -118,7 +118,7 @@ def _unfit(name: str, stored: Stored) -> str | None:
 
 
 def _head(checkpoint: Checkpoint, matrices: Sequence[str]) -> tuple[str, str] | None:
-    """The head's tensor, and how it was found."""
+    """The head's tensor and the rule that found it."""
     for known in (*HEADS_ANYWHERE, *HEADS_AT_TOP):
         anywhere = known in HEADS_ANYWHERE
         named = [
@@ -139,7 +139,7 @@ def _head(checkpoint: Checkpoint, matrices: Sequence[str]) -> tuple[str, str] | 
 
 
 def _says_tied(checkpoint: Checkpoint) -> str | None:
-    """Why the head is taken to be the embedding, in words; None where nothing says so."""
+    """The evidence that the head is tied to the embedding, in words, or None without evidence."""
     config = checkpoint.config
     text = config.get("text_config")
     for each in (config, text if isinstance(text, Mapping) else {}):
@@ -191,7 +191,7 @@ def _matching(checkpoint: Checkpoint, matrices: Sequence[str], pattern: str) -> 
 
 
 def _conv1d(checkpoint: Checkpoint, matrices: Sequence[str]) -> set[str]:
-    """Matrices of GPT-2's Conv1D, stored as [in, out]: told by the one layer whose shape gives it away, [n, 3 n]."""
+    """Find the matrices of GPT-2's Conv1D, stored as [in, out], by the one layer with a telling shape, [n, 3 n]."""
     parts = ("c_attn", "c_proj", "c_fc", "q_attn")
     layers = [name for name in matrices if name.split(".")[-2:-1] and name.split(".")[-2] in parts]
     shapes = [checkpoint.tensors[name].shape for name in layers if name.split(".")[-2] == "c_attn"]
@@ -200,7 +200,7 @@ def _conv1d(checkpoint: Checkpoint, matrices: Sequence[str]) -> set[str]:
 
 
 def _numbered(name: str) -> list[tuple[int, str]]:
-    """A key that puts layers.2 before layers.10."""
+    """A sort key that puts layers.2 before layers.10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
 
 

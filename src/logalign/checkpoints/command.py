@@ -1,4 +1,4 @@
-"""What `logalign spectra` does: open all checkpoints, look at one after the other, print and write what they gave."""
+"""The command `logalign spectra`: open all checkpoints, analyze each in turn, print and write the results."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def run(
     out: Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Look at checkpoints, and print a table, or JSON.
+    """Compute the spectra of checkpoints and print a table or JSON.
 
     Args:
-        paths: As of `spectra_of()`, or folders of numbered checkpoints.
-        layers: As of `spectra_of()`.
+        paths: Paths that `spectra_of()` takes, or folders of numbered checkpoints.
+        layers: See `spectra_of()`.
         text: A text to measure LAR on.
-        model: As of `Text`.
-        tokens: As of `Text`.
+        model: See `Text`.
+        tokens: See `Text`.
         out: A run folder to write.
         as_json: Print one list of objects instead of tables.
 
     Raises:
-        LogAlignError: something that the user can mend; nothing has been printed then.
+        LogAlignError: a problem that the user can fix. The command has then printed nothing.
     """
     paths = expanded(paths)
     steps = steps_of(paths) if out is not None else {}
-    # All are opened first: a mistake in the last one is told before the first is worked on.
+    # All checkpoints open first, so an error in the last one appears before work on the first one starts.
     opened = {path: open_checkpoint(path) for path in steps or paths}
     for checkpoint in opened.values():
         choose(checkpoint, layers)
@@ -96,7 +96,7 @@ def _record(found: CheckpointSpectra, on_text: Mapping[str, OnText] | None, step
 
 
 def _quiet() -> None:
-    """Leave the terminal to the tables: no bars and remarks of Transformers."""
+    """Turn off the progress bars and remarks of Transformers, so that only tables appear on the terminal."""
     logging = load("transformers.utils.logging", extra="transformers", purpose="LAR on a text", supported="5.0,6.0")
     logging.disable_progress_bar()
     logging.set_verbosity_error()

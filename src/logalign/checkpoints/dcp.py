@@ -1,10 +1,10 @@
 """`torch.distributed.checkpoint` folders: a `.metadata` file and the chunks of all ranks in `*.distcp` files.
 
-Method: the chunks of one matrix are loaded as its rows are asked for, and let go once the rows are past; a chunk of
-whole rows is the most that is in memory. `torch.distributed.checkpoint.load` would need a second matrix to copy into.
+Method: the reader loads the chunks of one matrix on request and frees each after its last row. It holds at most one
+chunk of whole rows in memory. `torch.distributed.checkpoint.load` would need a second matrix to copy into.
 
-The metadata is a pickle, and PyTorch's own reader would run whatever is in it; here only the classes that such metadata
-are made of are let in. The chunks are loaded with `weights_only=True`.
+The metadata is a pickle, and PyTorch's own reader would run any code in it. This reader admits only the classes that
+such metadata consists of. It loads the chunks with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PLAIN_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """A rectangle of a matrix, and where in which file it is."""
+    """A rectangle of a matrix, with its file and its place in the file."""
 
     top: int
     left: int
@@ -61,7 +61,7 @@ class Chunk:
 
     @property
     def bottom(self) -> int:
-        """The row after its last."""
+        """The row after its last row."""
         return self.top + self.height
 
 
@@ -70,14 +70,14 @@ class Distributed(Checkpoint):
     """Tensors in the chunks of several ranks.
 
     Attributes:
-        chunks: By name, those of each matrix.
+        chunks: The chunks of each matrix, by name.
     """
 
     chunks: Mapping[str, list[Chunk]]
     _loaded: dict[tuple[str, int], Rows] = field(default_factory=dict, repr=False)
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
-        """Rows of a matrix as they are stored; chunks are let go with their last row, so ask for rows in order."""
+        """Read stored rows of a matrix, requested in order because each chunk is freed after its last row."""
         stored = self.tensors[name]
         touched = {
             (name, i): chunk for i, chunk in enumerate(self.chunks[name]) if chunk.top < stop and chunk.bottom > start
@@ -106,12 +106,12 @@ def open_distributed(path: Path, folder: Path, *, config: Mapping[str, Any]) -> 
     """Read the metadata of a folder of `torch.distributed.checkpoint`.
 
     Args:
-        path: As the user named the checkpoint.
-        folder: Where its `.metadata` is.
+        path: The checkpoint's path as the user gave it.
+        folder: The folder of its `.metadata`.
         config: Its config.json.
 
     Raises:
-        CheckpointError: the metadata are damaged or hold what is none; chunks are missing, compressed or elsewhere.
+        CheckpointError: the metadata are damaged or hold other objects, or chunks are missing, compressed or elsewhere.
     """
     metadata = _metadata(folder)
     tensors: dict[str, Stored] = {}
@@ -129,7 +129,7 @@ def open_distributed(path: Path, folder: Path, *, config: Mapping[str, Any]) -> 
 
 
 class _Restricted(pickle.Unpickler):
-    """Takes only what the metadata of a checkpoint are made of."""
+    """Admits only the classes that the metadata of a checkpoint consist of."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("pathlib") and name.endswith("Path"):
@@ -148,7 +148,7 @@ def _metadata(folder: Path) -> Any:
             found = _Restricted(opened).load()
         if not isinstance(found.state_dict_metadata, Mapping) or not isinstance(found.storage_data, Mapping):
             raise TypeError("no Metadata of torch.distributed.checkpoint")
-    except Exception as error:  # a pickle that is not what it should be can raise anything
+    except Exception as error:  # an unexpected pickle can raise any exception
         raise CheckpointError(
             f"{folder / METADATA}: expected the metadata of torch.distributed.checkpoint and nothing else, found "
             f"{type(error).__name__}: {error}; it is damaged, or of another version, or not to be trusted"
@@ -178,7 +178,7 @@ def _chunk(metadata: Any, folder: Path, name: str, chunk: Any) -> Chunk:
 
 
 def _check_whole(folder: Path, name: str, stored: Stored, chunks: list[Chunk]) -> None:
-    """The chunks must lie in the matrix and have as many numbers as it has."""
+    """Check that the chunks lie in the matrix and hold as many numbers as it has."""
     m, n = stored.shape
     fits = all(
         min(chunk.top, chunk.left) >= 0 and chunk.bottom <= m and chunk.left + chunk.width <= n for chunk in chunks

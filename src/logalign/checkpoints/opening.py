@@ -1,4 +1,4 @@
-"""Which kind of checkpoint a path is, and which checkpoints a folder holds."""
+"""Detection of the kind of a checkpoint and of the checkpoints in a folder."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 PICKLED_INDEX, PICKLED_WHOLE = "pytorch_model.bin.index.json", "pytorch_model.bin"
 METADATA = ".metadata"
 INSIDE = ("pytorch_model_fsdp_0", "model", "weights")
-"""Folders below a checkpoint of a training that hold its weights: Accelerate's, and usual ones of others."""
+"""Subfolders of a training checkpoint that hold its weights: Accelerate's, and common ones of other libraries."""
 STEP = re.compile(r"(?:^|[^a-z])(?:step|iter|iteration|checkpoint|ckpt|epoch)s?[-_=. ]?(\d+)", re.IGNORECASE)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read what a checkpoint says of its tensors; their numbers stay on disk.
+    """Read a checkpoint's description of its tensors and leave their numbers on disk.
 
     Raises:
         CheckpointError: nothing there, not a checkpoint, damaged, incomplete, or with references that leave it.
-        MissingExtraError: it takes PyTorch to read it, and there is none.
+        MissingExtraError: the checkpoint needs PyTorch, which is not installed.
     """
     if path.is_dir():
         return _open_folder(path)
@@ -40,7 +40,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def expanded(paths: Sequence[Path]) -> list[Path]:
-    """The checkpoints that are meant: a folder of numbered ones stands for those, in the order of their steps."""
+    """Replace each folder of numbered checkpoints by its checkpoints, in the order of their steps."""
     found: list[Path] = []
     for path in paths:
         inner = [] if not path.is_dir() or _is_checkpoint(path) else _numbered(path)
@@ -49,7 +49,7 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
 
 
 def step_of(path: Path) -> int | None:
-    """The training step of a checkpoint: what trainer_state.json says, or its name, or its folder's."""
+    """The training step of a checkpoint, from trainer_state.json, its name or its folder's name."""
     state = path / "trainer_state.json"
     if path.is_dir() and state.is_file():
         step = read_json(inside(state, path)).get("global_step")
@@ -66,7 +66,7 @@ def step_of(path: Path) -> int | None:
 def _is_checkpoint(folder: Path) -> bool:
     if any((folder / name).exists() for name in (INDEX, WHOLE, PICKLED_INDEX, PICKLED_WHOLE, METADATA)):
         return True
-    # Files with a step in each name are checkpoints themselves.
+    # Files with a step in each name are separate checkpoints.
     if any(not STEP.search(file.stem) for file in folder.glob("*.safetensors")):
         return True
     return any((folder / name / METADATA).exists() for name in INSIDE)
@@ -135,7 +135,7 @@ def _open_others(folder: Path, config: dict[str, Any]) -> Checkpoint:
 
 
 def _check_shards(folder: Path, files: Sequence[Path]) -> None:
-    """Files named model-00001-of-00003 must all be there."""
+    """Check that all files of a set such as model-00001-of-00003 are there."""
     for file in files:
         numbered = re.search(r"-(\d+)-of-(\d+)\.safetensors$", file.name)
         if numbered and int(numbered[2]) != len(files):
@@ -160,5 +160,5 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is a file or a link, even one that leads nowhere: that is told where it is opened."""
+    """Whether there is a file or a link, even a broken link, which raises an error when it is opened."""
     return path.exists() or path.is_symlink()

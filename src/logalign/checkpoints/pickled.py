@@ -1,7 +1,7 @@
-"""Pickled checkpoints (.bin, .pt, .pth, .ckpt): only what `torch.load(weights_only=True, mmap=True)` takes.
+"""Pickled checkpoints (.bin, .pt, .pth, .ckpt): only those that `torch.load(weights_only=True, mmap=True)` accepts.
 
-A pickle can run any code when it is loaded. With `weights_only` PyTorch takes tensors and plain containers and refuses
-all else; mapped, a tensor is read from the disk as its rows are looked at.
+A pickle can run any code when it loads. With `weights_only` PyTorch accepts tensors and plain containers and refuses
+everything else. A mapped tensor reads its rows from the disk on access.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ CONVERT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Pickled(Checkpoint):
-    """Tensors that PyTorch has loaded, mapped from their files.
+    """Tensors that PyTorch maps from their files.
 
     Attributes:
-        values: By name.
+        values: The tensors, by name.
     """
 
     values: Mapping[str, Tensor]
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
-        """Rows of a matrix as they are stored."""
+        """Read stored rows of a matrix."""
         return raw(self.values[name][start:stop], self.tensors[name].dtype)
 
 
@@ -65,7 +65,7 @@ def raw(tensor: Tensor, dtype: str) -> Rows:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype by the name that safetensors has for it, or by its own."""
+    """A dtype's name in safetensors, or its own name."""
     return DTYPES.get(dtype, str(dtype).removeprefix("torch."))
 
 
@@ -73,12 +73,12 @@ def open_pickled(path: Path, files: Sequence[Path], *, config: Mapping[str, Any]
     """Map pickled files into memory.
 
     Args:
-        path: As the user named the checkpoint.
+        path: The checkpoint's path as the user gave it.
         files: Its files.
         config: Its config.json.
 
     Raises:
-        CheckpointError: a file is damaged, of an old format, or needs more than `weights_only`.
+        CheckpointError: a file is damaged, has an old format, or needs more than `weights_only`.
     """
     values = {name: tensor for file in files for name, tensor in _tensors(_loaded(file))}
     tensors = {name: Stored(tuple(tensor.shape), dtype_name(tensor.dtype)) for name, tensor in values.items()}
@@ -107,7 +107,7 @@ def _loaded(file: Path) -> Any:
 
 
 def _tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Dense tensors in nested mappings, by their dotted names."""
+    """Yield the dense tensors in nested mappings with their dotted names."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _tensors(inner, f"{prefix}{key}.")

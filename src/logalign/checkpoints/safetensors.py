@@ -1,7 +1,7 @@
-"""safetensors files, one or several: rows are read from where the header says that they are.
+"""safetensors files, one or several: the reader takes the position of rows from the header.
 
-The library checks a file (header, dtypes, offsets, length) and lists it; it gives no bfloat16 to NumPy and maps whole
-files into memory, so the rows themselves are read here.
+The library checks a file (header, dtypes, offsets, length) and lists its tensors. It gives no bfloat16 to NumPy and
+maps whole files into memory, so this module reads the rows.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Safetensors(Checkpoint):
     """Tensors in safetensors files.
 
     Attributes:
-        places: By name, the file and where in it the tensor begins.
+        places: The file and the start of the tensor in it, by name.
     """
 
     places: Mapping[str, tuple[Path, int]]
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
-        """Rows of a matrix as they are stored."""
+        """Read stored rows of a matrix."""
         file, begin = self.places[name]
         columns = self.tensors[name].shape[1]
         dtype = STORED_AS[self.tensors[name].dtype]
@@ -50,17 +50,17 @@ class Safetensors(Checkpoint):
 def open_safetensors(
     path: Path, files: Sequence[Path], *, config: Mapping[str, Any], index: Path | None = None
 ) -> Safetensors:
-    """Read the headers of files that make up one checkpoint.
+    """Read the headers of the files of one checkpoint.
 
     Args:
-        path: As the user named the checkpoint.
-        files: Its files; none where there is an index.
+        path: The checkpoint's path as the user gave it.
+        files: Its files, none where there is an index.
         config: Its config.json.
-        index: The file that says which tensor is in which file.
+        index: The file that maps each tensor to its file.
 
     Raises:
-        CheckpointError: a file is damaged, missing, or leads out of the folder; two have one tensor; a tensor of the
-            index is not where it says.
+        CheckpointError: a file is damaged, missing, or leads out of the folder. Two files hold one tensor, or a tensor
+            of the index is not in its file.
     """
     expected: dict[str, str] = {} if index is None else indexed(index)
     if index is not None:
@@ -83,10 +83,10 @@ def open_safetensors(
 
 
 def indexed(index: Path) -> dict[str, str]:
-    """By tensor, the name of its file, from an index file of Transformers.
+    """Read the file name of each tensor from an index file of Transformers.
 
     Raises:
-        CheckpointError: it is damaged, or names a file elsewhere.
+        CheckpointError: the index is damaged, or names a file elsewhere.
     """
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
@@ -98,7 +98,7 @@ def indexed(index: Path) -> dict[str, str]:
 
 
 def _header(file: Path) -> dict[str, tuple[Stored, int]]:
-    """By tensor, what it is and where in the file it begins."""
+    """Read each tensor's description and its start in the file, by name."""
     try:
         with safe_open(file, framework="numpy") as checked:
             names = list(checked.keys())

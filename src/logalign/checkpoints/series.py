@@ -1,4 +1,4 @@
-"""A series of checkpoints as a run: a reading for each weight of each, which `logalign report` draws."""
+"""A series of checkpoints as a run: a reading for each weight of each checkpoint, for `logalign report` to draw."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ NO_INPUTS = "no inputs: weights alone give only the bound lar_bound"
 
 
 def steps_of(paths: Sequence[Path]) -> dict[Path, int]:
-    """The step of each checkpoint, in their order: from trainer_state.json or names, else as they were given, from 0.
+    """The step of each checkpoint, in step order, from trainer_state.json or names, else counted from 0 as given.
 
     Raises:
-        InputError: two are the same, or have the same step, or only some have one.
+        InputError: two checkpoints are the same or have the same step, or only some have one.
     """
     if len(set(paths)) < len(paths):
         raise InputError("expected checkpoints that differ, found one given twice")
@@ -49,14 +49,14 @@ def steps_of(paths: Sequence[Path]) -> dict[Path, int]:
 
 
 class SeriesWriter:
-    """Writes what checkpoints gave to a run folder, one after the other.
+    """Writes the results of checkpoints to a run folder, one after the other.
 
     Args:
         path: The folder, new or empty.
-        settings: What run.json is to keep of how it was made.
+        settings: The settings that run.json records.
 
     Raises:
-        RunError: a run is there, or the folder cannot be written.
+        RunError: the folder holds a run, or is not writable.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
@@ -72,15 +72,15 @@ class SeriesWriter:
         self._writer.close()
 
     def add(self, step: int, found: CheckpointSpectra, on_text: Mapping[str, OnText] | None = None) -> None:
-        """Write the readings of one checkpoint, and p of each weight.
+        """Write the readings of one checkpoint and p of each weight.
 
         Args:
             step: Its step.
             found: Its spectra.
-            on_text: By site, what its layers did on a text.
+            on_text: The results of its layers on a text, by site.
 
         Raises:
-            InputError: a weight has another shape than in the checkpoints before.
+            InputError: a weight's shape differs from the previous checkpoints.
         """
         for weight in found.weights:
             known = self._sites.setdefault(weight.site, _described(weight))
@@ -101,9 +101,9 @@ class SeriesWriter:
 def readings_of(
     step: int, weights: Iterable[WeightSpectrum], on_text: Mapping[str, OnText] | None = None
 ) -> list[Reading]:
-    """A reading for each weight; its LAR is None where no inputs were seen.
+    """Make a reading for each weight, with LAR None where there are no inputs.
 
-    `extra` has lar_bound, stable_rank and weight_norm; weight_participation is d_p.
+    `extra` has lar_bound, stable_rank and weight_norm. weight_participation is d_p.
     """
     readings = []
     for weight in weights:

@@ -17,15 +17,15 @@ from logalign.runs.reading import UNEMBEDDING
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSpectra:
-    """What a checkpoint's weights say, without any input.
+    """The spectra of a checkpoint's weights, without any input.
 
     Attributes:
-        path: Of the checkpoint, as named by the user.
-        kind: What it is, in words.
-        step: The training step, from trainer_state.json or a name; None where neither says.
-        model: What config.json says it is; None without one.
-        weights: The spectra, that of the head first.
-        left_out: How many tensors were passed over, by reason.
+        path: The checkpoint's path as the user gave it.
+        kind: The kind of checkpoint, in words.
+        step: The training step, from trainer_state.json or a name, or None where neither has one.
+        model: The model that config.json names, or None without config.json.
+        weights: The spectra, the head first.
+        left_out: Number of skipped tensors, by reason.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class CheckpointSpectra:
     left_out: Mapping[str, int]
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The fields as JSON values."""
         return {
             "checkpoint": str(self.path),
             "kind": self.kind,
@@ -53,22 +53,22 @@ def spectra_of(
     layers: str | Sequence[str] = UNEMBEDDING,
     progress: Callable[[str], None] | None = None,
 ) -> CheckpointSpectra:
-    """The spectra of a checkpoint's weights, streamed from disk: no model is built.
+    """Compute the spectra of a checkpoint's weights, streamed from disk without building a model.
 
     Args:
-        path: A safetensors file, a folder of Transformers, a folder of `torch.distributed.checkpoint`, or a pickled
-            file that `torch.load(weights_only=True, mmap=True)` takes; or what `open_checkpoint()` returned.
-        layers: "unembedding" for the head; or a list of shell-style patterns of tensor names, `["*"]` for every 2-D
+        path: A safetensors file, a folder of Transformers, a folder of `torch.distributed.checkpoint`, a pickled file
+            that `torch.load(weights_only=True, mmap=True)` accepts, or the result of `open_checkpoint()`.
+        layers: "unembedding" for the head, or a list of shell-style patterns of tensor names, `["*"]` for every 2-D
             weight.
-        progress: Called with the name of each tensor before it is read.
+        progress: A function that receives the name of each tensor before its read.
 
     Returns:
-        CheckpointSpectra, with a `WeightSpectrum` for each weight. One that holds a NaN or is zero has None, and why.
+        CheckpointSpectra, with a `WeightSpectrum` for each weight: None and a reason where it is zero or has a NaN.
 
     Raises:
         CheckpointError: no such checkpoint, damaged or incomplete, links that leave it, no 2-D weight, no head.
         InputError: `layers` is neither.
-        MissingExtraError: PyTorch is needed for this kind, and is not installed.
+        MissingExtraError: this kind needs PyTorch, which is not installed.
 
     Source: the bound follows from `<p, q> <= p_1` (docs/checkpoints.md).
 

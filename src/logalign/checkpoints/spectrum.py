@@ -1,11 +1,11 @@
 """The spectrum of one weight, from its Gram matrix, a block of rows at a time.
 
-Method: `G = W^T W` (or `W W^T`, where that is smaller: the eigenvalues other than zero are the same) by BLAS's
-symmetric update, half the work of a product. The products of large matrices are summed in float32 inside a block of
-rows and in float64 over blocks, small ones in float64 throughout. The alternatives: float64 for all takes twice as
-long, and an SVD needs the whole matrix in float32 or more and many times the work. docs/checkpoints.md has the error.
+Method: BLAS's symmetric update computes `G = W^T W`, or `W W^T` where it is smaller and has the same nonzero
+eigenvalues, with half the work of a product. Large matrices sum products in float32 inside a block of rows and in
+float64 over blocks. Small matrices use float64 throughout. The alternatives: float64 for all takes twice as long, and
+an SVD needs the whole matrix in at least float32 and many times the work. docs/checkpoints.md gives the error.
 
-Shapes: `W [m, n]`, n the fan-in; G is [min(m, n), min(m, n)].
+Shapes: `W [m, n]` with n the fan-in, G is [min(m, n), min(m, n)].
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from logalign.checkpoints.choice import Chosen
 from logalign.checkpoints.stored import EIGHT_BIT, Checkpoint, Rows, decoded
 
 BLOCK_ELEMENTS = 1 << 24
-"""Numbers to a block: 64 MiB in float32."""
+"""Numbers in a block: 64 MiB in float32."""
 SMALL = 1 << 37
-"""Multiplications up to which all are done in float64, which takes seconds."""
+"""Most multiplications of a matrix that runs entirely in float64, which takes seconds."""
 SAFE_IN_FLOAT32 = (1e-12, 1e15)
-"""Largest magnitudes of a block between which its products stay in the range of float32."""
+"""Bounds on the largest magnitude of a block within which its products stay in the range of float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSpectrum:
-    """The spectrum of one weight W [m, n], and what it says without any input.
+    """The spectrum of one weight W [m, n] and the quantities that follow without any input.
 
     With the singular values `s_i` (n of them, padded with zeros) and `E_W = sum s_i^2`:
 
         p_i = s_i^2 / E_W,   d_p = 1 / sum p_i^2,   stable rank = E_W / s_1^2 = 1 / p_1,   norm = sqrt(E_W)
-        LAR <= 1 - log_n(stable rank) / 2, whatever the inputs are
+        LAR <= 1 - log_n(stable rank) / 2, for all inputs
 
-    The bound is reached where all inputs lie in the direction that W stretches most.
+    LAR reaches the bound where all inputs lie in the direction that W stretches most.
 
     Attributes:
         site: "unembedding" for the head, else the tensor's name without ".weight".
-        name: Of the tensor.
+        name: Name of the tensor.
         m: Fan-out.
         n: Fan-in.
-        dtype: As stored.
-        how: Why it was chosen; for the head, how it was found.
+        dtype: Stored dtype.
+        how: The reason for the choice. For the head, the rule that found it.
         is_transposed: Whether it is stored as [n, m].
-        p: [n], from the largest down, sums to 1; None where undefined, as are the next four.
-        participation: d_p, in [1, n]: over how many directions the weight is spread.
+        p: [n], in descending order, sums to 1. p and the next four are None where undefined.
+        participation: d_p, in [1, n]: the effective number of directions of the weight.
         stable_rank: In [1, d_p].
         lar_bound: The largest LAR that any inputs can have.
-        norm: Frobenius norm; None, too, where an 8-bit weight has one scale beside it, on which nothing else depends.
-        nonfinite: Rows as stored that hold a NaN or an infinity.
-        reason: Why the numbers are None.
+        norm: Frobenius norm. Also None for an 8-bit weight with one separate scale, which affects only the norm.
+        nonfinite: Stored rows that hold a NaN or an infinity.
+        reason: The reason why the numbers are None.
     """
 
     site: str
@@ -73,19 +73,19 @@ class WeightSpectrum:
     reason: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """All but p, as JSON has it."""
+        """All fields but p, as JSON values."""
         names = ("site", "name", "m", "n", "dtype", "how", "is_transposed", "participation", "stable_rank")
         return {name: getattr(self, name) for name in (*names, "lar_bound", "norm", "nonfinite", "reason")}
 
 
 def spectrum_of(checkpoint: Checkpoint, chosen: Chosen) -> WeightSpectrum:
-    """The spectrum of one matrix of a checkpoint.
+    """Compute the spectrum of one matrix of a checkpoint.
 
-    In memory at once: a block of rows as float32, G in float64 and once more in float32; where the matrix has fewer
-    rows than columns, the matrix as it is stored, too.
+    Memory holds a block of rows in float32, and G in float64 and again in float32. It also holds the stored matrix
+    where the matrix has fewer rows than columns.
 
     Raises:
-        CheckpointError: the matrix cannot be read.
+        CheckpointError: the matrix is not readable.
     """
     stored = checkpoint.tensors[chosen.name]
     m, n = stored.shape[::-1] if chosen.is_transposed else stored.shape
@@ -113,7 +113,7 @@ def spectrum_of(checkpoint: Checkpoint, chosen: Chosen) -> WeightSpectrum:
         return WeightSpectrum(**known, norm=0.0 if energy == 0 else None, reason=reason)
     gram /= energy
     eigenvalues = eigvalsh(gram, lower=True, overwrite_a=True, check_finite=False, driver="evd")[::-1]
-    # G is positive semi-definite: what is negative here is the rounding of a zero.
+    # G is positive semi-definite: a negative eigenvalue here is the rounding of a zero.
     p = np.zeros(n)
     p[: len(eigenvalues)] = np.maximum(eigenvalues, 0)
     p /= p.sum()
@@ -130,7 +130,7 @@ def spectrum_of(checkpoint: Checkpoint, chosen: Chosen) -> WeightSpectrum:
 
 
 def _gram(checkpoint: Checkpoint, name: str) -> tuple[Rows, int]:
-    """The lower triangle of the smaller Gram matrix; and how many stored rows are not finite (then it is undone)."""
+    """Compute the lower triangle of the smaller Gram matrix, incomplete if the returned count of bad rows is not 0."""
     rows, columns = checkpoint.tensors[name].shape
     side = min(rows, columns)
     exact = checkpoint.tensors[name].dtype == "F64" or rows * columns * side <= SMALL
@@ -143,7 +143,7 @@ def _gram(checkpoint: Checkpoint, name: str) -> tuple[Rows, int]:
             bad[places] |= ~np.isfinite(block).all(axis=1)
         if bad.any():
             continue
-        # BLAS goes by columns: to it, an array of rows is its own transpose, and is not copied.
+        # BLAS orders by columns. It reads an array of rows as its transpose, without a copy.
         by_columns = int(rows < columns)
         if part is not None and (size == 0 or SAFE_IN_FLOAT32[0] <= size <= SAFE_IN_FLOAT32[1]):
             part = blas.ssyrk(1.0, block.T, beta=0.0, c=part, trans=by_columns, lower=1, overwrite_c=1)
@@ -155,7 +155,7 @@ def _gram(checkpoint: Checkpoint, name: str) -> tuple[Rows, int]:
 
 
 def _blocks(checkpoint: Checkpoint, name: str) -> Iterator[tuple[slice, Rows]]:
-    """The matrix in blocks of rows, or of columns where it has fewer rows; and which rows they are of."""
+    """Yield the rows of each block and the block: rows, or columns where the matrix has fewer rows than columns."""
     stored = checkpoint.tensors[name]
     rows, columns = stored.shape
     if rows >= columns:
@@ -172,7 +172,7 @@ def _blocks(checkpoint: Checkpoint, name: str) -> Iterator[tuple[slice, Rows]]:
 
 
 def _scales(checkpoint: Checkpoint, name: str) -> tuple[str, int] | None:
-    """The tensor that an 8-bit weight is to be multiplied by, and how many numbers it has; None without one."""
+    """The tensor that scales an 8-bit weight and its number of elements, or None without one."""
     if checkpoint.tensors[name].dtype in EIGHT_BIT:
         for scale in (f"{name}_scale_inv", f"{name}_scale"):
             if scale in checkpoint.tensors:

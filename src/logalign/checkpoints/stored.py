@@ -1,8 +1,8 @@
-"""Tensors on disk: what every kind of checkpoint gives, a few rows of one matrix at a time.
+"""Tensors on disk: the interface of every kind of checkpoint, a few rows of one matrix at a time.
 
-Rows come as they are stored, so that a matrix in memory takes no more than it takes on disk; `decoded` widens a block
-of them. NumPy has neither bfloat16 nor 8-bit floats: the first is the upper half of a float32, the second are looked up
-in a table of 256.
+Rows keep their stored format, so a matrix takes no more memory than disk space. `decoded` widens a block of rows. NumPy
+has neither bfloat16 nor 8-bit floats. A bfloat16 is the upper half of a float32, and a table of 256 values decodes the
+8-bit floats.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ STORED_AS: dict[str, np.dtype[Any]] = {
 }
 """Floating-point dtypes, by their names in safetensors files, and the NumPy dtype that holds their bits."""
 EIGHT_BIT = {"F8_E4M3": (4, 7), "F8_E5M2": (5, 15), "F8_E4M3FNUZ": (4, 8), "F8_E5M2FNUZ": (5, 16)}
-"""Bits of the exponent, and its bias."""
+"""Number of exponent bits and the exponent bias of each 8-bit format."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a checkpoint says of one tensor: its shape, and its dtype by the name that safetensors has for it."""
+    """A checkpoint's description of one tensor: its shape and the name of its dtype in safetensors."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -49,10 +49,10 @@ class Checkpoint(ABC):
     """A file or folder of tensors.
 
     Attributes:
-        path: As the user named it.
-        kind: What it is, in words.
-        tensors: What is in it, by name; no number has been read yet.
-        config: Its config.json; empty where there is none.
+        path: Its path as the user gave it.
+        kind: The kind of checkpoint, in words.
+        tensors: The descriptions of its tensors, by name, without their numbers.
+        config: Its config.json, empty where there is none.
     """
 
     path: Path
@@ -62,15 +62,15 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def rows(self, name: str, start: int, stop: int) -> Rows:
-        """Rows of a matrix [rows, columns] as they are stored, in a dtype of `STORED_AS`.
+        """Read stored rows of a matrix [rows, columns], in a dtype of `STORED_AS`.
 
         Raises:
-            CheckpointError: they cannot be read.
+            CheckpointError: the rows are not readable.
         """
 
 
 def decoded(rows: Rows, dtype: str) -> Rows:
-    """Stored rows as numbers: float64 where they are stored so, else float32, which holds all other formats exactly."""
+    """Decode stored rows: float64 stays float64, all other formats become float32, which holds them exactly."""
     if dtype == "BF16":
         return (rows.astype(np.uint32) << 16).view(np.float32)
     if dtype in EIGHT_BIT:
@@ -80,7 +80,7 @@ def decoded(rows: Rows, dtype: str) -> Rows:
 
 @cache
 def eight_bit_values(dtype: str) -> Rows:
-    """What the 256 codes of an 8-bit format stand for, [256] in float32."""
+    """The values of the 256 codes of an 8-bit format, [256] in float32."""
     exponent_bits, bias = EIGHT_BIT[dtype]
     mantissa_bits = 7 - exponent_bits
     codes = np.arange(256)
@@ -93,19 +93,19 @@ def eight_bit_values(dtype: str) -> Rows:
     elif dtype == "F8_E4M3":
         size[[0x7F, 0xFF]] = np.nan
     else:
-        size[0x80] = np.nan  # what would be -0
+        size[0x80] = np.nan  # the code of -0 in other formats
     values: Rows = np.where(codes < 0x80, size, -size).astype(np.float32)
     return values
 
 
 def inside(path: Path, folder: Path) -> Path:
-    """A path that a checkpoint refers to, with links followed, if it stays in the checkpoint's folder.
+    """Follow the links of a path in a checkpoint and check that it stays in the checkpoint's folder.
 
-    In a cache of the Hugging Face hub (`REPOSITORY/snapshots/REVISION/`) the files are links into `REPOSITORY/blobs/`,
-    and those are followed, too.
+    In a cache of the Hugging Face hub (`REPOSITORY/snapshots/REVISION/`) the files are links into `REPOSITORY/blobs/`.
+    The function also follows these links.
 
     Raises:
-        CheckpointError: it leads out of the folder, there is nothing, or it is no regular file.
+        CheckpointError: the path leads out of the folder, does not exist, or is not a regular file.
     """
     root, found = folder.resolve(), path.resolve()
     allowed = [root]
@@ -123,10 +123,10 @@ def inside(path: Path, folder: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: the file holds no JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -138,5 +138,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def size_on_disk(stored: Stored) -> int:
-    """Bytes of a floating-point tensor."""
+    """Size of a floating-point tensor in bytes."""
     return int(np.prod(stored.shape, dtype=np.int64)) * STORED_AS[stored.dtype].itemsize

@@ -1,4 +1,4 @@
-"""What checkpoints gave, on the terminal."""
+"""The results of checkpoints, as tables on the terminal."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Found = tuple[CheckpointSpectra, Mapping[str, OnText] | None]
 
 
 def print_checkpoints(results: Sequence[Found], *, steps: Mapping[Path, int], console: Console) -> None:
-    """Print spectra: a table for each checkpoint, or one for a series of which each gave the same one weight.
+    """Print spectra: a table for each checkpoint, or one table for a series of checkpoints with the same one weight.
 
     Args:
-        results: Of each checkpoint, what it gave, and what its layers did on a text if there was one.
-        steps: Of each checkpoint, as far as they are known.
-        console: Where to.
+        results: The spectra of each checkpoint, and the results of its layers on a text, if any.
+        steps: The known steps of the checkpoints.
+        console: The console to print to.
     """
     with_text = any(on_text is not None for _, on_text in results)
     dtypes = {weight.dtype for found, _ in results for weight in found.weights}

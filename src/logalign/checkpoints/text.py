@@ -1,7 +1,7 @@
-"""LAR of a checkpoint's layers on a text: a model that Transformers loads from the disk, in eval mode.
+"""LAR of a checkpoint's layers on a text, in a model that Transformers loads from the disk in eval mode.
 
-Nothing is downloaded, and no code that comes with a checkpoint is run. The energies of all windows of the text are
-pooled, in float32 arithmetic, whatever the weights are stored in.
+The module downloads nothing and runs no code from a checkpoint. It pools the energies of all windows of the text, in
+float32 arithmetic for every stored dtype.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WINDOW = 512
-"""Tokens that the model sees at a time, where it can take so many."""
+"""Most tokens that the model processes at a time."""
 TOKENS = 16_384
-"""Tokens of the text that are used by default."""
+"""Default number of tokens of the text."""
 CHARACTERS_A_TOKEN = 32
 LOGITS = 1 << 26
 """Logits of one forward: 256 MiB in float32."""
 WIDEST = 4096
-"""Fan-in up to which the head's inputs are resolved into its directions: an eigendecomposition of [n, n]."""
+"""Largest fan-in for the spectrum of the head's inputs, an eigendecomposition of [n, n]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnText:
-    """What one layer did on the text.
+    """The results of one layer on the text.
 
     Attributes:
-        energies: Of all its tokens.
-        input_participation: d_q; for the head only, as is the next.
-        coherence: c.
+        energies: Energies over all tokens.
+        input_participation: d_q, for the head only.
+        coherence: c, for the head only.
     """
 
     energies: Energies
@@ -49,12 +49,12 @@ class OnText:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A text to be run through checkpoints.
+    """A text to run through checkpoints.
 
     Attributes:
-        file: Where it is, in UTF-8.
-        model: A folder with the tokenizer, and config.json where a checkpoint has none; None for each checkpoint's own.
-        tokens: At most so many of its tokens are used.
+        file: Its file, in UTF-8.
+        model: A folder with the tokenizer, and config.json where a checkpoint has none. None uses each checkpoint's.
+        tokens: The most tokens of the text to use.
     """
 
     file: Path
@@ -62,15 +62,15 @@ class Text:
     tokens: int = TOKENS
 
     def through(self, checkpoint: Path, weights: Iterable[WeightSpectrum]) -> dict[str, OnText]:
-        """The layers of a checkpoint on the text, by site.
+        """Run the text through a checkpoint and return the results of its layers, by site.
 
         Args:
             checkpoint: A folder that Transformers loads as a causal language model.
-            weights: Those that are asked for; one that belongs to no linear layer, as an embedding does, is left out.
+            weights: The requested weights. The method skips a weight of no linear layer, such as an embedding.
 
         Raises:
             CheckpointError: Transformers cannot load the model or the tokenizer from there, or weights are missing.
-            InputError: the text cannot be read, is too short, or has tokens that the model has not.
+            InputError: the text is not readable or too short, or has tokens that the model does not have.
             MissingExtraError: Transformers is not installed.
         """
         if self.tokens < 2:
@@ -97,7 +97,7 @@ class Text:
             raise InputError(f"{self.file}: expected a text file in UTF-8, found: {error}") from error
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # whatever is wrong with the files, in whichever library reads them
+        except Exception as error:  # any error in the files, from any library that reads them
             raise _not_loaded(folder, "a tokenizer", error, "name a folder with one by --model") from error
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: self.tokens]
         if len(ids) < 2:
@@ -197,7 +197,7 @@ def _measured(model: Any, ids: Tensor, weights: Iterable[WeightSpectrum]) -> dic
 
 
 def _named(modules: dict[str, nn.Module], tensor: str) -> nn.Module | None:
-    """The module that a tensor is the weight of; a checkpoint of the body alone has names without the model's own."""
+    """Find the module of a weight tensor, where a checkpoint of only the body has names without the model's prefix."""
     name = tensor.removesuffix(".weight")
     if name in modules:
         return modules[name]
