@@ -42,7 +42,7 @@ class Chosen:
         name: Name of the tensor.
         site: Its name in readings: "unembedding", or the tensor's name without ".weight".
         how: The reason for the choice, in words.
-        is_transposed: Whether it is stored as [n, m] (in, out), like the Conv1D of GPT-2.
+        is_transposed: True if it is stored as [n, m] (in, out), like the Conv1D of GPT-2.
     """
 
     name: str

@@ -96,7 +96,7 @@ def _record(found: CheckpointSpectra, on_text: Mapping[str, OnText] | None, step
 
 
 def _quiet() -> None:
-    """Turn off the progress bars and remarks of Transformers, so that only tables appear on the terminal."""
+    """Turn off the progress bars and remarks of Transformers on the terminal."""
     logging = load("transformers.utils.logging", extra="transformers", purpose="LAR on a text", supported="5.0,6.0")
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -160,5 +160,5 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is a file or a link, even a broken link, which raises an error when it is opened."""
+    """True if there is a file or a link, even a broken link, which raises an error when it is opened."""
     return path.exists() or path.is_symlink()

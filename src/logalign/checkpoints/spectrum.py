@@ -47,7 +47,7 @@ class WeightSpectrum:
         n: Fan-in.
         dtype: Stored dtype.
         how: The reason for the choice. For the head, the rule that found it.
-        is_transposed: Whether it is stored as [n, m].
+        is_transposed: True if it is stored as [n, m].
         p: [n], in descending order, sums to 1. p and the next four are None where undefined.
         participation: d_p, in [1, n]: the effective number of directions of the weight.
         stable_rank: In [1, d_p].

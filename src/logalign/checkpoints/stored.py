@@ -33,7 +33,7 @@ STORED_AS: dict[str, np.dtype[Any]] = {
 }
 """Floating-point dtypes, by their names in safetensors files, and the NumPy dtype that holds their bits."""
 EIGHT_BIT = {"F8_E4M3": (4, 7), "F8_E5M2": (5, 15), "F8_E4M3FNUZ": (4, 8), "F8_E5M2FNUZ": (5, 16)}
-"""Number of exponent bits and the exponent bias of each 8-bit format."""
+"""Exponent bits and exponent bias of each 8-bit format."""
 
 
 @dataclass(frozen=True)

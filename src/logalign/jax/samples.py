@@ -45,7 +45,7 @@ class StepVisits(NamedTuple):
 
     @property
     def has_arrived(self) -> bool:
-        """Whether `read()` returns without waiting."""
+        """True if `read()` returns without waiting."""
         arrays: list[Any] = [array for array in self[1:] if isinstance(array, jax.Array)]
         return all(array.is_deleted() or array.is_ready() for array in arrays)  # jaxlib crashes on a deleted array
 

@@ -191,7 +191,7 @@ def energies(
         bias: [m]. The function subtracts it from the outputs and ignores it without outputs.
         mask: [...] of bool, the tokens to count.
         vocabulary: Number of rows of W before its padding, for a padded W.
-        when: Whether to sum at all: a bool or a traced scalar of bool, such as `step % 10 == 0`. False skips the
+        when: The switch for the sums: a bool or a traced scalar of bool, such as `step % 10 == 0`. False skips the
             computation, and the sums then cover no tokens.
         tokens_axis: The mesh axes that split the tokens inside `shard_map`, or the `axis_name` inside `vmap`.
         rows_axis: The mesh axes that split the rows of W (the vocabulary) inside `shard_map`. Outputs and bias then

@@ -369,7 +369,7 @@ class Energies:
         return _lar(_overlap(weight, input_, output), self.n)
 
     def _is_rounding(self, output: float) -> bool:
-        """Whether an output energy, plain or centered, is within the rounding error of the terms behind it."""
+        """True if an output energy, plain or centered, is within the rounding error of the terms behind it."""
         return self.rounding >= 1 or output <= max(self.rounding * self.output, self.output_rounding)
 
     def _check_equal(self, other: Energies, method: str, **pairs: tuple[int, int]) -> None:
