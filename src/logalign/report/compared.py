@@ -1,4 +1,4 @@
-"""The page of a comparison: the order of several runs above the report that lays them over each other."""
+"""The page of a comparison: the order of several runs, above the report that overlays them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from logalign.report.terminal import ranking_notes, ranking_rows
 
 
 def write_comparison(ranking: Ranking, out: str | os.PathLike[str]) -> Path:
-    """Write one HTML page with the order of runs, and the best of them drawn over each other; return its path.
+    """Write one HTML page with the order of runs and the best of them overlaid, and return its path.
 
     Args:
-        ranking: The order, as `rank(runs)` gives it.
+        ranking: The order from `rank(runs)`.
         out: The HTML file.
 
     Raises:
-        As of `write_run_report`.
+        The errors of `write_run_report`.
     """
     drawn = [ranking.opened[each.run] for each in ranking.runs[: len(RUN_COLORS)]]
     return write_run_report(drawn, out, before=[ranking_part(ranking, drawn=len(drawn), drifts=drifts_of(ranking))])
 
 
 def ranking_part(ranking: Ranking, *, drawn: int, drifts: Sequence[Drift | None] = ()) -> Part:
-    """The order as a section of the report, as `print_ranking` has it on the terminal."""
+    """Return the order as a section of the report, in the terms of `print_ranking`."""
     notes = ranking_notes(ranking, has_drift=any(drifts))
     if drawn < len(ranking.runs):
         notes.insert(1, f"Drawn are the best {drawn} of {len(ranking.runs):,} runs.")

@@ -1,4 +1,4 @@
-"""What a report shows of drift: its chart with the error band, in words, and the facts behind it."""
+"""The drift section of a report: the chart with its error band, the words, and the facts behind it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXPLAINED = (
 
 
 def drift_panels(runs: Sequence[ShownRun]) -> list[Panel]:
-    """Drift with its error band about it and a line at zero; nothing where no run has a drift at any reading."""
+    """Return the panel of drift with its error band and a zero line, or none where no reading has drift."""
     drifting = [(i, run) for i, run in enumerate(runs) if known(run.drawn, "drift")]
     if not drifting:
         return []
@@ -47,7 +47,7 @@ def drift_panels(runs: Sequence[ShownRun]) -> list[Panel]:
 
 
 def drift_text(runs: Sequence[ShownRun]) -> str:
-    """What drift is, and for one run what it was at the last reading that has it."""
+    """Explain drift, and for one run state its last recorded value."""
     if len(runs) > 1:
         return EXPLAINED
     columns = runs[0].columns
@@ -56,7 +56,7 @@ def drift_text(runs: Sequence[ShownRun]) -> str:
 
 
 def drift_facts(columns: Columns) -> dict[str, str]:
-    """Passes over the data, pairs of visits, and why there is no drift, as the last reading says; only what it says."""
+    """Return the passes over the data, the pairs of visits and why drift is missing, if the last reading has them."""
     facts = {}
     passes, pairs = _at(columns, "passes", -1), _at(columns, "revisited", -1)
     if passes is not None:
@@ -70,7 +70,7 @@ def drift_facts(columns: Columns) -> dict[str, str]:
 
 
 def drift_cell(columns: Columns) -> str | None:
-    """Drift with its standard error at the last reading, for a table; None where it has none."""
+    """The last reading's drift and standard error for a table, or None where it has none."""
     value = _at(columns, "drift", -1)
     return None if value is None else str(Drift(value=value, error=_at(columns, "drift_error", -1)))
 

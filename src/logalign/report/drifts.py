@@ -1,7 +1,7 @@
-"""Drift in words and at a place: what terminals, tables and pages say of it.
+"""Drift in words and at a place, for terminals, tables and pages.
 
-Drift is by how much a sample's loss changes while the network trains on other samples, in nats for one pass over the
-data. Above zero, training on other samples raises a sample's loss; below zero, it still carries over to it.
+Drift is the change of a sample's loss while the network trains on other samples, in nats for one pass over the data.
+Above zero, training on other samples raises a sample's loss. Below zero, that training still carries over to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from logalign.runs.reading import Reading
 from logalign.runs.run import Run
 
 SIGMAS = 2.0
-"""Standard errors on either side within which a drift is not told from zero."""
+"""Standard errors on either side within which drift is indistinguishable from zero."""
 RISES = "other samples raise a sample's loss"
 FALLS = "other samples still lower a sample's loss"
 LEVEL = "within two errors of zero"
@@ -28,8 +28,8 @@ class Drift:
     """The drift of one reading.
 
     Attributes:
-        value: In nats for one pass over the data.
-        error: Its standard error; None where it was not recorded.
+        value: Nats for one pass over the data.
+        error: Its standard error, or None where not recorded.
     """
 
     value: float
@@ -37,12 +37,12 @@ class Drift:
 
     @classmethod
     def of(cls, reading: Reading | None) -> Drift | None:
-        """The drift of a reading; None where there is none."""
+        """Return the drift of a reading, or None."""
         return None if reading is None or reading.drift is None else cls(value=reading.drift, error=reading.drift_error)
 
     @property
     def direction(self) -> str:
-        """What it means, in words.
+        """The meaning in words.
 
         Example:
             >>> Drift(value=0.03, error=0.01).direction
@@ -59,16 +59,16 @@ class Drift:
 
 
 def drifts_of(ranking: Ranking) -> list[Drift | None]:
-    """The drift of each run of an order, where the runs were compared: at its last reading up to that place.
+    """Return each run's drift at its last reading up to the place where the runs were compared.
 
     Returns:
-        One for each run; None where that reading has no drift.
+        One drift for each run, or None where that reading has none.
     """
     return [Drift.of(_reading_at(ranking.opened[each.run], ranking)) for each in ranking.runs]
 
 
 def drift_records(drifts: Sequence[Drift | None]) -> list[dict[str, float | None]]:
-    """Drift and error of each run as objects for strict JSON; empty ones where no run has a drift.
+    """Convert each run's drift and error to objects for strict JSON, empty where no run has drift.
 
     Example:
         >>> drift_records([Drift(value=0.25), None]), drift_records([None])

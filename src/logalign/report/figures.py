@@ -1,11 +1,10 @@
 """Matplotlib figures of runs, drawn from the NumPy columns of `Run.columns()`.
 
-Figures are made with matplotlib's object interface and never with pyplot, which keeps a global list of figures and
-picks a window system: a report is written on machines without a screen and in programs that have figures of their own.
+The functions use matplotlib's object interface and never pyplot, which keeps a global list of figures and picks a
+window system. A report must also work on machines without a screen and in programs that have figures of their own.
 For the same reason the house style is a context (`house_style`) and not a change of the global settings.
 
-Every `*_figure` function takes the columns of one run, or of several to be laid over each other:
-
+Every `*_figure` function takes the columns of one run, or of several runs to overlay:
     lar_figure(run.columns())
     lar_figure(clean.columns(), noisy.columns(), labels=["clean labels", "40 % random labels"])
 """
@@ -30,7 +29,7 @@ except ImportError as error:
 
 Columns = Mapping[str, np.ndarray]
 
-# Okabe and Ito's palette, told apart with every common form of color blindness, and one wine red for emphasis.
+# Okabe and Ito's palette, distinguishable with every common form of color blindness, and one wine red for emphasis.
 COLORS = {
     "plain": "#0072B2",
     "centered": "#D55E00",
@@ -42,7 +41,7 @@ COLORS = {
     "accent": "#882255",
 }
 
-# One color a run where several are laid over each other.
+# One color for each of several overlaid runs.
 RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#882255", "#E69F00", "#56B4E9", "#444444")
 
 # The four forms of LAR: column, color, name in words. Line styles differ too, for print in gray.
@@ -59,7 +58,7 @@ LOSSES: tuple[tuple[str, str, str, LineStyleType], ...] = (
     ("val_loss", "held-out", "held_out", "--"),
 )
 
-# About how much text of the legend's size fits over a panel, and how much of a run's name is shown.
+# Characters of the legend's size that fit over a panel, approximately, and characters shown of a run's name.
 _LEGEND_CHARACTERS = 100
 _LABEL_CHARACTERS = 40
 
@@ -97,7 +96,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw and save figures in this library's style, and leave matplotlib's global settings as they were."""
+    """Draw and save figures in this library's style, without changing matplotlib's global settings."""
     with matplotlib.rc_context(_STYLE):
         yield
 
@@ -107,11 +106,11 @@ def new_axes(rows: int, *, width: float = 7.5, row_height: float = 2.6) -> tuple
 
     Args:
         rows: number of panels, at least one.
-        width: of the figure, in inches.
-        row_height: of one panel, in inches.
+        width: the figure's width, in inches.
+        row_height: one panel's height, in inches.
 
     Returns:
-        The figure and its axes from top to bottom. Lines drawn inside `house_style()` have the weights of the style.
+        The figure and its axes from top to bottom. Lines drawn inside `house_style()` have the style's weights.
     """
     if rows < 1:
         raise InputError(f"a figure has at least one panel; got rows={rows}")
@@ -135,8 +134,7 @@ def draw_curve(
     """Draw the column `name` over `step`.
 
     An undefined LAR is a gap in its line. Other columns may be recorded more rarely than LAR (a held-out loss, say), so
-    their line goes through the points that there are. Returns whether there was anything to draw: an absent or empty
-    column draws nothing.
+    their line joins the points that exist. Returns True if it drew anything. An absent or empty column draws nothing.
     """
     if name not in columns:
         return False
@@ -162,7 +160,7 @@ def draw_curve(
 
 
 def _draw_band(ax: Axes, columns: Columns, name: str, color: str) -> None:
-    """Shade what lies between the columns NAME_low and NAME_high, where there are such."""
+    """Shade the area between the columns NAME_low and NAME_high, where they exist."""
     if f"{name}_low" in columns:
         step, low, high = (np.asarray(columns[each], dtype=float) for each in ("step", f"{name}_low", f"{name}_high"))
         known = np.isfinite(low) & np.isfinite(high)
@@ -170,7 +168,7 @@ def _draw_band(ax: Axes, columns: Columns, name: str, color: str) -> None:
 
 
 def _draw_undefined(ax: Axes, runs: Sequence[Columns]) -> None:
-    """Mark at the foot of the panel the steps whose plain LAR is undefined: no reading is left out unseen."""
+    """Mark the steps with undefined plain LAR at the foot of the panel, so that every reading shows."""
     steps = np.concatenate([np.asarray(run["step"], dtype=float)[~np.isfinite(run["lar"])] for run in runs])
     if steps.size:
         ax.plot(
@@ -204,7 +202,7 @@ def _plain(label: str) -> str:
 
 
 def _legend(ax: Axes, entries: Sequence[Line2D] | None = None) -> None:
-    """Put the legend above the panel, where it covers no curve, in as many columns as its texts leave room for."""
+    """Put the legend above the panel, where it covers no curve, in as many columns as its texts allow."""
     handles = ax.get_legend_handles_labels()[0] if entries is None else list(entries)
     if not handles:
         return
@@ -226,7 +224,7 @@ def _color(i: int) -> str:
 
 
 def lar_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure:
-    """Draw LAR over steps: the forms beside each other for one run; for several, plain and centered in two panels."""
+    """Draw LAR over steps: all forms in one panel for one run, plain and centered in two panels for several."""
     names = _check(runs, labels)
     if len(runs) == 1:
         figure, (ax,) = new_axes(1, row_height=3.2)
@@ -257,7 +255,7 @@ def lar_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure:
 
 
 def effective_dim_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure:
-    """Draw the effective dimension k over steps on a log axis; for one run its centered form and the bound n too."""
+    """Draw the effective dimension k over steps on a log axis, and for one run its centered form and the bound n."""
     names = _check(runs, labels)
     figure, (ax,) = new_axes(1, row_height=3.2)
     if len(runs) == 1:
@@ -279,7 +277,7 @@ def effective_dim_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure:
 
 
 def _log_scale(ax: Axes) -> None:
-    """Logarithmic y axis whose ticks are plain numbers, also where the data span less than a decade."""
+    """Set a logarithmic y axis with plain numbers as ticks, even where the data span less than a decade."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
@@ -288,7 +286,7 @@ def _log_scale(ax: Axes) -> None:
 
 
 def loss_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure | None:
-    """Draw the training loss and, where it was recorded, the held-out loss; None if no run has recorded a loss."""
+    """Draw the training loss and any recorded held-out loss, or return None if no run has recorded a loss."""
     names = _check(runs, labels)
     figure, (ax,) = new_axes(1, row_height=3.2)
     single = len(runs) == 1
@@ -304,7 +302,7 @@ def loss_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure | None:
     if single:
         _legend(ax)
     else:
-        # Colors tell the runs apart, line styles the two losses: n + 2 entries and not 2 n.
+        # Colors distinguish the runs, line styles the two losses: n + 2 entries and not 2 n.
         by_color = [Line2D([], [], color=_color(i), label=name) for i, name in enumerate(names)]
         by_style = [
             Line2D([], [], color="#444444", linestyle=linestyle, label=words)
@@ -317,9 +315,9 @@ def loss_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure | None:
 
 
 def drivers_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure | None:
-    """Draw what k is made of: the participation ratios of weights and inputs, and their coherence, k = sqrt(d_p d_q)/c.
+    """Draw the factors of k: the participation ratios of weights and inputs, and their coherence, k = sqrt(d_p d_q)/c.
 
-    None if no run has a spectral reading (`watch(..., spectra_every=...)`).
+    Returns None if no run has a spectral reading (`watch(..., spectra_every=...)`).
     """
     names = _check(runs, labels)
     panels = [

@@ -1,8 +1,8 @@
-"""Fold a detector over a recorded run, and keep what it said and why at every reading: the curves of its signals.
+"""Fold a detector over a recorded run, and keep its outcome and signals at every reading, for the signal curves.
 
-A reading costs the detector about 0.6 ms. Up to 10,000 readings are all folded over, and the verdict is that of
-`logalign diagnose`. Of a longer run, 2,000 evenly chosen ones are: their losses are means since the one before, and the
-verdict may differ from that over all, which the page says.
+A reading costs the detector about 0.6 ms. It reads all of up to 10,000 readings, with the verdict of `logalign
+diagnose`. For a longer run it reads 2,000 evenly chosen ones, each with the mean loss since the one before. The verdict
+may then differ from the one over all readings, and the page says so.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ SIGNALS = (
     "spread",
     "loss_below",
 )
-"""Of the decline logic's evidence."""
+"""Names in the decline logic's evidence."""
 GROKKING_SIGNALS = ("k_ratio",)
 LOSS_SIGNALS = ("memorized_share_low",)
-"""Of logs without LAR."""
+"""Names for logs without LAR."""
 OF_REVISITS = tuple(name for name in REVISIT_FIELDS if name not in TEXT_FIELDS)
 HELD_OUT = "val_loss"
 NUMBERS = ("tokens_seen", "n", "m", "epoch", "loss", "loss_mean", "lr", *FORMS)
@@ -46,16 +46,16 @@ NUMBERS = ("tokens_seen", "n", "m", "epoch", "loss", "loss_mean", "lr", *FORMS)
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """What a detector said of a run.
+    """A detector's outcome and signals over a run.
 
     Attributes:
-        verdict: After the last reading.
-        folded: Readings that it was folded over.
-        of: Readings of the run.
-        rows: Rows of the columns at which outcome and signals were recorded.
-        outcomes: The outcome at each of them.
-        signals: By name, the number at each of them; NaN where it could not be had.
-        baseline: What the run was compared with; None where there is nothing.
+        verdict: The verdict after the last reading.
+        folded: Readings that the detector read.
+        of: Readings in the run.
+        rows: Rows at which outcome and signals were recorded.
+        outcomes: The outcome at each of these rows.
+        signals: By name, the value at each of these rows, NaN where unknown.
+        baseline: The reference of the run, or None.
     """
 
     verdict: Verdict
@@ -68,7 +68,7 @@ class Folded:
 
     @property
     def thinned(self) -> bool:
-        """Whether it was folded over some of the readings only."""
+        """True where the detector read only some of the readings."""
         return self.folded < self.of
 
 
@@ -84,15 +84,15 @@ def fold(
     """Fold a detector over the readings of one layer.
 
     Args:
-        columns: As `site_columns` gives them.
-        site: Of which layer.
-        baseline: What the decline logic compares with.
-        all_up_to: How many readings are all folded over.
-        thinned_to: To how many a longer run is thinned.
-        recorded: About how many of them are recorded, evenly chosen; changes of the outcome always are.
+        columns: Columns from `site_columns`.
+        site: The layer.
+        baseline: The decline logic's reference.
+        all_up_to: The most readings that are all read.
+        thinned_to: Number of readings chosen from a longer run.
+        recorded: About how many evenly chosen readings are recorded. Changes of the outcome always are.
 
     Raises:
-        InputError: the baseline is of another shape, or compares along tokens that were not recorded.
+        InputError: the baseline has another shape, or compares along tokens that were not recorded.
     """
     of = len(columns["step"])
     rows = np.arange(of) if of <= all_up_to else np.unique(np.linspace(0, of - 1, thinned_to).round().astype(np.int64))
@@ -137,7 +137,7 @@ def fold(
 
 
 def _readings(columns: Columns, site: str, rows: Vector) -> list[Reading]:
-    """The readings at these rows, with what a detector looks at."""
+    """Build the readings at these rows, with the fields a detector uses."""
     values = {name: columns[name][rows] for name in NUMBERS if name in columns}
     values |= {name: columns[name][rows] for name in OF_REVISITS if name in columns}
     if len(rows) < len(columns["step"]):
@@ -172,7 +172,7 @@ def _readings(columns: Columns, site: str, rows: Vector) -> list[Reading]:
 
 
 def _means_between(values: Vector, rows: Vector) -> Vector:
-    """The mean over the rows after the one before, up to and including each; NaN where none is known."""
+    """Average over the rows after the one before, up to and including each, NaN where no value is known."""
     known = np.isfinite(values)
     totals, counts = np.cumsum(np.where(known, values, 0.0)), np.cumsum(known)
     total, count = np.diff(totals[rows], prepend=0.0), np.diff(counts[rows], prepend=0)

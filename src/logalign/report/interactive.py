@@ -1,16 +1,16 @@
-"""Write the interactive report: one HTML file that loads nothing, with the charts' library and the numbers inside.
+"""Write the interactive report: one HTML file that loads nothing, with the chart library and the numbers inside.
 
-The library is plotly.js: panels with hover, zoom and log axes that follow the page's colors, well kept, and installed
-as a Python package, so that nothing is copied into this repository. It is large: 4.8 MB. Packed with gzip and base64 it
-is 2.0 MB, which the browser unpacks itself (DecompressionStream: Chrome 80, Firefox 113, Safari 16.4). A smaller
-library would save 1.9 MB of a file that is sent once, and cost the log axes, the heat map and the hover over all
-curves, which would have to be written here.
+The library is plotly.js. It offers panels with hover, zoom and log axes that follow the page's colors. It is well
+maintained and installs as a Python package, so this repository holds no copy. It is large: 4.8 MB. Packed with gzip and
+base64 it is 2.0 MB, which the browser unpacks itself (DecompressionStream: Chrome 80, Firefox 113, Safari 16.4). A
+smaller library would save 1.9 MB of a file that is sent once. It would cost the log axes, the heat map and the hover
+over all curves, which this module would have to implement.
 
-Every panel has its static figure (SVG) beside it, which is what is printed, and what is shown where the script does not
-run: in an older browser, in a mail's preview, under a stricter policy.
+Every panel has a static figure (SVG) beside it for print, and for places where the script does not run: an older
+browser, a mail preview, a stricter policy.
 
 The content security policy names the hashes of the two scripts, ours and plotly's. Any other script, in a run's name or
-settings, would not run even if escaping failed; nothing can be loaded, and nothing sent.
+settings, does not run even if escaping fails. The page can load nothing and send nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DPI = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A section of the report: heading, plain text as `page.Section` has it, panels below it, a table."""
+    """A section of the report: heading, plain text in the format of `page.Section`, panels below it, a table."""
 
     heading: str
     text: str = ""
@@ -76,10 +76,10 @@ def write_interactive(
     """Write the page and return its path.
 
     Args:
-        path: Of the HTML file; folders above it are made, an older file is replaced in one step.
-        title: Of the page, also its first heading.
+        path: The HTML file. Missing folders are made, and an older file is replaced in one step.
+        title: The page's title and first heading.
         cards: The verdicts, on top.
-        parts: In order.
+        parts: Sections in order.
         facts: Headings, and names and values below them, after the parts.
         tables: The numbers that the panels name.
 
@@ -134,10 +134,10 @@ def write_figures(folder: str | os.PathLike[str], parts: Sequence[Part]) -> list
 
 
 def plotly_script() -> str:
-    """The text of plotly.js, from the installed package.
+    """Return the text of plotly.js from the installed package.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: plotly is not installed.
     """
     offline = load("plotly.offline", extra="report", purpose="a report", supported="5.24,8")
     text: str = offline.get_plotlyjs()
@@ -145,17 +145,17 @@ def plotly_script() -> str:
 
 
 def packed(text: str) -> str:
-    """A text as gzip in base64; the same text gives the same bytes."""
+    """Pack a text as gzip in base64, with the same bytes for the same text."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")
 
 
 def content_hash(script: str) -> str:
-    """How a content security policy names a script."""
+    """Hash a script as a content security policy names it."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"
 
 
 def embedded_json(data: object) -> str:
-    """Strict JSON that no HTML parser sees a tag, a comment or an entity in."""
+    """Encode strict JSON in which no HTML parser sees a tag, a comment or an entity."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -192,7 +192,7 @@ def _card(card: Card) -> dict[str, Any]:
 
 
 def _sentence(text: str) -> str:
-    """With a capital, but for a symbol such as k."""
+    """Capitalize a text, but not a symbol such as k."""
     return text if text[1:2] == " " else text[:1].upper() + text[1:]
 
 
@@ -213,7 +213,7 @@ def _part(part: Part, i: int) -> dict[str, Any]:
 
 
 def _figures(panels: Sequence[Panel]) -> dict[str, Any]:
-    """By name; several panels may share one figure."""
+    """Map names to figures, which several panels may share."""
     return {panel.spec.get("static", panel.key): panel.figure for panel in panels}
 
 

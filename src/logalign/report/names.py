@@ -10,7 +10,7 @@ from logalign.errors import InputError
 
 
 def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The shortest endings of the runs' paths that tell them apart.
+    """Find the shortest endings that distinguish the runs' paths.
 
     Raises:
         InputError: two paths are the same.

@@ -1,8 +1,8 @@
 """Write one self-contained HTML page: text, tables and figures, with nothing loaded from anywhere.
 
-The page is static: figures are inlined as SVG and there is no script at all, which a content security policy in the
-page enforces, so that a run's name or settings can never run as code. It is the page of the demos, which tell a story;
-`interactive` writes the one of `logalign report`, at the price of two megabytes of script.
+The page is static: it inlines figures as SVG and has no script. A content security policy in the page enforces this,
+so that a run's name or settings can never run as code. The demos tell a story on this page. `interactive` writes the
+page of `logalign report`, at the price of two megabytes of script.
 """
 
 import io
@@ -34,12 +34,12 @@ class Section:
     """One part of a page: a heading, its text, and below it a figure, a table or both.
 
     Args:
-        heading: of the section.
-        text: plain text. A blank line begins a new paragraph; one that begins with "- " is a list, with an item
+        heading: the section's heading.
+        text: plain text. A blank line begins a new paragraph. A paragraph that begins with "- " is a list, with an item
             at every line that begins so.
         figure: drawn below the text.
-        table: one mapping a row; the columns are the keys in the order of their first appearance.
-        alt: the figure in words, for people who do not see it; by default the label that the figure carries.
+        table: one mapping a row. The columns are the keys in the order of their first appearance.
+        alt: the figure in words, for people who cannot see it. The default is the label that the figure carries.
     """
 
     heading: str
@@ -60,9 +60,9 @@ def write_page(
     """Write a page and return its path.
 
     Args:
-        path: of the HTML file; folders above it are made, an older file is replaced in one step.
-        title: of the page, also its first heading.
-        lead: one or two paragraphs under the title, the answer in words.
+        path: the HTML file. Missing folders are made, and an older file is replaced in one step.
+        title: the page's title and first heading.
+        lead: the answer in words, one or two paragraphs under the title.
         sections: in order.
         facts: name and value, shown as a list after the sections.
 
@@ -108,12 +108,12 @@ def _blocks(text: str) -> list[dict[str, object]]:
 def _svg(figure: "Figure", prefix: str) -> str:
     """Render a figure to SVG with ids that are unique on the page.
 
-    Matplotlib numbers ids anew in every figure, and in one HTML document two equal ids would show the first one's
-    shapes twice.
+    Matplotlib numbers ids anew in every figure. An HTML document with two equal ids shows the first one's shapes
+    twice.
     """
     buffer = io.StringIO()
     with house_style():
-        # No date, no creator: the same run gives the same bytes.
+        # No date and no creator: the same run gives the same bytes.
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -136,7 +136,7 @@ def _is_number(value: object) -> bool:
 
 
 def _cell(value: object) -> str:
-    """Text of a table cell: four significant digits, an en dash for what is missing."""
+    """Format a table cell: four significant digits, an en dash for a missing value."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -152,7 +152,7 @@ def _cell(value: object) -> str:
 
 
 def _replace(path: Path, text: str) -> Path:
-    """Write beside the target and move over it, so that a reader never sees half a page."""
+    """Write beside the target and move the file over it, so that no reader sees half a page."""
     if path.is_dir():
         raise InputError(f"expected a file to write the report to; {path} is a folder: give a name such as report.html")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -1,9 +1,9 @@
-"""What a report draws, described once: interactive panels as plain data for the page's script, and figures for paper.
+"""Describe once what a report draws: interactive panels as plain data for the page's script, and figures for paper.
 
-A panel's traces name a table and a column of it. A table holds the rows of one run: where they stand (step, tokens,
-epoch) and the curves, so that a page can move all curves from one axis to another, and a number is embedded once.
+A panel's traces name a table and a column in it. A table holds the rows of one run: their positions (step, tokens,
+epoch) and the curves. A page can thus move all curves from one axis to another, and embeds each number once.
 
-Texts of a run (its name, its layers) go through `label()`: plotly takes some HTML in texts for markup.
+Texts of a run (its name, its layers) go through `label()`, because plotly reads some HTML in texts as markup.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ DRIVERS = (
     ("coherence", "coherence c"),
 )
 OF_WEIGHTS = (("stable_rank", "stable rank"), ("weight_norm", "norm of the weight"))
-"""What `logalign spectra` records of checkpoints."""
+"""Columns that `logalign spectra` records of checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,9 @@ class Panel:
     """One chart.
 
     Attributes:
-        key: Its name, and that of the files of its figure.
-        spec: What the page's script draws: see report.js.
-        figure: The same for paper.
+        key: Name of the panel and of its figure's files.
+        spec: Data that the page's script draws: see report.js.
+        figure: The same chart for paper.
     """
 
     key: str
@@ -77,13 +77,13 @@ class Tables:
     held: dict[str, dict[str, list[float | int | None]]] = field(default_factory=dict)
 
     def add(self, name: str, columns: dict[str, Vector]) -> str:
-        """Hold these columns, to seven significant digits, and give the table's name."""
+        """Store these columns, to seven significant digits, and return the table's name."""
         self.held.setdefault(name, {}).update({column: numbers(values) for column, values in columns.items()})
         return name
 
 
 def numbers(values: Vector) -> list[float | int | None]:
-    """As JSON holds them: whole numbers exactly, others to seven significant digits, null where undefined."""
+    """Convert to JSON: whole numbers exactly, others to seven significant digits, null where undefined."""
     values = np.asarray(values)
     if values.dtype.kind == "i":
         whole: list[float | int | None] = values.tolist()
@@ -100,7 +100,7 @@ def numbers(values: Vector) -> list[float | int | None]:
 
 
 def label(text: str, *, characters: int = LABEL_CHARACTERS) -> str:
-    """A text of the run, in one line of bounded length, that plotly shows as it is."""
+    """Return a text of the run as one line of bounded length that plotly shows literally."""
     shown = " ".join(text.split())
     if len(shown) > characters:
         shown = f"{shown[: characters // 2]} … {shown[-characters // 3 :]}"
@@ -108,12 +108,12 @@ def label(text: str, *, characters: int = LABEL_CHARACTERS) -> str:
 
 
 def known(columns: Any, name: str) -> bool:
-    """Whether a column holds any number."""
+    """True where a column holds any number."""
     return name in columns and bool(np.isfinite(np.asarray(columns[name], dtype=np.float64)).any())
 
 
 def add_tables(runs: Sequence[ShownRun], tables: Tables) -> None:
-    """Hold the curves and the signals of the runs: tables r0, r1, ... and s0, s1, ..."""
+    """Store the curves of the runs in tables r0, r1, ... and their signals in s0, s1, ..."""
     for i, run in enumerate(runs):
         drawn = run.drawn
         names = [name for name in CURVE_COLUMNS if known(drawn, name)]
@@ -161,7 +161,7 @@ def panel(
     height: int = 320,
     **more: Any,
 ) -> Panel:
-    """A panel over the steps; `lines` are thresholds."""
+    """A panel over the steps, with `lines` as thresholds."""
     spec = {
         "key": key,
         "title": title,
@@ -186,12 +186,12 @@ def band(table: str, column: str, name: str, color: str) -> Trace:
 
 
 def run_color(i: int, runs: Sequence[ShownRun]) -> str:
-    """One color a run."""
+    """The color of run i."""
     return RUN_COLORS[i % len(RUN_COLORS)] if len(runs) > 1 else COLORS["plain"]
 
 
 def lar_panels(runs: Sequence[ShownRun]) -> list[Panel]:
-    """LAR: all forms of one run, or plain and centered of several; nothing of logs without LAR."""
+    """LAR: all forms of one run, or plain and centered of several, and no panel for logs without LAR."""
     if all(run.folded.verdict.regime == "loss" for run in runs):
         return []
     names = [run.name for run in runs]
@@ -259,7 +259,7 @@ def undefined(table: str, name: str) -> Trace:
 
 
 def effective_dim_panels(runs: Sequence[ShownRun]) -> list[Panel]:
-    """k on a log axis."""
+    """The effective dimension k on a log axis."""
     traces: list[Trace] = []
     for i, run in enumerate(runs):
         name = "plain" if len(runs) == 1 else label(run.name)
@@ -321,7 +321,7 @@ def _same(run: ShownRun, column: str) -> bool:
 
 
 def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
-    """What the verdict rests on, beside its thresholds."""
+    """The signals behind the verdict, with their thresholds."""
     t, g = OverfitThresholds(), GrokThresholds()
     panels = []
     for key, title, lines, height in (
@@ -405,7 +405,7 @@ def signal_panels(runs: Sequence[ShownRun]) -> list[Panel]:
 
 
 def outcome_panels(runs: Sequence[ShownRun], tables: Tables) -> list[Panel]:
-    """The outcome over time: a lane for each outcome of one run, a lane for each of several runs."""
+    """The outcome over time, with a lane for each outcome of one run or for each of several runs."""
     seen = [outcome for outcome in OUTCOMES if any(outcome in run.folded.outcomes for run in runs)]
     if not seen:
         return []
@@ -437,7 +437,7 @@ def outcome_panels(runs: Sequence[ShownRun], tables: Tables) -> list[Panel]:
 
 
 def driver_panels(runs: Sequence[ShownRun]) -> list[Panel]:
-    """Weight spread, activation spread and coherence, where spectra were taken."""
+    """Weight spread, activation spread and coherence, where spectra were recorded."""
     figure = figures.drivers_figure(*(run.drawn for run in runs), labels=[run.name for run in runs])
     if figure is None:
         return []
@@ -454,7 +454,7 @@ def driver_panels(runs: Sequence[ShownRun]) -> list[Panel]:
 
 
 def weight_panels(runs: Sequence[ShownRun]) -> list[Panel]:
-    """Stable rank and norm, where the run was made from checkpoints."""
+    """Stable rank and norm, where the run comes from checkpoints."""
     panels = []
     for column, title in OF_WEIGHTS:
         found = [(i, run) for i, run in enumerate(runs) if known(run.drawn, column)]
@@ -470,7 +470,7 @@ def weight_panels(runs: Sequence[ShownRun]) -> list[Panel]:
 
 
 def layers_show(run: ShownRun) -> tuple[str, str]:
-    """What the map of layers shows, column and words: LAR, or the weights' spread where no layer has one."""
+    """Choose column and words for the map of layers: LAR, or the weights' spread where no layer has LAR."""
     if not any(known(columns, "lar") for columns in run.sites.values()):
         return "weight_participation", "weight spread d_p"
     return "lar", "LAR, plain"
@@ -507,7 +507,7 @@ def layer_panels(run: ShownRun) -> list[Panel]:
 
 
 def _edges(run: ShownRun, steps: Vector) -> dict[str, list[float | int | None]]:
-    """Where these steps lie along every axis."""
+    """The positions of these steps along every axis."""
     found = {"step": numbers(steps)}
     for axis, values in axis_values(run.columns).items():
         ok = np.isfinite(np.asarray(values, dtype=np.float64))
@@ -517,7 +517,7 @@ def _edges(run: ShownRun, steps: Vector) -> dict[str, list[float | int | None]]:
 
 
 def spectra_panels(run: ShownRun, spectra: ShownSpectra | None) -> list[Panel]:
-    """p and q by direction, at the step that a slider chooses."""
+    """p and q by direction, at the step that a slider selects."""
     if spectra is None:
         return []
     first = next(iter(spectra.sites))

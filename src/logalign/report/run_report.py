@@ -1,6 +1,6 @@
-"""The report of recorded runs, as `logalign report` writes it: the verdict, its curves, how to read them, the facts.
+"""Write the report of recorded runs for `logalign report`: the verdict, its curves, how to read them, the facts.
 
-Parts and facts are put together here; `panels` has what is drawn, `interactive` writes the page.
+This module assembles parts and facts, `panels` describes the charts, and `interactive` writes the page.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ def write_run_report(
     figures: str | os.PathLike[str] | None = None,
     before: Sequence[Part] = (),
 ) -> Path:
-    """Write one HTML page for one run, or for several laid over each other, and return its path.
+    """Write one HTML page for one run or for several overlaid runs, and return its path.
 
     Args:
-        runs: Run folders, JSONL or CSV files, other tools' logs, or opened runs; at most eight, which can be told
-            apart by color.
+        runs: Run folders, JSONL or CSV files, other tools' logs, or opened runs. The limit is eight, which color
+            can distinguish.
         out: The HTML file.
-        baseline: Runs of the same set-up that do not overfit, to compare with.
-        figures: A folder for each figure as PNG (300 dots an inch) and SVG; none by default.
-        before: Sections to stand before the curves.
+        baseline: Runs of the same set-up that do not overfit, as the reference.
+        figures: A folder for each figure as PNG (300 dots an inch) and SVG. The default writes none.
+        before: Sections that precede the curves.
 
     Raises:
         InputError: no run, too many runs, a run without readings, a baseline of another shape, or a page that cannot be
@@ -127,7 +127,7 @@ def _card(run: ShownRun, *, name: str, baseline: Baseline | None) -> Card:
 
 
 def _in_words(run: ShownRun) -> str:
-    """What LAR did, in two sentences of numbers."""
+    """Describe LAR in two sentences of numbers."""
     columns = run.columns
     lar = np.asarray(columns["lar"], dtype=np.float64)
     known = np.isfinite(lar)
@@ -222,7 +222,7 @@ def _spectra_text(spectra: ShownSpectra | None) -> str:
 
 
 def _layers(run: ShownRun) -> list[Part]:
-    """The other layers, for a run that watched several."""
+    """The other layers of a run that watched several."""
     if len(run.sites) == 1:
         return []
     table: list[dict[str, object]] = []
@@ -263,7 +263,7 @@ def _meta_of(run: Run, site: str) -> dict[str, Any]:
 
 
 def _at(columns: Columns, name: str, row: int) -> float | None:
-    """One number; None where it is undefined or was not recorded."""
+    """One number, or None where it is undefined or was not recorded."""
     if name not in columns or not np.isfinite(columns[name][row]):
         return None
     return float(columns[name][row])
@@ -271,7 +271,7 @@ def _at(columns: Columns, name: str, row: int) -> float | None:
 
 def _shape(columns: Columns) -> str | None:
     m, n = _at(columns, "m", -1), _at(columns, "n", -1)
-    # No-break spaces: a shape stays on one line.
+    # No-break spaces keep a shape on one line.
     return None if m is None or n is None else f"{int(m):,}\u00a0×\u00a0{int(n):,}"
 
 
@@ -292,7 +292,7 @@ def _row(run: ShownRun) -> dict[str, object]:
 
 
 def _facts(shown: ShownRun) -> dict[str, str]:
-    """What a reader needs in order to trust the curves, with "not recorded" where the run does not say."""
+    """List the facts a reader needs to trust the curves, with "not recorded" where the run has none."""
     run, columns = shown.run, shown.columns
     steps, shape = columns["step"], _shape(columns)
     found = _meta_of(run, shown.site)

@@ -1,6 +1,6 @@
-"""A run made ready to be drawn: its columns thinned, its verdict, its noise, its baseline; for page and figures alike.
+"""Make a run ready to draw on page and figures: thinned columns, verdict, noise band and baseline.
 
-Shapes: columns are one-dimensional, of one length.
+Shapes: columns are one-dimensional and of equal length.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ CURVES = (
     "loss_mean",
     "val_loss",
 )
-"""What keeps its extremes when a run is thinned."""
+"""Curves whose extremes survive thinning."""
 OF_REVISITS = ("drift",)
-"""The same, in runs that have any of it: further curves make the stretches wider."""
+"""The same, for runs that have any of these. Further curves widen the stretches."""
 NOISE_READINGS = 21
 SMOOTHING = 5
 NOISE_SIGMAS = 2.0
@@ -53,13 +53,13 @@ class ShownRun:
     """One run of a report.
 
     Attributes:
-        run: What was recorded.
-        name: Short and unlike the other runs'.
-        site: The layer that the report is about.
+        run: The recorded run.
+        name: Short name, unlike the other runs'.
+        site: The layer that the report covers.
         sites: The columns of every layer, in the order of their first readings.
-        rows: Which rows of the main layer's columns are drawn.
-        drawn: Those rows, with `k_centered`, noise bands and baseline beside what was recorded.
-        folded: What the detector said.
+        rows: Rows of the main layer's columns to draw.
+        drawn: Those rows, with `k_centered`, noise bands and baseline added.
+        folded: The detector's outcome and signals.
     """
 
     run: Run
@@ -77,22 +77,22 @@ class ShownRun:
 
     @property
     def thinned(self) -> bool:
-        """Whether some readings are not drawn."""
+        """True where some readings are not drawn."""
         return len(self.rows) < len(self.columns["step"])
 
 
 def shown_run(run: Run, name: str, *, baseline: Baseline | None = None, rows: int = ROWS) -> ShownRun:
-    """Read a run, judge it, and choose what of it is drawn.
+    """Read a run, judge it, and choose what to draw.
 
     Args:
-        run: What was recorded.
-        name: Of the run on the page.
-        baseline: What it is judged against.
-        rows: At most so many rows of it are drawn.
+        run: The recorded run.
+        name: The run's name on the page.
+        baseline: The verdict's reference.
+        rows: Most rows to draw.
 
     Raises:
-        RunError: it is damaged.
-        InputError: it holds no reading, or the baseline does not fit it.
+        RunError: the run is damaged.
+        InputError: the run holds no reading, or the baseline does not fit it.
     """
     sites = site_columns(run)
     if not sites:
@@ -118,7 +118,7 @@ def shown_run(run: Run, name: str, *, baseline: Baseline | None = None, rows: in
 
 
 def _drawable(name: str, values: Vector) -> Vector:
-    """A column without what a detector passes over, too: no float beyond 1e100, no LAR that cannot be, no k below 0."""
+    """Make undefined what a detector also ignores: floats beyond 1e100, an impossible LAR, a k of 0 or below."""
     if values.dtype.kind == "i":
         return values
     low, high = POSSIBLE_LAR if name in FORMS else (-LARGEST, LARGEST)
@@ -130,12 +130,11 @@ def _drawable(name: str, values: Vector) -> Vector:
 
 
 def noise_band(values: Vector, rows: Vector, *, readings: int = NOISE_READINGS) -> tuple[Vector, Vector]:
-    """Between what values a reading is expected by chance: running median and two standard deviations on either side.
+    """Compute the range of a reading by chance: the running median and two standard deviations on either side.
 
-    The median is of five readings. The standard deviation is that of the moves from one reading to the next about
-    their median, over the square root of two, so that a trend does not count; it is robust, and taken over `readings`
-    readings about each row.
-    NaN where there are not so many.
+    The median covers five readings. The standard deviation is robust. It measures the moves from one reading to the
+    next about their median, over the square root of two, so that a trend does not count. It covers `readings` readings
+    about each row. The range is NaN where there are fewer.
     """
     low, high = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     half, near = readings // 2, SMOOTHING // 2
@@ -152,7 +151,7 @@ def noise_band(values: Vector, rows: Vector, *, readings: int = NOISE_READINGS) 
 
 
 def axis_values(columns: Columns) -> dict[str, Vector]:
-    """Along what these rows can be drawn: step, and tokens and passes where they are known of most of them."""
+    """Return the axes for these rows: step, and tokens and passes where most rows have them."""
     steps = np.asarray(columns["step"])
     found = {"step": steps}
     none = np.full(steps.shape, np.nan)
@@ -165,27 +164,27 @@ def axis_values(columns: Columns) -> dict[str, Vector]:
 
 
 def _add_k(drawn: dict[str, Vector]) -> None:
-    """k of the centered LAR, and of the plain one where only that was recorded."""
+    """Add k of the centered LAR, and of the plain one where no k was recorded."""
     if "n" not in drawn:
         return
     wanted = {"k_centered": "lar_centered"}
     if "effective_dim" not in drawn or not np.isfinite(drawn["effective_dim"]).any():
         wanted["effective_dim"] = "lar"
     for name, form in wanted.items():
-        with np.errstate(over="ignore"):  # what no float can hold is not drawn
+        with np.errstate(over="ignore"):  # values beyond the float range are not drawn
             k = np.asarray(drawn["n"], dtype=np.float64) ** (2 * (1 - drawn[form]))
         drawn[name] = _drawable("effective_dim", k)
 
 
 def _add_drift_band(drawn: dict[str, Vector]) -> None:
-    """Two standard errors about the drift."""
+    """Add two standard errors about the drift."""
     if "drift" in drawn and "drift_error" in drawn:
         width = SIGMAS * drawn["drift_error"]
         drawn["drift_low"], drawn["drift_high"] = drawn["drift"] - width, drawn["drift"] + width
 
 
 def _add_baseline(drawn: dict[str, Vector], baseline: Baseline | None) -> None:
-    """Where the baseline is, and between what values a reading of a healthy run is expected."""
+    """Add the baseline and the range in which it puts a healthy run's reading."""
     if baseline is None:
         return
     tokens = np.asarray(drawn.get("tokens_seen", np.array([np.nan])), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Matplotlib figures of what a verdict rests on, of many layers, and of spectra; `figures` has those of curves."""
+"""Matplotlib figures of a verdict's signals, of many layers, and of spectra (`figures` draws the curves)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from logalign.report.figures import COLORS, RUN_COLORS, Columns, house_style, ne
 Vector = np.ndarray[Any, Any]
 
 FEW_POINTS = 40
-"""Readings up to which each is marked, so that one between two gaps is seen."""
+"""Readings up to which each is marked, so that one between two gaps shows."""
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)))
 
 
 def _threshold(ax: Axes, value: float, words: str) -> None:
-    """A dashed line that carries its name."""
+    """Draw a dashed line that carries its name."""
     ax.axhline(value, color=COLORS["accent"], linestyle="--", linewidth=1)
     ax.annotate(
         words,
@@ -59,9 +59,9 @@ def signal_figure(
 
 
 def drift_figure(curves: Sequence[tuple[str, Columns]], *, label: str, colors: Sequence[str]) -> Figure:
-    """Draw the columns `drift` of runs (name, columns) with the band from drift_low to drift_high, and a line at zero.
+    """Draw each run's column `drift` (name, columns), the band from drift_low to drift_high, and a line at zero.
 
-    A reading without drift is a gap in the curve and in the band.
+    A reading without drift leaves a gap in the curve and in the band.
     """
     figure, (ax,) = new_axes(1, row_height=2.6)
     with house_style():
@@ -89,7 +89,7 @@ def drift_figure(curves: Sequence[tuple[str, Columns]], *, label: str, colors: S
 
 
 def outcome_figure(runs: Sequence[tuple[str, Vector, Sequence[str]]]) -> Figure:
-    """Draw the outcome over steps: one lane an outcome for one run, one lane a run for several."""
+    """Draw the outcome over steps, with a lane for each outcome of one run or for each of several runs."""
     figure, (ax,) = new_axes(1, row_height=0.9 + 0.3 * (len(runs) if len(runs) > 1 else 3))
     seen = [outcome for outcome in OUTCOMES if any(outcome in outcomes for _, _, outcomes in runs)]
     with house_style():
@@ -117,7 +117,7 @@ def outcome_figure(runs: Sequence[tuple[str, Vector, Sequence[str]]]) -> Figure:
 
 
 def layers_figure(sites: Sequence[str], edges: Vector, values: Vector, *, title: str = "LAR, plain") -> Figure:
-    """Draw what the title says of many layers as a heat map: values [sites, bins] between the bins' edges in steps."""
+    """Draw the titled quantity of many layers as a heat map: values [sites, bins] between bin edges in steps."""
     figure, (ax,) = new_axes(1, row_height=1.0 + 0.24 * len(sites))
     with house_style():
         mesh = ax.pcolormesh(edges, np.arange(len(sites) + 1), np.ma.masked_invalid(values), cmap="cividis")

@@ -1,4 +1,4 @@
-"""The spectra p and q of a run's folder, thinned to what a page can hold."""
+"""Thin the spectra p and q of a run's folder to what a page can hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from logalign.runs.run import Run
 
 POINTS, STEPS, SITES, NUMBERS = 200, 24, 12, 60_000
-"""Points of a spectrum, steps, layers and numbers in all that one page holds."""
+"""Points of a spectrum, steps, layers and total numbers that one page holds."""
 
 Vector = np.ndarray[Any, Any]
 NAME = re.compile(r"step-(\d+)\.safetensors")
@@ -22,14 +22,14 @@ NAME = re.compile(r"step-(\d+)\.safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class ShownSpectra:
-    """Spectra that are shown.
+    """The spectra to show.
 
     Attributes:
         steps: Chosen steps, in order.
-        recorded: How many steps have spectra.
+        recorded: Number of steps with spectra.
         sites: By layer and step: (numbers of the directions from 1 on, p, q).
         left_out: Layers with spectra that are not shown.
-        damaged: Files that could not be read.
+        damaged: Unreadable files.
     """
 
     steps: list[int]
@@ -40,7 +40,7 @@ class ShownSpectra:
 
 
 def shown_spectra(run: Run, main: str) -> ShownSpectra | None:
-    """Read the spectra of evenly chosen steps, the main layer's first; None where the run has none."""
+    """Read the spectra of evenly chosen steps, the main layer's first, or return None where there are none."""
     folder = run.spectra_folder
     if not folder.is_dir():
         return None
@@ -87,6 +87,6 @@ def _sites(path: Path) -> list[str]:
 
 
 def _thinned(p: Vector, q: Vector) -> tuple[Vector, Vector, Vector]:
-    """Directions spaced evenly in the logarithm of their number, the first and the last included."""
+    """Select directions evenly in the logarithm of their number, the first and the last included."""
     rows = np.unique(np.geomspace(1, p.size, POINTS).round().astype(int)) - 1
     return rows + 1, p[rows].astype(np.float64), q[rows].astype(np.float64)

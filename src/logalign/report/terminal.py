@@ -1,4 +1,4 @@
-"""Verdicts and rankings on the terminal: what is the case, since when, why, what to do, and what that rests on."""
+"""Print verdicts and rankings on the terminal: the outcome, since when, why, what to do, and the evidence."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ RESTS_ON: dict[Quantity, str] = {
 
 
 def print_verdict(verdict: Verdict, *, name: str, console: Console, verbose: bool = False) -> None:
-    """Print a verdict for people; colors only where the console has them.
+    """Print a verdict for people, with colors only where the console has them.
 
     Args:
-        verdict: What was found.
-        name: Of the run.
-        console: Where to.
-        verbose: Whether to print its numbers, what it rests on and its limits, too.
+        verdict: The verdict.
+        name: The run's name.
+        console: The output.
+        verbose: Also print the verdict's numbers, evidence and limits.
     """
     headline = Text(f"{name}: ").append(verdict.headline(), style=SHOWN[verdict.outcome].style)
     console.print(headline, soft_wrap=True)
@@ -73,7 +73,7 @@ def _sentences(verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def _paragraph(label: str, sentence: str) -> Table:
-    """A label with a text that is wrapped beside it."""
+    """A label with wrapped text beside it."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column()
@@ -82,12 +82,12 @@ def _paragraph(label: str, sentence: str) -> Table:
 
 
 def print_ranking(ranking: Ranking, *, console: Console, drifts: Sequence[Drift | None] = ()) -> None:
-    """Print runs in their order, whether the next one could stand before each, and what was left out.
+    """Print runs in order, whether the next one could stand before each, and which were left out.
 
     Args:
         ranking: The order.
-        console: Where to.
-        drifts: One for each run; a column where any has one.
+        console: The output.
+        drifts: One for each run. The column appears where any has one.
     """
     rows = ranking_rows(ranking, drifts)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -102,7 +102,7 @@ def print_ranking(ranking: Ranking, *, console: Console, drifts: Sequence[Drift 
 
 
 def ranking_rows(ranking: Ranking, drifts: Sequence[Drift | None] = ()) -> list[dict[str, str]]:
-    """The rows of the table of an order, as texts by column."""
+    """Return the rows of the ranking table, as texts by column."""
     rows = []
     names = short_names([each.run for each in ranking.runs])
     for place, (each, name) in enumerate(zip(ranking.runs, names, strict=True)):
@@ -116,7 +116,7 @@ def ranking_rows(ranking: Ranking, drifts: Sequence[Drift | None] = ()) -> list[
 
 
 def ranking_notes(ranking: Ranking, *, has_drift: bool = False) -> list[str]:
-    """What the order rests on, in sentences, and each run that was left out."""
+    """Explain in sentences the order's evidence, and name each run left out."""
     place = position(ranking.align, ranking.at)
     notes = [
         f"Best first, by {ranking.quantity}, at {place}, the last that all runs have. {RESTS_ON[ranking.quantity]}"

@@ -1,10 +1,9 @@
 """Thin a long run to what a screen can show, and lose no extreme.
 
-Method: the readings are cut into buckets of equally many, and of each bucket those rows are kept that hold the lowest
-and the highest value of any curve, the first and the last row, and the first undefined one. It is the M4 aggregation
-(Jugel and others, VLDB 2014) with one set of rows for all curves of a run, so that the curves of a reading can be read
-off together. The alternative, one set of rows a curve, needs fewer points for each, and hovering would then find
-another step on each.
+Method: the readings are cut into buckets of equal size. Each bucket keeps the rows that hold the lowest and the highest
+value of any curve, the first and the last row, and the first undefined row. This is the M4 aggregation (Jugel and
+others, VLDB 2014) with one set of rows for all curves of a run, so that hovering reads all curves at one step. The
+alternative, one set of rows a curve, needs fewer points for each, but hovering then finds another step on each.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ Vector = np.ndarray[Any, Any]
 
 
 def kept_rows(curves: Sequence[Vector], *, most: int) -> Vector:
-    """The rows to keep, in order; all of them where there are at most `most`.
+    """Return the rows to keep, in order, or all rows where there are at most `most`.
 
     Args:
-        curves: [rows] each, of one length; NaN where undefined.
-        most: Rows at most; every curve takes two of each bucket, so that many curves mean wider buckets.
+        curves: [rows] each, of equal length, NaN where undefined.
+        most: Most rows to keep. Every curve takes two of each bucket, so many curves mean wider buckets.
 
     Example:
         >>> kept_rows([np.array([1.0, 5.0, 1.0, 1.0, -3.0, 1.0, 1.0, 1.0])], most=5).tolist()
