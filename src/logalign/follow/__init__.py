@@ -1,1 +1,1 @@
-"""A run that grows, in the terminal: what its readings say so far, drawn anew as they come."""
+"""Follow a growing run in the terminal: show what its readings say so far, redrawn as they come."""

@@ -1,6 +1,6 @@
-"""`logalign follow`: full screen on a terminal, one line a reading elsewhere, or the state of now.
+"""`logalign follow`: full screen on a terminal, one line a reading elsewhere, or the current state once.
 
-One thread looks at the run, so that a disk that does not answer freezes no screen and hinders nobody from quitting.
+One thread looks at the run, so that a disk that does not answer freezes no screen and keeps nobody from quitting.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def follow(
     """Show a run while it grows, until the user quits.
 
     Args:
-        path: A run folder, a JSONL or a CSV file; it need not be there yet.
-        baseline: As of `Detector`.
-        regime: As of `Detector`.
-        once: Print what is there now and return.
+        path: A run folder, a JSONL or a CSV file, which need not exist yet.
+        baseline: See `Detector`.
+        regime: See `Detector`.
+        once: Print the current state and return.
 
     Returns:
-        What to exit with: 0, or 128 and the number of the signal that ended it.
+        The exit status: 0, or 128 and the number of the signal that ended it.
 
     Raises:
-        RunError: it is no run that can be followed, or it is damaged; with `once`, if there is none.
+        RunError: it is no run that can be followed, or it is damaged, or with `once`, there is none.
     """
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)) and not Path(path).exists():
         raise RunError(f"{printable(str(path))}: expected a path on a disk of this machine; logalign report reads URLs")
@@ -63,7 +63,7 @@ def follow(
 
 
 def line_of(reading: Reading, verdict: Verdict) -> str:
-    """A reading and what was said after it, as one line of name=value.
+    """Format a reading and the verdict after it as one line of name=value.
 
     Example:
         >>> reading = Reading(step=120, lar=0.5, n=64, loss=2.25)
@@ -107,7 +107,7 @@ def _print_once(follower: Follower) -> None:
 
 
 def _print_lines(follower: Follower, out: TextIO, messages: TextIO) -> int:
-    """Print a line for every reading, those that are there first; what else there is to say goes to `messages`."""
+    """Print a line for every reading, from the first on, and print everything else to `messages`."""
     told = ""
     try:
         while True:
@@ -124,18 +124,18 @@ def _print_lines(follower: Follower, out: TextIO, messages: TextIO) -> int:
             if not follower.behind or follower.trouble is not None:
                 _wait(out)
     except BrokenPipeError:
-        # What Python would still write at its end must not fail, too.
+        # Python's final flush must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         return 0
 
 
 def _wait(out: TextIO) -> None:
-    """Wait for the next look, unless nobody reads any more."""
+    """Wait for the next look, unless nobody reads the output any more."""
     if sys.platform == "win32":
         time.sleep(INTERVAL)
         return
     waiting = select.poll()
-    waiting.register(out.fileno(), 0)  # errors are always told
+    waiting.register(out.fileno(), 0)  # poll always reports errors
     if waiting.poll(1000 * INTERVAL):
         raise BrokenPipeError
 
@@ -171,7 +171,7 @@ def _full_screen(follower: Follower) -> int:
 
 
 class _Failure:
-    """What ended the looking, for the thread that draws."""
+    """The error that ended the looking, for the thread that draws."""
 
     error: BaseException | None = None
 

@@ -1,8 +1,8 @@
-"""A run that is followed: its tail folded into a verdict, curves and what else a screen tells.
+"""Follow a run: fold its tail into a verdict, curves and the other facts that a screen shows.
 
-Method: the readings of the main layer are folded one by one, as `logalign diagnose` folds them, so that both say the
-same at every step. A reading costs the detector about 0.6 ms; a long run is therefore caught up with in small pieces,
-between which the screen is drawn.
+Method: the detector reads the main layer's readings one by one, as in `logalign diagnose`, so that both agree at every
+step. A reading costs the detector about 0.6 ms. A long run is therefore read in small pieces, and the screen is drawn
+between them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from logalign.runs.run import main_layer
 PIECE = 64 << 10
 """Bytes of a look: about a hundred readings, a tenth of a second."""
 PATIENCE = 3
-"""Looks in a row that may find damage, which a shared disk may show for a moment, in a run that had readings."""
+"""Consecutive looks that may find damage in a run that had readings, as a shared disk may show it for a moment."""
 STALLED, STALLED_INTERVALS = 60.0, 5.0
-"""A run is told to have stalled after so many seconds, and so many times the usual seconds a reading."""
+"""A run counts as stalled after this many seconds and this many times the usual interval of readings."""
 WARNINGS = 3
 K_RATIO, SPREAD, MEMORIZED = "k_ratio", "spread", "memorized_share_low"
 DECLINE = OverfitThresholds()
@@ -43,12 +43,12 @@ State = Literal["waiting", "catching up", "running", "stalled", "closed"]
 
 @dataclass(frozen=True)
 class Signal:
-    """A number that verdicts rest on, with what it is compared with.
+    """A number behind verdicts, with its thresholds.
 
     Attributes:
-        name: In the evidence of a verdict.
-        words: What it is, for people.
-        thresholds: (value, what is said beyond it).
+        name: Name in the evidence of a verdict.
+        words: Its meaning, for people.
+        thresholds: (value, words for values beyond it).
     """
 
     name: str
@@ -72,33 +72,33 @@ SIGNALS = (
     Signal("strain", "strain of LAR", ((DECLINE.strain, "approaching"),)),
     Signal(MEMORIZED, "memorized share of the loss", ((LossThresholds().memorized, "approaching"),)),
 )
-"""The first that is known is drawn; that of the grokking logic while it judges, k's spread of classifiers only."""
+"""The screen draws the first known one: the grokking logic's while it judges, k's spread for classifiers only."""
 OF_DECLINE = frozenset(signal.name for signal in SIGNALS) - {K_RATIO, MEMORIZED}
 
 
 class Follower:
-    """Looks at a run again and again, and keeps what there is to tell.
+    """Looks at a run again and again, and keeps what there is to show.
 
-    One thread may look while another reads what was found, under `lock`; the disk is waited for outside of it.
+    One thread may look while another reads the results, under `lock`. The look waits for the disk outside the lock.
 
     Args:
-        path: The run; it need not be there yet.
-        baseline: As of `Detector`.
-        regime: As of `Detector`.
+        path: The run, which need not exist yet.
+        baseline: See `Detector`.
+        regime: See `Detector`.
         clock: Seconds since the epoch, as in the readings.
         timer: Seconds that never go back.
 
     Attributes:
-        lock: Held while what was found is taken in.
-        verdict: After the last reading.
+        lock: Held while results are stored.
+        verdict: The verdict after the last reading.
         history: The curves and signals of the main layer.
-        site: The main layer; None before the first reading.
+        site: The main layer, None before the first reading.
         sites: All layers seen.
         last: The last reading of the main layer.
         warnings: (step, message) of the last warnings in the run.
-        waiting: Why nothing can be read; None where there is a run.
-        trouble: What the disk last answered; None where all is well.
-        closed: Whether the training has closed the run.
+        waiting: Why nothing can be read, None where there is a run.
+        trouble: The disk's last error, None where all is well.
+        closed: True once the training has closed the run.
         behind: Bytes yet to be read.
     """
 
@@ -139,12 +139,12 @@ class Follower:
 
     @property
     def meta(self) -> Mapping[str, Any]:
-        """What run.json says."""
+        """The contents of run.json."""
         return self._tail.meta
 
     @property
     def progress(self) -> float:
-        """Share of the log that has been read."""
+        """The share of the log that has been read."""
         return 1.0 if not self.behind else self._done / (self._done + self.behind)
 
     @property
@@ -154,7 +154,7 @@ class Follower:
 
     @property
     def state(self) -> State:
-        """Where the run stands."""
+        """The state of the run."""
         if self.waiting is not None:
             return "waiting"
         if self.behind:
@@ -180,7 +180,7 @@ class Follower:
         return others[0] if others else None
 
     def look(self) -> list[tuple[Reading, Verdict]]:
-        """Take in a piece of what was added; `behind` says whether more is there.
+        """Read a piece of what was added, and set `behind` to what remains.
 
         Returns:
             The new readings of the main layer, with the verdict after each.
@@ -211,7 +211,7 @@ class Follower:
             self._event(event)
         self.sites |= {reading.site for reading in found.readings}
         main = self._main()
-        if main != self.site and self.last is not None:  # the layer that stands for the run came later than another
+        if main != self.site and self.last is not None:  # the layer that represents the run came after another
             self._tail = Tail(self.path)
             self._begin(main)
             self.behind = max(1, self.behind)
@@ -230,7 +230,7 @@ class Follower:
         return told
 
     def _main(self) -> str | None:
-        """The layer that stands for the run, as far as is known by now."""
+        """The layer that represents the run, as far as is known by now."""
         main, described = self.meta.get("main"), self.meta.get("sites")
         if isinstance(main, str) and (main in self.sites or (isinstance(described, dict) and main in described)):
             return main

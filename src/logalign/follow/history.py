@@ -1,4 +1,4 @@
-"""The curves of a run that grows: one column a number, and what of them a screen of some width can show."""
+"""The curves of a growing run: one column a number, and how to fit them to a screen of some width."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Vector = np.ndarray[Any, Any]
 
 CURVES = ("lar", "lar_centered", "k", "k_centered", "loss", "held_out", "drift")
 PACE = 20
-"""Readings whose pace is told."""
+"""Last readings that give the pace."""
 
 
 class DrawnHistory:
-    """Numbers by step. A step that is not above the one before means that training was resumed there.
+    """Numbers by step, where a step that is not above the one before means that training resumed there.
 
     Args:
-        names: Of the columns beside `step` and `time`.
+        names: The columns beside `step` and `time`.
 
     Example:
         >>> history = DrawnHistory(["lar"])
@@ -39,7 +39,7 @@ class DrawnHistory:
         return len(self._columns["step"])
 
     def add(self, step: int, time: float | None, values: Mapping[str, float | None]) -> None:
-        """Add one reading's numbers; None and what is not given are NaN."""
+        """Add one reading's numbers, with NaN for None and for missing names."""
         steps = self._columns["step"]
         if steps and step <= steps[-1]:
             keep = int(np.searchsorted(np.array(steps), step))
@@ -50,17 +50,17 @@ class DrawnHistory:
             column.append(math.nan if value is None else value)
 
     def column(self, name: str, last: int | None = None) -> Vector:
-        """One column, or the last so many rows of it."""
+        """Return one column, or only its `last` rows."""
         column = self._columns[name]
         return np.array(column[-last:] if last else column, dtype=np.float64)
 
     def last(self, name: str) -> float | None:
-        """The last known value among the readings whose pace is told."""
+        """Return the last known value among the readings that give the pace."""
         known = [value for value in self._columns[name][-PACE:] if value == value]
         return known[-1] if known else None
 
     def pace(self) -> tuple[float | None, float | None]:
-        """Seconds a reading (the median of the last ones), and steps a second over them; None where not recorded."""
+        """Return seconds a reading (the median of the last ones) and steps a second, None where not recorded."""
         times, steps = self.column("time", PACE), self.column("step", PACE)
         known = np.isfinite(times)
         times, steps = times[known], steps[known]
@@ -70,7 +70,7 @@ class DrawnHistory:
 
 
 def curves_of(reading: Reading) -> dict[str, float | None]:
-    """What of a reading is drawn."""
+    """Select the numbers of a reading to draw."""
     n, centered = reading.n, reading.lar_centered
     k = reading.effective_dim
     return {
@@ -85,7 +85,7 @@ def curves_of(reading: Reading) -> dict[str, float | None]:
 
 
 def _dimension(n: int | None, lar: float | None) -> float | None:
-    """k = n^(2 (1 - LAR))."""
+    """Compute k = n^(2 (1 - LAR))."""
     if n is None or lar is None or n < 2:
         return None
     power = 2 * (1 - lar) * math.log(n)

@@ -1,8 +1,8 @@
-"""Curves in a terminal: braille dots, two by four in a character, with axes.
+"""Draw curves with axes in a terminal, in braille dots, two by four in a character.
 
-Method: readings are sorted into columns of dots, and of each column the lowest and the highest value are joined, so
-that no extreme is lost however many readings there are; NumPy does the sorting. plotext draws such plots, too; its
-release 6 no longer has the calls of its release 5, and what is needed of it is little.
+Method: readings are sorted into columns of dots, and each column joins its lowest and highest value, so that no extreme
+is lost however many readings there are. NumPy does the sorting. The alternative, plotext, draws such plots too. Its
+release 6 dropped the calls of its release 5, and this module needs little of it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class TerminalCurve:
     """A curve of a plot.
 
     Attributes:
-        name: For the legend.
-        values: One for each step; NaN where undefined.
-        style: A color of the terminal's sixteen.
-        dotted: Drawn with gaps, so that it is told apart without colors.
+        name: Name in the legend.
+        values: One for each step, NaN where undefined.
+        style: One of the terminal's sixteen colors.
+        dotted: Draw with gaps, to distinguish it without colors.
     """
 
     name: str
@@ -57,15 +57,14 @@ def plot(
     """Draw curves over steps.
 
     Args:
-        title: Stands first in the first row, before the names and last values of the curves.
+        title: First text in the first row, before the names and last values of the curves.
         steps: [readings], increasing.
         curves: Up to a few.
         width: In characters, axis labels included.
-        height: In rows, title and steps included; of at least `FEWEST`.
-        log: Whether the vertical axis is logarithmic.
+        height: In rows, title and steps included, and at least `FEWEST`.
+        log: Make the vertical axis logarithmic.
         lines: Horizontal lines (value, name), drawn where they fit.
-        ascii_only: For terminals that have no braille.
-
+        ascii_only: For terminals without braille.
     Returns:
         `height` rows.
     """
@@ -104,7 +103,7 @@ def plot(
 
 
 def number(value: float | None) -> str:
-    """A number in few characters: four significant digits at most, a dash for None.
+    """Format a number in few characters: at most four significant digits, a dash for None.
 
     Example:
         >>> [number(value) for value in (0.51234, 12.3456, 1234567, 0.00001234, -0.0301, None)]
@@ -137,7 +136,7 @@ def _heading(title: str, curves: Sequence[TerminalCurve], lines: Sequence[tuple[
 
 
 def _named(row: Text, name: str) -> Text:
-    """A threshold's name over its line, on the left: what is latest stays in sight."""
+    """Write a threshold's name over its line, on the left, so that the latest values stay visible."""
     return row if not name or len(name) > row.cell_len else Text(name, "yellow") + row[len(name) :]
 
 
@@ -157,7 +156,7 @@ def _scaled_line(value: float, log: bool) -> float | None:
 
 
 def _with_lines(low: float, high: float, lines: Sequence[float | None]) -> tuple[float, float]:
-    """Widen the range to thresholds that lie near: not so far that the curve becomes flat."""
+    """Widen the range to nearby thresholds, but not so far that the curve becomes flat."""
     for line in lines:
         if line is not None and line - high < 3 * max(high - low, 0.1 * abs(line)) and line > high:
             high = line
@@ -167,7 +166,7 @@ def _with_lines(low: float, high: float, lines: Sequence[float | None]) -> tuple
 
 
 def _labels(low: float, high: float, rows: int, log: bool) -> dict[int, str]:
-    """What stands at the axis, by row: the ends, and what fits between."""
+    """Return the axis labels by row: the ends, and what fits between."""
     shown = {0: high, rows - 1: low} if rows > 1 else {0: high}
     if log and high - low >= 1:
         for power in range(math.ceil(low), math.floor(high) + 1):
@@ -194,7 +193,7 @@ SUBSTITUTES = {"│": "|", "┤": "+", "└": "+", "─": "-", "╌": ".", "┈"
 
 
 def in_ascii(text: Text) -> Text:
-    """The same row for a terminal that has ASCII only: dots become . ' and :, other letters question marks."""
+    """Convert a row for a terminal that has ASCII only: dots to . ' and :, other letters to question marks."""
 
     def letter(each: str) -> str:
         dots = ord(each) - BRAILLE
@@ -207,7 +206,7 @@ def in_ascii(text: Text) -> Text:
 
 
 class _Canvas:
-    """Dots, and the style of each character: the last drawn in it stands."""
+    """Dots, and for each character the style of the last dot drawn in it."""
 
     def __init__(self, columns: int, rows: int, first: float, last: float, low: float, high: float) -> None:
         self.columns, self.rows = columns, rows
@@ -217,7 +216,7 @@ class _Canvas:
         self.names: list[str] = [""]
 
     def line(self, value: float, style: str) -> int:
-        """Draw a horizontal line, and say in which row of characters it is."""
+        """Draw a horizontal line, and return its row of characters."""
         row = int(self._row(np.array([value]))[0])
         self.dots[row, ::4] = True
         self._color(np.full(self.columns, row), np.arange(0, 2 * self.columns, 2), style)

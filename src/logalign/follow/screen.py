@@ -1,8 +1,8 @@
-"""What stands on the screen: rows of text from a follower and a size. Pure layout, no terminal.
+"""Lay out the screen: rows of text from a follower and a size, without a terminal.
 
-From top to bottom: the run and its state; the verdict in words, why and what to do; pace and layer; what is wrong; the
-curves; the keys. Where there is little room, curves go first, then numbers; the verdict goes last. All text of a run is
-made printable first, and nothing of it is read as markup.
+From top to bottom: the run and its state, the verdict in words, why and what to do, pace and layer, what is wrong, the
+curves, the keys. Where there is little room, curves go first, then numbers, and the verdict goes last. All text of a
+run is made printable first, and none of it is read as markup.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from logalign.runs.foreign.rows import printable
 NARROW = 72
 """Columns under which one plot is drawn instead of four."""
 PLOT_ROWS = 6
-"""Rows that each of four plots has at least."""
+"""Minimum rows of each of four plots."""
 ZOOMED = 100
-"""Readings that are drawn when zoomed in."""
+"""Readings drawn when zoomed in."""
 CHOICES = ("all", "LAR", "k", "loss", "drift", "signal")
 
 HELP = (
@@ -46,12 +46,12 @@ HELP = (
 
 @dataclass(frozen=True)
 class View:
-    """What the user has chosen to see.
+    """The user's choice of what to see.
 
     Attributes:
         curve: One of `CHOICES`.
-        zoomed: Whether only the last readings are drawn.
-        help: Whether the keys are explained instead.
+        zoomed: Draw only the last readings.
+        help: Explain the keys instead.
     """
 
     curve: str = "all"
@@ -59,7 +59,7 @@ class View:
     help: bool = False
 
     def after(self, key: str) -> View:
-        """What is chosen after a key.
+        """Return the choice after a key.
 
         Example:
             >>> View().after("right").after("right").after("up")
@@ -76,11 +76,11 @@ class View:
 
 
 def screen(follower: Follower, choice: View, *, width: int, height: int, ascii_only: bool = False) -> list[Text]:
-    """The rows to show, `height` of them at most, none wider than `width`.
+    """Return the rows to show, at most `height`, none wider than `width`.
 
     Args:
-        follower: Its lock is held while it is read.
-        choice: What the user wants to see.
+        follower: The source, whose lock is held while it is read.
+        choice: The user's view.
         width: Columns of the terminal.
         height: Rows of the terminal.
         ascii_only: For terminals without other letters.
@@ -93,7 +93,7 @@ def screen(follower: Follower, choice: View, *, width: int, height: int, ascii_o
 
 
 def ago(seconds: float) -> str:
-    """A time span in words.
+    """Format a time span in words.
 
     Example:
         >>> [ago(seconds) for seconds in (0.4, 59, 61, 7300, 200000)]
@@ -109,7 +109,7 @@ def ago(seconds: float) -> str:
 
 
 def state_words(follower: Follower) -> tuple[str, str]:
-    """Where the run stands, in words and a style."""
+    """Return the state of the run in words, and a style."""
     state, age = follower.state, follower.age or 0.0
     if state == "waiting":
         return (follower.waiting or "no reading is there yet", "yellow")
@@ -205,7 +205,7 @@ def _facts(follower: Follower, width: int) -> list[Text]:
 
 
 def _drift(follower: Follower, ascii_only: bool) -> list[Text]:
-    """Drift with its standard error and what it means, or why there is none; nothing for runs that do not say."""
+    """Drift with its standard error and its meaning, or why there is none, or no row where the run does not say."""
     last, drift = follower.last, Drift.of(follower.last)
     if drift is not None:
         shown = measured(drift.value, drift.error, sign="+-" if ascii_only else "±")
@@ -216,7 +216,7 @@ def _drift(follower: Follower, ascii_only: bool) -> list[Text]:
 
 
 def _layer(follower: Follower) -> str:
-    """Which layer, and how it was found."""
+    """Name the layer and how it was found."""
     sites = follower.meta.get("sites")
     site = sites.get(follower.site) if isinstance(sites, dict) else None
     words = f"layer {follower.site}"
@@ -262,7 +262,7 @@ def _rough(value: float) -> str:
 
 
 def _joined(parts: list[str], width: int) -> list[Text]:
-    """As many of the parts in each row as there is room for."""
+    """Put as many parts into each row as it has room for."""
     rows = [" " + parts[0]]
     for part in parts[1:]:
         if len(rows[-1]) + len(part) + 3 <= width:
@@ -312,7 +312,7 @@ def _plots(follower: Follower, choice: View, width: int, room: int, ascii_only: 
         "drift": drift,
         "signal": signal,
     }
-    # k says in other units what LAR says, except to the grokking logic: where there is a drift, that is shown instead.
+    # k repeats LAR in other units, except to the grokking logic. A recorded drift therefore replaces k.
     if choice.curve == "all" and follower.verdict.regime == "loss":
         upper = room - PLOT_ROWS if room >= 2 * PLOT_ROWS and follower.signal is not None else room
         return loss(width, upper) + (signal(width, room - upper) if upper < room else [])

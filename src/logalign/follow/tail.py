@@ -1,14 +1,14 @@
-"""What was added to a run since the last look, whoever writes it, on whatever disk.
+"""Read what was added to a run since the last look, from any writer, on any disk.
 
-Method: each look asks the file system for sizes, and reads only what lies behind the offset of the look before. Nothing
-is kept open between looks, so that a shared disk's server may come and go. The alternative, the kernel's notifications,
-says nothing of what another machine writes.
+Method: each look asks the file system for sizes, and reads only what lies behind the offset of the look before. No file
+stays open between looks, so that a shared disk's server may come and go. The alternative, the kernel's notifications,
+misses what another machine writes.
 
-Another tool's log is read anew, as a whole, whenever one of its files has changed.
+Another tool's log is read anew, as a whole, whenever one of its files changes.
 
-Whatever is not plain growth is answered by reading from the beginning: a file that was replaced or cut, a line that was
-taken as whole and then went on, a resume that supersedes readings already given. At every moment the readings given
-since the last restart are those of `open_run(path).readings`, errors included; of CSV files, those of whole lines.
+Anything other than plain growth makes a look read from the beginning: a replaced or cut file, a line that was taken as
+whole and then went on, a resume that supersedes readings already given. At every moment the readings given since the
+last restart equal those of `open_run(path).readings`, errors included. For CSV files, they equal those of whole lines.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from logalign.runs.reading import TEXT_FIELDS, Reading, reading_of_record
 from logalign.runs.run import open_run
 
 BLOCK = 1 << 20
-"""Bytes that one look reads at most, so that a long run comes in pieces."""
+"""Maximum bytes of one look, so that a long run comes in pieces."""
 REMEMBERED = 64
 TABLES = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grown:
-    """What one look found.
+    """The result of one look.
 
     Attributes:
         readings: New ones, in order, without those that a resume has superseded.
         events: New ones.
-        restarted: Whether all that was given before is void, and these are the first again.
+        restarted: True if all earlier results are void and these are the first again.
         done: Bytes of the readings that have been read.
-        behind: Bytes that are there and were not read yet.
-        waiting: Why there is nothing to read: no run is there yet, or no longer; None where one is there.
+        behind: Bytes that exist and were not read yet.
+        waiting: Why there is nothing to read: no run exists yet, or no longer. None where one exists.
     """
 
     readings: list[Reading] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Tail:
         path: Where it is or will be.
 
     Attributes:
-        meta: What run.json says, as of the last look; empty where there is none.
+        meta: The contents of run.json at the last look, empty where there is none.
 
     Example:
         >>> Tail("no/such/run").look().waiting
@@ -79,13 +79,13 @@ class Tail:
         self._reset()
 
     def look(self, most: int = BLOCK) -> Grown:
-        """Read what was added, at most about so many bytes of it.
+        """Read what was added, about `most` bytes at most.
 
-        After an error nothing has changed, and the next look begins where this one did.
+        An error changes nothing, and the next look begins where this one did.
 
         Raises:
             RunError: no run of logalign, damaged, or of a later version.
-            OSError: the disk did not answer; a later look may succeed.
+            OSError: the disk did not answer. A later look may succeed.
         """
         state = copy.deepcopy(self.__dict__)
         try:
@@ -107,11 +107,11 @@ class Tail:
         self._events = _Lines()
         self._meta_stamp: tuple[int, ...] | None = None
         self._resumes: list[tuple[int, int]] = []
-        self._passed = 0  # how many of the resumes lie before what was read
-        self._highest = -1  # step of what was given
+        self._passed = 0  # number of resumes before what was read
+        self._highest = -1  # highest step given
         self._table: list[str] | None = None
-        self._foreign: tuple[tuple[int, ...], ...] | None = None  # what the disk last said of another tool's files
-        self._given: list[Reading] = []  # of another tool's log
+        self._foreign: tuple[tuple[int, ...], ...] | None = None  # last stamps of another tool's files
+        self._given: list[Reading] = []  # readings of another tool's log
 
     def _look(self, most: int) -> Grown:
         why = self._missing()
@@ -126,7 +126,7 @@ class Tail:
         return Grown(readings=readings, done=self._lines.offset, behind=behind)
 
     def _missing(self) -> str | None:
-        """Why there is nothing to read."""
+        """Return why there is nothing to read."""
         gone = "it is gone" if self._had else "nothing is there yet"
         try:
             is_folder = (self.path.stat().st_mode & 0o170000) == 0o040000
@@ -153,7 +153,7 @@ class Tail:
         return None
 
     def _reader(self) -> Callable[[Path], list[Reading]] | None:
-        """What reads another tool's log; None where it is a run of logalign."""
+        """Return the reader of another tool's log, or None for a run of logalign."""
         if self._had and self._foreign is None:
             return None
         return None if (self.path / META).exists() else reader_of(self.path)
@@ -175,7 +175,7 @@ class Tail:
         if stamp != self._meta_stamp:
             self.meta = open_run(self.path).meta
             self._meta_stamp = stamp
-        # What lies before this size was written after the resumes that the events then tell of.
+        # The events read below hold every resume that precedes what lies before this size.
         log = self.path / READINGS
         try:
             size = os.stat(log).st_size
@@ -200,7 +200,7 @@ class Tail:
         self._resumes.append((step, offset))
 
     def _objects(self, path: Path, most: int, end: int | None = None) -> tuple[list[Reading], int]:
-        """New readings of a JSONL file, and how many bytes of it are left."""
+        """Return new readings of a JSONL file, and how many bytes remain."""
         given: list[Reading] = []
         while True:
             boundary = self._resumes[self._passed][1] if self._passed < len(self._resumes) else None
@@ -215,7 +215,7 @@ class Tail:
             self._passed += 1
 
     def _rows(self, most: int) -> tuple[list[Reading], int]:
-        """New readings of a CSV file: of whole lines only, for half a number looks like a number."""
+        """Return new readings of a CSV file, from whole lines only, because half a number looks like a number."""
         text = self._lines.text(self.path, most)
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=TABLES[self.path.suffix.lower()], strict=False)
         readings = []
@@ -234,22 +234,22 @@ class Tail:
 
 
 class _ChangedError(Exception):
-    """What was read before no longer stands."""
+    """The bytes read before have changed."""
 
 
 @dataclass
 class _Lines:
-    """How far one growing file of lines has been read.
+    """The position in one growing file of lines.
 
     Attributes:
-        offset: Bytes that are done with; a line that has no end yet is not.
+        offset: Bytes that are done. A line without an end yet is not.
         line: Number of the line that begins there.
-        behind: Bytes that are there and were not read.
-        whole: A last line that was given although its end was not there yet.
-        damage: A damaged line that may be the last of a process that was killed.
-        damaged: How many damaged lines stand at the end.
-        mark: The last bytes before the offset, by which growth is told from replacement.
-        stamp: What the file system said at the last look.
+        behind: Bytes that exist and were not read.
+        whole: A last line that was given before its end was there.
+        damage: A damaged line that may be the last of a killed process.
+        damaged: Number of damaged lines at the end.
+        mark: The last bytes before the offset, which distinguish growth from replacement.
+        stamp: The file system's answer at the last look.
     """
 
     offset: int = 0
@@ -263,19 +263,19 @@ class _Lines:
 
     @property
     def given(self) -> int:
-        """Bytes whose lines have been given."""
+        """Number of bytes whose lines have been given."""
         return self.offset + len(self.whole)
 
     def read(
         self, path: Path, *, most: int | None = None, end: int | None = None, boundary: int | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(line number, object) of what was added.
+        """Yield (line number, object) of what was added.
 
         Args:
-            path: The file; one that is not there is empty.
-            most: Bytes to read at most; all by default. A line that is longer is read whole.
+            path: The file. A missing file counts as empty.
+            most: Maximum bytes to read, by default all. A longer line is read whole.
             end: Where to stop for now.
-            boundary: Where a process that was killed stopped: the line before may be torn.
+            boundary: Where a killed process stopped. The line before may be torn.
         """
         block, reaches_end = self._block(path, most, end, boundary)
         at_boundary = boundary is not None and self.offset + len(block) >= boundary
@@ -310,7 +310,7 @@ class _Lines:
             self._check_damage(0)
 
     def text(self, path: Path, most: int) -> str:
-        """What was added, whole lines with balanced quotes only."""
+        """Return what was added, in whole lines with balanced quotes only."""
         block, _ = self._block(path, most, None, None)
         done = block.rfind(b"\n") + 1
         if block[:done].count(b'"') % 2:
@@ -324,7 +324,7 @@ class _Lines:
         return text
 
     def _block(self, path: Path, most: int | None, end: int | None, boundary: int | None) -> tuple[bytes, bool]:
-        """What lies behind the offset, and whether it reaches to the end of the file as it was seen."""
+        """Return the bytes behind the offset, and whether they reach the end of the file at the look."""
         try:
             found = os.stat(path)
         except FileNotFoundError:
@@ -372,13 +372,13 @@ class _Lines:
         yield number, record
 
     def _check_damage(self, torn: int) -> None:
-        """Only the last line may be damaged."""
+        """Raise RunError for damage in any but the last line."""
         if self.damage is not None and self.damaged + torn > 1:
             raise RunError(self.damage)
 
 
 def _parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
-    """The object of a line, or why it is none."""
+    """Return the object of a line, or why it is none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:

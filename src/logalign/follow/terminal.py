@@ -1,9 +1,9 @@
-"""The terminal: taken over, drawn on and given back, whatever ends the program.
+"""The terminal: take it over, draw on it and give it back, whatever ends the program.
 
 Method: termios and a handful of escape sequences that every terminal since the VT100 knows, colors through Rich, and
-`select` to wait for keys, signals and news in one thread. Only rows that changed are sent, which ssh likes. The
-alternative, Textual, does all of it and much more, in three threads, and is one more package to install on a machine on
-which somebody only wants to look.
+`select` to wait for keys, signals and news in one thread. Only changed rows are sent, which suits ssh. The alternative,
+Textual, does all of it and much more, in three threads. It is one more package to install on a machine where somebody
+only wants to look.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class EndedError(Exception):
     """A signal asks the program to end.
 
     Attributes:
-        status: What to exit with: 128 and the signal's number.
+        status: The exit status: 128 and the signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -58,7 +58,7 @@ class Terminal:
     """A terminal in full-screen use, as a context manager.
 
     Raises:
-        EndedError: inside of it, when SIGTERM or SIGHUP arrives, or the terminal is gone.
+        EndedError: inside the context, when SIGTERM or SIGHUP arrives, or the terminal is gone.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # From here on a second signal ends the program at once, should the terminal not take what is written.
+        # From here on a second signal ends the program at once, in case the terminal does not take the output.
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         self._give_back()
@@ -102,7 +102,7 @@ class Terminal:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and rows; 80 by 24 where the terminal does not say."""
+        """Return columns and rows, or 80 by 24 where the terminal does not say."""
         try:
             columns, rows = os.get_terminal_size(self._out)
         except OSError:
@@ -110,7 +110,7 @@ class Terminal:
         return (columns or 80, rows or 24)
 
     def draw(self, rows: Sequence[Text]) -> None:
-        """Show these rows from the top; only those that changed are sent."""
+        """Show these rows from the top, and send only the changed ones."""
         if self.size != self._size:
             self._size, self._rows = self.size, []
         sent = ["\x1b[2J"] if not self._rows else []
@@ -129,7 +129,7 @@ class Terminal:
             self._write("".join(sent))
 
     def keys(self, timeout: float) -> list[str]:
-        """Wait for keys, a signal, news (`wake`) or the time; the keys that are known, by name."""
+        """Wait for keys, a signal, news (`wake`) or the timeout, and return the names of known keys."""
         readable, _, _ = select.select([self._in, self._wake_read], [], [], timeout)
         if self._wake_read in readable:
             with suppress(BlockingIOError):
@@ -145,7 +145,7 @@ class Terminal:
         return _keys(data)
 
     def wake(self) -> None:
-        """Let `keys` return; may be called from another thread."""
+        """Let `keys` return. Another thread may call this."""
         with suppress(BlockingIOError, OSError):
             os.write(self._wake_write, b"\0")
 
@@ -173,7 +173,7 @@ class Terminal:
         raise EndedError(number)
 
     def _resized(self, number: int, frame: FrameType | None) -> None:
-        """Nothing to do: that a signal came ends the waiting."""
+        """Do nothing: the signal itself ends the waiting."""
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
         self._give_back()
@@ -187,7 +187,7 @@ def _same(one: Text, other: Text) -> bool:
 
 
 def _keys(data: bytes) -> list[str]:
-    """The keys in what was typed, sequences of unknown keys left out."""
+    """Return the keys in the typed bytes, without unknown key sequences."""
     found = []
     while data:
         length = 1

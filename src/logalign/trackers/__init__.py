@@ -1,1 +1,1 @@
-"""Trackers: TensorBoard, W&B, MLflow, CSV; `watch(trackers=...)` takes their names or objects."""
+"""Trackers for TensorBoard, W&B, MLflow and CSV, which `watch(trackers=...)` takes as names or objects."""

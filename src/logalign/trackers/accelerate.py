@@ -1,4 +1,4 @@
-"""Accelerate: what `accelerator.init_trackers()` has begun gets every reading, by `accelerator.log()`."""
+"""Accelerate: the trackers of `accelerator.init_trackers()` get every reading, by `accelerator.log()`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from logalign.trackers.tracker import Tracker
 
 
 def wrap(tracker: object) -> Tracker | None:
-    """A tracker for an Accelerator; None for any other object.
+    """Return a tracker for an Accelerator, or None for any other object.
 
     Raises:
-        InputError: its trackers have not begun yet.
+        InputError: the Accelerator's trackers have not begun yet.
     """
-    accelerate = sys.modules.get("accelerate")  # where there is an Accelerator, its package is there
+    accelerate = sys.modules.get("accelerate")  # an Accelerator implies a loaded package
     if accelerate is None or not isinstance(tracker, accelerate.Accelerator):
         return None
     if not tracker.trackers:
@@ -30,7 +30,7 @@ def wrap(tracker: object) -> Tracker | None:
 
 
 class AcceleratorTracker:
-    """Hands readings to an Accelerator's own trackers; it logs from the main process only."""
+    """Hands readings to an Accelerator's own trackers, which log from the main process only."""
 
     def __init__(self, accelerator: Any) -> None:
         self._accelerator = accelerator
@@ -40,7 +40,7 @@ class AcceleratorTracker:
         self._accelerator.log(dict(values), step=step)
 
     def tell(self, verdict: Verdict) -> None:
-        """Nothing: Accelerate takes numbers, and `logalign/verdict` is one of them."""
+        """Do nothing: Accelerate takes numbers, and `logalign/verdict` is one of them."""
 
     def close(self) -> None:
-        """Nothing: `accelerator.end_training()` is the user's."""
+        """Do nothing: the user calls `accelerator.end_training()`."""

@@ -1,8 +1,8 @@
 """CSV: one line a reading, in a file that any program reads.
 
-Method: a column per name, and a line appended with one write. A name that comes up later, such as a held-out loss, adds
-a column: the file is then written anew beside itself and put in its place in one move. The alternative, a line per
-number, would only ever append, and would be longer and no table.
+Method: the file has a column for each name, and one write appends a line. A name that appears later, such as a held-out
+loss, adds a column: the tracker then writes a new file beside the old one and moves it into place. The alternative, a
+line for each number, only ever appends, but is longer and no table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FIRST = ("step", "time")
 
 
 def open_tracker(folder: Path | None) -> CsvTracker:
-    """A tracker that appends to `metrics.csv` in the run folder, or to `logalign-metrics.csv` here.
+    """Return a tracker that appends to `metrics.csv` in the run folder, or to `logalign-metrics.csv` here.
 
     Raises:
         RunError: the file cannot be written, or is another table.
@@ -37,13 +37,13 @@ def open_tracker(folder: Path | None) -> CsvTracker:
 
 
 class CsvTracker:
-    """Appends readings to a CSV file; columns are `step`, `time` (seconds since the epoch) and the names.
+    """Appends readings to a CSV file with columns `step`, `time` (seconds since the epoch) and the names.
 
-    Lines that are there stay: where steps go back, a training was resumed or begun anew, and what is further up with
-    the same step or a later one is superseded.
+    Existing lines stay. Where steps go back, a training resumed or began anew, and the later lines supersede earlier
+    ones with the same step or a higher one.
 
     Args:
-        path: The file; begun if it is not there.
+        path: The file, created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,7 +59,7 @@ class CsvTracker:
                     f"{path}: expected a table that begins with {', '.join(FIRST)}, found {', '.join(self._columns)}; "
                     "move it away"
                 )
-        if whole != text:  # a line that a full disk has left unfinished
+        if whole != text:  # a full disk left the last line unfinished
             self._replace(whole)
         self._open()
 
@@ -72,7 +72,7 @@ class CsvTracker:
         self._append([step, time.time(), *(values.get(name, "") for name in self._columns[len(FIRST) :])])
 
     def tell(self, verdict: Verdict) -> None:
-        """Nothing: its code is a column."""
+        """Do nothing: the verdict's code is a column."""
 
     def close(self) -> None:
         """Close the file."""

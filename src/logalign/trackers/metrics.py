@@ -1,6 +1,7 @@
-"""What trackers are given at a reading: plain numbers under names that are the same everywhere.
+"""The metrics that trackers get at a reading: plain numbers under names that are the same everywhere.
 
-docs/trackers.md lists them. What is undefined at a reading is left out, never made a zero or NaN: a gap in the curve.
+docs/trackers.md lists them. A metric that is undefined at a reading is left out, never a zero or NaN: a gap in the
+curve.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from logalign.runs.reading import Reading, Readings
 
 PREFIX: str = rows.PREFIX
 STEP: str = PREFIX + rows.STEP
-"""The reading's step, for trackers that count by a step of their own."""
+"""The reading's step, for trackers with a step count of their own."""
 VERDICT_TEXT: str = PREFIX + "verdict_text"
 """The verdict in words, where a tracker takes text."""
 LAYER: tuple[str, ...] = rows.OF_A_LAYER
-"""What is given of every layer."""
+"""Metrics of every layer."""
 TRAINING = ("loss", "loss_mean", "lr", "epoch", "tokens_seen", "kept", "nonfinite")
-"""What is given once, with the main layer."""
+"""Metrics given once, with the main layer."""
 REVISITS = ("drift", "drift_error", "gain", "gain_error", "revisited", "passes")
-"""What samples that training meets again say, once, with the main layer."""
+"""Metrics of samples that training meets again, given once, with the main layer."""
 JUDGED = ("deviation", "revisited_share", "strain")
 """Numbers of the verdict's evidence."""
 
 
 def metrics(readings: Readings, verdict: Verdict) -> dict[str, float]:
-    """All numbers of one step by name: the main layer's under `logalign/`, the others' under `logalign/SITE/`.
+    """Return all numbers of a step by name: `logalign/` for the main layer, `logalign/SITE/` for the others.
 
     Example:
         >>> taken = Readings({"unembedding": Reading(step=20, lar=0.61, loss=2.5)}, main="unembedding")

@@ -1,7 +1,7 @@
 """MLflow: every reading as metrics of a run, the verdict as a tag.
 
-Readings are sent one batch at a time and waited for: nothing is lost when the process is killed. Names may not hold all
-characters there: another one than letters, digits, `_ - . : /` and spaces becomes `_`.
+The tracker sends one batch at a time and waits for it, so that a killed process loses nothing. MLflow limits the
+characters of names: any other than letters, digits, `_ - . : /` and spaces becomes `_`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from logalign.trackers.metrics import VERDICT_TEXT
 
 REFUSED = re.compile(r"[^\w\-. :/]")
 BATCH = 1000
-"""As many metrics as MLflow takes at once."""
+"""Most metrics that MLflow takes at once."""
 TAG = 5000
-"""As many characters as every release takes in a tag."""
+"""Maximum length of a tag that every release takes."""
 
 
 def open_tracker(folder: Path | None) -> MlflowTracker:
-    """A tracker that logs to the active run.
+    """Return a tracker that logs to the active run.
 
     Raises:
         MissingExtraError: mlflow is not installed.
@@ -42,16 +42,16 @@ def open_tracker(folder: Path | None) -> MlflowTracker:
 
 
 def wrap(tracker: object) -> MlflowTracker | None:
-    """A tracker that logs to an MLflow run, active or not; None for an object of another kind."""
+    """Return a tracker that logs to an MLflow run, active or not, or None for any other object."""
     entities = sys.modules.get("mlflow.entities")
     return MlflowTracker(tracker) if entities is not None and isinstance(tracker, entities.Run) else None
 
 
 class MlflowTracker:
-    """Logs to an MLflow run of the user's, which stays open.
+    """Logs to the user's MLflow run, which stays open.
 
     Args:
-        run: What `mlflow.start_run()` or `MlflowClient().create_run()` returned.
+        run: The result of `mlflow.start_run()` or `MlflowClient().create_run()`.
     """
 
     def __init__(self, run: Any) -> None:
@@ -75,4 +75,4 @@ class MlflowTracker:
         self._client.set_tag(self._run_id, VERDICT_TEXT, str(verdict)[:TAG])
 
     def close(self) -> None:
-        """Nothing: the run is the user's."""
+        """Do nothing: the run is the user's."""

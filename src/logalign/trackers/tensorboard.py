@@ -1,7 +1,7 @@
 """TensorBoard: scalars of every reading, and the verdict as text.
 
-By name, event files of our own: written with TensorBoard's writer, so that neither PyTorch nor TensorFlow is needed.
-Or into a SummaryWriter of the user's, of PyTorch or of tensorboardX.
+The name selects event files of our own. TensorBoard's writer writes them, so they need neither PyTorch nor TensorFlow.
+The object is a SummaryWriter of the user's, from PyTorch or tensorboardX.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WRITER_METHODS = ("add_scalar", "add_text", "flush")
 
 
 def open_tracker(folder: Path | None) -> EventTracker:
-    """A tracker that writes event files: into `tensorboard` in the run folder, or `logalign-tensorboard` here.
+    """Return a tracker of event files: in `tensorboard` in the run folder, or in `logalign-tensorboard` here.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -33,7 +33,7 @@ def open_tracker(folder: Path | None) -> EventTracker:
 
 
 def wrap(tracker: object) -> SummaryWriterTracker | None:
-    """A tracker that logs to a SummaryWriter; None for an object of another kind."""
+    """Return a tracker that logs to a SummaryWriter, or None for any other object."""
     is_writer = all(callable(getattr(tracker, method, None)) for method in WRITER_METHODS)
     return SummaryWriterTracker(tracker) if is_writer else None
 
@@ -43,10 +43,10 @@ def _markdown(verdict: Verdict) -> str:
 
 
 class EventTracker:
-    """Writes event files of its own, flushed at every reading.
+    """Writes its own event files, flushed at every reading.
 
-    Where steps go back, as after a resume, and at its first step, it tells readers to drop what was recorded at that
-    step and beyond before.
+    At its first step, and where steps go back (as after a resume), it makes readers drop earlier records of that step
+    and beyond.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,7 +92,7 @@ class EventTracker:
 
 
 class SummaryWriterTracker:
-    """Logs to a SummaryWriter of the user's, which stays open; flushed at every reading."""
+    """Logs to the user's SummaryWriter, which stays open, with a flush at every reading."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -111,4 +111,4 @@ class SummaryWriterTracker:
         self._writer.flush()
 
     def close(self) -> None:
-        """Nothing: the writer is the user's."""
+        """Do nothing: the writer is the user's."""

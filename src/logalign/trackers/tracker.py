@@ -1,4 +1,4 @@
-"""Trackers: where a team already looks at its curves. Each gets the same names; none can stop a training."""
+"""Trackers show curves where a team already looks, all under the same names, and cannot stop a training."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from logalign.trackers.metrics import metrics
 
 @runtime_checkable
 class Tracker(Protocol):
-    """What any object needs to be a tracker; `LogAlignError`s may be raised when it is made, not later.
+    """The interface of a tracker, which may raise `LogAlignError`s when it is made, but not later.
 
-    It may have a `notice`, too: what the user is warned of once, as soon as it is text.
+    It may also have a `notice`: a warning that the user gets once, as soon as it is text.
     """
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Take one step's numbers, named as `trackers.metrics` names them."""
 
     def tell(self, verdict: Verdict) -> None:
-        """Take a verdict whose outcome is not the one before."""
+        """Take a verdict whose outcome differs from the one before."""
 
     def close(self) -> None:
-        """Write what is left; what was not opened here stays open."""
+        """Write what is left, and leave open what was not opened here."""
 
 
 NAMED = ("tensorboard", "wandb", "mlflow", "csv")
-"""Trackers that a name stands for: each a module of that name here, with a function `open_tracker(folder)`."""
+"""Names of trackers: each is a module here with a function `open_tracker(folder)`."""
 
 
 def open_trackers(trackers: object, *, folder: Path | None) -> list[Tracker]:
-    """The trackers that names and objects stand for.
+    """Return the trackers that names and objects stand for.
 
     Args:
-        trackers: A name of `NAMED`, an object, or a list of them; None for none. An object is a `Tracker`, or of a kind
-            that a module here knows: a SummaryWriter, a run of W&B, an MLflow run, an Accelerator.
-        folder: The run folder, where trackers that write files put them; None without one.
+        trackers: A name of `NAMED`, an object, or a list of them, or None for none. An object is a `Tracker`, or of a
+            kind that a module here knows: a SummaryWriter, a run of W&B, an MLflow run, an Accelerator.
+        folder: The run folder, where trackers put their files, or None without one.
 
     Raises:
-        InputError: no such name, an object of another kind, or no run to log to where the tracker needs one.
+        InputError: the name is unknown, the object is of another kind, or the tracker needs a run and finds none.
         MissingExtraError: the tracker's package is not installed.
     """
     if trackers is None:
@@ -73,10 +73,10 @@ def _open(tracker: object, folder: Path | None) -> Tracker:
 
 
 class Trackers:
-    """Several trackers beside a training: one that fails is told of once and left out from then on.
+    """Several trackers beside a training: one that fails warns once and is then left out.
 
     Args:
-        trackers: Of `open_trackers()`.
+        trackers: From `open_trackers()`.
         warn: Called with a key and one sentence when one fails.
     """
 
@@ -89,7 +89,7 @@ class Trackers:
         return bool(self._trackers)
 
     def log(self, readings: Readings, verdict: Verdict) -> None:
-        """Give all of them one step's readings, and the verdict where its outcome is another."""
+        """Give all of them one step's readings, and the verdict where its outcome changes."""
         values = metrics(readings, verdict)
         self._each(lambda tracker: tracker.log(values, step=readings.step))
         for tracker in self._trackers:
@@ -101,7 +101,7 @@ class Trackers:
             self._each(lambda tracker: tracker.tell(verdict))
 
     def close(self) -> None:
-        """Close all of them; safe to call twice."""
+        """Close all of them. A second call is safe."""
         self._each(lambda tracker: tracker.close())
         self._trackers.clear()
 
@@ -111,7 +111,7 @@ class Trackers:
                 act(tracker)
             except Exception as error:
                 self._trackers.remove(tracker)
-                with suppress(Exception):  # told of the first failure, not of what follows from it
+                with suppress(Exception):  # only the first failure warns, not those that follow from it
                     tracker.close()
                 name = type(tracker).__name__
                 self._warn(

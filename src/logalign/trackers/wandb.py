@@ -1,9 +1,9 @@
 """W&B: every reading over `logalign/step`, the verdict in the run's summary.
 
-W&B keeps rows: a value per name, at a step of its own that must not go back. A row of our own would move that step on,
-and the user's next `run.log(..., step=...)` might then be dropped. So a reading goes into the row that is under way,
-which the user's own `run.log` completes, and is drawn over its own step. The price: where the user logs less often than
-readings come, only the last of them is in the row. Whoever logs nothing else can have rows of our own.
+W&B keeps rows: one value for each name, at a step of its own that must not go back. A row of our own would advance that
+step, and W&B might then drop the user's next `run.log(..., step=...)`. A reading goes into the open row instead, which
+the user's own `run.log` completes, and is drawn over its own step. The price: where the user logs less often than
+readings come, the row holds only the last of them. Users who log nothing else can choose rows of our own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from logalign.errors import InputError
 from logalign.trackers.metrics import PREFIX, STEP, VERDICT_TEXT
 
 REPLACED = 2
-"""Readings that are replaced by the next one before the user is told. The first may be: where `run.log(..., step=...)`
-follows `step()`, the first row is still under way at the second reading."""
+"""Replaced readings before the user gets a warning. The next reading may replace the first one: where
+`run.log(..., step=...)` follows `step()`, the first row is still open at the second reading."""
 SPARSE = (
     "readings come more often than W&B's run.log() is called, and each of its rows takes one: the last before the call "
     "is kept. Where you log nothing else, or log without step=, "
@@ -29,7 +29,7 @@ SPARSE = (
 
 
 def open_tracker(folder: Path | None) -> WandbTracker:
-    """A tracker that logs to the run under way in this process.
+    """Return a tracker that logs to this process's open run.
 
     Raises:
         MissingExtraError: wandb is not installed.
@@ -45,18 +45,18 @@ def open_tracker(folder: Path | None) -> WandbTracker:
 
 
 def wrap(tracker: object) -> WandbTracker | None:
-    """A tracker that logs to a W&B run; None for an object of another kind."""
+    """Return a tracker that logs to a W&B run, or None for any other object."""
     runs = sys.modules.get("wandb.sdk.wandb_run")
     return WandbTracker(tracker) if runs is not None and isinstance(tracker, runs.Run) else None
 
 
 class WandbTracker:
-    """Logs to a W&B run of the user's, which stays open.
+    """Logs to the user's W&B run, which stays open.
 
     Args:
-        run: What `wandb.init()` returned.
-        own_rows: Give every reading a row of its own, which moves W&B's step on by one. For runs to which nothing else
-            is logged, or only without `step=`.
+        run: The result of `wandb.init()`.
+        own_rows: Give every reading a row of its own, which advances W&B's step by one. For runs without other logs,
+            or with logs only without `step=`.
     """
 
     def __init__(self, run: Any, *, own_rows: bool = False) -> None:
@@ -69,7 +69,7 @@ class WandbTracker:
         run.define_metric(f"{PREFIX}*", step_metric=STEP)
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Put one step's numbers into the row under way."""
+        """Put one step's numbers into the open row."""
         self._run.log({**values, STEP: step}, commit=self._own_rows)
         if self._own_rows or self._run.disabled:
             return
@@ -84,4 +84,4 @@ class WandbTracker:
         self._run.summary[VERDICT_TEXT] = str(verdict)
 
     def close(self) -> None:
-        """Nothing: the run is the user's, and finishing it completes its last row."""
+        """Do nothing: the run is the user's, and finishing it completes its last row."""
