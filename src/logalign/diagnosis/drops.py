@@ -169,7 +169,8 @@ def by_drops(last: Sequence[LossSignals], t: LossThresholds, previous: Outcome |
         return "approaching", f"{said}; inside a pass it {inside}."
     if beyond:
         return "healthy", f"{said}, but inside a pass it still falls."
-    return "healthy", f"{said}; {t.memorized:.0%} mark the approach of overfitting."
+    errors = f" with {t.errors:g} standard errors taken off" if t.errors else ""
+    return "healthy", f"{said}; {t.memorized:.0%}{errors} mark the approach of overfitting."
 
 
 def last_drop(series: Series) -> float | None:
