@@ -1,7 +1,7 @@
-"""Small real trainings that show what the log-alignment ratio tells; each writes its runs and a report.
+"""Small real trainings that show what the log-alignment ratio tells.
 
-`label_noise`, `language_model` and `grokking` have a function `run` each, which `logalign demo` calls. Importing this
-package imports no tensor framework; the modules in it need the extra `demo`.
+Each training writes its runs and a report. `label_noise`, `language_model` and `grokking` each have a function `run`,
+which `logalign demo` calls. The package itself imports no tensor framework. Its modules need the extra `demo`.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a demo left behind: its report, its run folders, and in two sentences what was seen."""
+    """The results of a demo: its report, its run folders, and its findings in two sentences."""
 
     report: Path
     runs: list[Path]

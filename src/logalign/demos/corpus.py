@@ -1,10 +1,10 @@
 """Text for the language-model demo: read it, train a small byte-pair tokenizer on it, split it into token arrays.
 
-By default the text is the source of Python's own standard library, which every machine that runs this has: a few
-million tokens of real text without a download. Documents are shuffled with a fixed seed, and every tenth is held
-out whole, so that held-out text shares no document with training text.
+By default the text is the source of Python's own standard library, a few million tokens of real text without a
+download. A fixed seed shuffles the documents. Every tenth document is held out whole, so held-out and training text
+share no document.
 
-Shapes: token arrays are one-dimensional, int64; a document ends with the token `<|end|>`.
+Shapes: token arrays are one-dimensional, int64. A document ends with the token `<|end|>`.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Tokens = NDArray[np.int64]
 END = "<|end|>"
 VOCABULARY = 2048
 HELD_OUT_EVERY = 10
-# A few long files cannot be split file by file: they are cut into passages first.
+# A split by file fails for a few long files, so they are first cut into passages.
 FEW_FILES = 20
 PASSAGE_CHARACTERS = 16_384
-# Tests are left out for their long tables of data, installed packages because they differ between machines.
+# Tests have long tables of data, and installed packages differ between machines, so both are left out.
 NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Texts in the order of the corpus, where they came from, and a fingerprint of their contents."""
+    """Texts in the order of the corpus, their origin, and a fingerprint of their contents."""
 
     texts: tuple[str, ...]
     source: str
@@ -57,13 +57,13 @@ class Corpus:
 
 
 def read_documents(paths: Sequence[Path] | None = None) -> Documents:
-    """Read text files, or the standard library's sources, in an order that depends on nothing but their contents.
+    """Read text files, or the standard library's sources, in an order that depends only on their contents.
 
     Args:
-        paths: UTF-8 text files; None for the sources of the running Python's standard library.
+        paths: UTF-8 text files. None means the sources of the running Python's standard library.
 
     Raises:
-        InputError: a file is missing, is no file, is empty or is not UTF-8 text.
+        InputError: a file is missing, is not a file, is empty or is not UTF-8 text.
     """
     if paths is None:
         root = Path(sysconfig.get_paths()["stdlib"])
@@ -92,7 +92,7 @@ def tokenize(documents: Documents) -> Corpus:
 
 
 def train_tokenizer(documents: Documents, *, vocabulary: int = VOCABULARY) -> Tokenizer:
-    """Train a byte-level BPE on those documents that are not held out."""
+    """Train a byte-level BPE on the training documents."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -119,7 +119,7 @@ def encode(tokenizer: Tokenizer, documents: Documents) -> Corpus:
 
 
 def _split(documents: Documents) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The documents for training, and those that are held out."""
+    """Return the training documents and the held-out documents."""
     train = tuple(text for i, text in enumerate(documents.texts) if i % HELD_OUT_EVERY)
     return train, documents.texts[::HELD_OUT_EVERY]
 
@@ -148,7 +148,7 @@ def _read_text(path: Path) -> str:
 
 
 def _passages(text: str) -> list[str]:
-    """Cut a text at line ends into passages of about `PASSAGE_CHARACTERS`; a line that is longer is cut inside."""
+    """Cut a text at line ends, and inside longer lines, into passages of about `PASSAGE_CHARACTERS`."""
     passages: list[str] = []
     start = 0
     while start < len(text):

@@ -1,7 +1,7 @@
-"""What the demos read from curves: when one falls, when one turns up, how two go together.
+"""Curve rules of the demos: when a curve falls, when it turns up, how two curves correlate.
 
-The rules are fixed and the same for every run, so that a demo reports what happened and not what was expected. They
-serve the stories of the demos; the detectors with sources and limits are in `logalign.diagnosis`.
+The rules are fixed and the same for every run, so a demo reports what happened and not what was expected. They serve
+only the demos. The detectors with sources and limits are in `logalign.diagnosis`.
 
 Shapes: steps and values are one-dimensional, of one length.
 """
@@ -18,10 +18,10 @@ SMOOTHING = 5
 
 
 def first_fall(steps: ArrayLike, values: ArrayLike, *, drop: float = FALL, readings: int = FALL_READINGS) -> int | None:
-    """Return the step at which it is known that a curve has fallen, or None if it never fell.
+    """Return the step at which a curve is known to have fallen, or None if it never fell.
 
-    Known means: `readings` readings in a row lie at least `drop` below the highest value before them. Only the past is
-    used, so somebody who watches the run knows it at that step. Undefined readings are passed over.
+    Known means: `readings` readings in a row lie at least `drop` below the highest value before them. The rule uses
+    only the past, so an observer of the run knows it at that step. It skips undefined readings.
     """
     step, value = _known(steps, values)
     low = value <= np.maximum.accumulate(value) - drop
@@ -34,8 +34,8 @@ def first_fall(steps: ArrayLike, values: ArrayLike, *, drop: float = FALL, readi
 def turning_point(steps: ArrayLike, values: ArrayLike, *, rise: float = RISE) -> int | None:
     """Return the step of the lowest value of a curve that rises afterwards, or None if it does not rise.
 
-    The curve is smoothed by a running median of 5 readings; it rises if its last smoothed value lies at least the
-    share `rise` above the lowest one. This looks back from the end: while training nobody knows the lowest value yet.
+    A running median of 5 readings smooths the curve. The curve rises if its last smoothed value lies at least the share
+    `rise` above the lowest one. The rule looks back from the end: during training the lowest value is not known yet.
     """
     step, value = _known(steps, values)
     if len(value) < SMOOTHING:
@@ -47,7 +47,7 @@ def turning_point(steps: ArrayLike, values: ArrayLike, *, rise: float = RISE) ->
 
 
 def rank_correlation(a: ArrayLike, b: ArrayLike) -> float | None:
-    """Return Spearman's rank correlation over the places where both are defined; None where it is undefined."""
+    """Return Spearman's rank correlation over the places where both are defined, or None if it is undefined."""
     from scipy.stats import spearmanr
 
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)

@@ -1,19 +1,17 @@
-"""How many directions a modular-arithmetic network uses, counted without any log-alignment ratio.
+"""Counts the directions that a modular-arithmetic network uses, without any log-alignment ratio.
 
-The method is removal: a network that answers (a + b) mod p writes its logits as a sum of a few waves over
-the p classes. Each wave of frequency f spans two directions of the class axis, cos(2 pi f c / p) and sin(2
-pi f c / p). A frequency counts if taking its plane alone out of the logits lowers the mean held-out margin
-by at least 2 % of its intact value; the dimension of the function is twice the number of frequencies that
-count.
+The method is removal. A network that answers (a + b) mod p writes its logits as a sum of a few waves over the
+p classes. Each wave of frequency f spans two directions of the class axis, cos(2 pi f c / p) and
+sin(2 pi f c / p). A frequency counts if removing its plane alone from the logits lowers the mean held-out
+margin by at least 2 % of its intact value. The function's dimension is twice the number of these frequencies.
 
-Two alternatives are reported beside this yardstick. The additive count takes the margin over the *mean* of
-the other classes: frequencies then add up, and one that happens to leave the nearest competitor alone is not
-overlooked, but faint waves that decide nothing count sooner. The energy count takes the frequencies that
-carry at least 1 % of the logits' energy: energy that no answer rests on counts too. Removal happens on the
-output side because the class axis has a basis that the task fixes; on the input side the directions would
-have to be fitted to the network.
+The module also reports two alternatives. The additive count takes the margin over the *mean* of the other
+classes. Frequencies then add up, and a frequency that does not touch the nearest competitor still counts, but
+faint waves that decide nothing count sooner. The energy count takes the frequencies that carry at least 1 % of
+the logits' energy, so energy without effect on the answers counts too. Removal acts on the output side because
+the task fixes a basis of the class axis. On the input side the directions would need a fit to the network.
 
-Shapes: p classes, F = (p - 1) / 2 frequencies, T held-out pairs; logits Z [T, p], without bias; labels [T].
+Shapes: p classes, F = (p - 1) / 2 frequencies, T held-out pairs, logits Z [T, p] without bias, labels [T].
 """
 
 from __future__ import annotations
@@ -33,22 +31,22 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FunctionDimension:
-    """What removing each frequency does to the held-out margin, and the counts that follow from it.
+    """The effect of removing each frequency on the held-out margin, and the resulting counts.
 
     Attributes:
         margin: mean held-out margin of the intact logits: correct logit minus the largest other one.
-        margin_drop: [F] share of `margin` lost when frequency f = 1..F alone is removed; negative where
-            removal helps. All NaN where `margin` is not positive.
-        frequencies: the frequencies that count; empty where `margin` is not positive.
-        dimension: twice the number of `frequencies`; None where `margin` is not positive: nothing
-            generalizes, so there is no function whose dimension could be counted.
-        additive_share: [F] share of the mean lead of the correct logit over the mean of the others that
-            frequency f contributes; sums to 1. All NaN where that lead is not positive.
-        additive_dimension: twice the number of frequencies that contribute at least 2 % of that lead; None
-            where it is not positive.
-        energy_share: [F] share of the non-constant energy of the logits that frequency f carries; sums to 1.
-        energy_dimension: twice the number of frequencies with at least 1 % of that energy; None for
-            constant logits.
+        margin_drop: [F] share of `margin` lost when frequency f = 1..F alone is removed, negative where removal
+            helps. All NaN if `margin` is not positive.
+        frequencies: the frequencies that count, empty if `margin` is not positive.
+        dimension: twice the number of `frequencies`. None if `margin` is not positive: nothing generalizes, so
+            there is no function whose dimension could be counted.
+        additive_share: [F] contribution of frequency f to the mean lead of the correct logit over the mean of
+            the others, as a share that sums to 1. All NaN if that lead is not positive.
+        additive_dimension: twice the number of frequencies that contribute at least 2 % of that lead, or None
+            if it is not positive.
+        energy_share: [F] share of frequency f in the logits' non-constant energy. The shares sum to 1.
+        energy_dimension: twice the number of frequencies with at least 1 % of that energy, or None for constant
+            logits.
     """
 
     margin: float
@@ -62,11 +60,10 @@ class FunctionDimension:
 
 
 def frequency_planes(p: int) -> FloatArray:
-    """Return the orthonormal planes of the class axis, [F, 2, p]: cosine and sine of frequencies 1 to F =
-    (p - 1) / 2.
+    """Return the orthonormal planes of the class axis, [F, 2, p]: cosine and sine of each frequency.
 
-    Together with the constant vector they are a basis of R^p. For even p the last frequency has no sine,
-    and the planes would no longer be planes.
+    The frequencies are 1 to F = (p - 1) / 2. With the constant vector the planes are a basis of R^p. For even p
+    the last frequency has no sine, so it spans no plane.
 
     Raises:
         InputError: p is not an odd number of at least 5.
@@ -90,11 +87,11 @@ def mean_margin(logits: FloatArray, labels: NDArray[np.int64]) -> float:
 
 
 def function_dimension(logits: FloatArray, labels: NDArray[np.int64]) -> FunctionDimension:
-    """Count the directions of the class axis that the held-out answers rest on.
+    """Count the directions of the class axis that decide the held-out answers.
 
-    For each frequency f alone, z' = z - P_f z with P_f the projection on its plane, which is the same as
-    replacing the unembedding W by (I - P_f) W; f counts if the mean margin of z' is at most 98 % of that of
-    z. Computed in float64.
+    For each frequency f alone, z' = z - P_f z with P_f the projection on its plane. This equals replacing the
+    unembedding W by (I - P_f) W. Frequency f counts if the mean margin of z' is at most 98 % of the margin of z.
+    The computation is in float64.
 
     Args:
         logits: [T, p] held-out logits, p odd.

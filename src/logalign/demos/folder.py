@@ -1,4 +1,4 @@
-"""The folder of a demo: `demo.json` says which demo it holds and with which settings, so that runs are never mixed."""
+"""The folder of a demo: `demo.json` holds the demo's name and settings, so runs never mix."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Settings = Mapping[str, str | int | float]
 
 
 def check(out: Path, *, demo: str, settings: Settings, fresh: bool = False) -> None:
-    """See that `out` can be the folder of this demo with these settings; write nothing.
+    """Check that `out` can be the folder of this demo with these settings, without writing.
 
     Args:
         out: a folder that is new, empty, or holds the same demo with the same settings.
         demo: name of the demo.
-        settings: what decides the numbers of its runs.
-        fresh: whether its runs are going to be removed, so that their settings do not matter.
+        settings: the settings that decide the numbers of its runs.
+        fresh: True if its runs will be removed, so that their settings do not matter.
 
     Raises:
         InputError: `out` holds something else, or the same demo with other settings.
@@ -45,15 +45,15 @@ def check(out: Path, *, demo: str, settings: Settings, fresh: bool = False) -> N
 
 
 def claim(out: Path, *, demo: str, settings: Settings, runs: Sequence[str], fresh: bool = False) -> None:
-    """Make `out` the folder of this demo with these settings, if `check` finds nothing against it.
+    """Make `out` the folder of this demo with these settings, if `check` passes.
 
     Args:
         out, demo, settings: as for `check`.
         runs: names of the run folders in `out`.
-        fresh: remove what an earlier call of this demo wrote into `out`, and nothing else.
+        fresh: remove only what an earlier call of this demo wrote into `out`.
 
     Raises:
-        InputError, RunError: as `check` does; also RunError where `out` cannot be written.
+        InputError, RunError: as in `check`. RunError also if `out` cannot be written.
     """
     check(out, demo=demo, settings=settings, fresh=fresh)
     record = out / NAME

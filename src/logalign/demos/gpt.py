@@ -1,9 +1,9 @@
 """A small GPT: pre-norm transformer decoder with learned positions and an unembedding of its own.
 
-Small enough to be trained on two CPU cores in a minute or two, and ordinary in every other way, so that what the
-language-model demo shows is not owed to a special architecture.
+The model trains on two CPU cores in a minute or two. It is ordinary in every other way, so the results of the
+language-model demo do not come from a special architecture.
 
-Shapes: B sequences, S tokens each, n = width, m = vocabulary; tokens [B, S], logits [B, S, m].
+Shapes: B sequences, S tokens each, n = width, m = vocabulary. Tokens [B, S], logits [B, S, m].
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Decoder-only language model; `lm_head`, without bias, is the unembedding that is measured.
+    """Decoder-only language model with the measured unembedding `lm_head`, without bias.
 
     Args:
         vocabulary: m.
         width: n, a multiple of `heads`.
         context: longest sequence.
-        tied: whether `lm_head` shares the weight of the token embedding.
-        dropout: share of what attention and MLP add to the residual stream that is dropped in training.
+        tied: True if `lm_head` shares the weight of the token embedding.
+        dropout: share of the attention and MLP outputs that training drops before the residual stream.
     """
 
     def __init__(

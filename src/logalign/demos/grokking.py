@@ -1,10 +1,10 @@
 """Modular addition until the network generalizes: k falls to the number of directions that the function uses.
 
 A ReLU network learns (a + b) mod p from half of all pairs. With weight decay it first memorizes them, and much later
-generalizes to the other half at once; without weight decay it never does. Beside k, from the training batch alone,
-stand the accuracies and the dimension of `logalign.demos.dimension`, counted on held-out pairs without any LAR.
+suddenly generalizes to the other half. Without weight decay it never does. The training batch alone gives k. The demo
+also shows the accuracies and the dimension of `logalign.demos.dimension`, counted on held-out pairs without any LAR.
 
-Shapes: T pairs [T, 2], labels [T]; logits [T, p]; n = width.
+Shapes: T pairs [T, 2], labels [T], logits [T, p], n = width.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EVERY = 10
 HIDDEN = 256
 TRAIN_SHARE = 0.5
 SOLVED = 0.9
-# Plain and centered LAR differ by a few hundredths at most in the runs that generalize.
+# In runs that generalize, plain and centered LAR differ by a few hundredths at most.
 APART = 0.1
 
 
@@ -67,7 +67,7 @@ class Adder(nn.Module):
 
 
 def all_pairs(p: int, *, seed: int, device: torch.device) -> Pairs:
-    """List the pairs and split them; the split depends on p and the seed alone."""
+    """List the pairs and split them by p and the seed alone."""
     pairs = torch.cartesian_prod(torch.arange(p), torch.arange(p))
     labels = pairs.sum(dim=1) % p
     order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))
@@ -89,7 +89,7 @@ def train(
     settings: Settings,
     console: Console,
 ) -> None:
-    """Train one network, full batch, with readings of LAR, of both accuracies and of the independent dimension."""
+    """Train one network on full batches, with readings of LAR, both accuracies and the independent dimension."""
     pairs = all_pairs(p, seed=seed, device=device)
     torch.manual_seed(seed)
     model = Adder(p, width).to(device)
@@ -156,18 +156,18 @@ def run(
     fresh: bool = False,
     console: Console | None = None,
 ) -> DemoResult:
-    """Train on modular addition, monitored, and write a report of k beside the accuracies and the dimension.
+    """Train on modular addition with a monitor, and write a report of k, the accuracies and the dimension.
 
     Args:
         out: folder for the run and the report.
         p: modulus, an odd number of at least 5.
         width: n, width of the embedding and of the unembedding's input, at least 2.
         weight_decay: with 0 the network memorizes and never generalizes.
-        steps: optimizer steps, on all training pairs each.
-        seed: of the split and of the initial weights.
+        steps: optimizer steps, each on all training pairs.
+        seed: seed of the split and of the initial weights.
         device: any PyTorch device.
-        fresh: begin anew instead of going on with what is in `out`.
-        console: where progress is shown; the terminal by default.
+        fresh: start again instead of continuing the run in `out`.
+        console: the console that shows progress, by default the terminal.
 
     Raises:
         InputError: an option is out of range, the device is unknown, or `out` holds something else.
@@ -226,20 +226,20 @@ def run(
 
 
 def with_effective_dims(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add k of the centered LAR, which the log does not hold, as the column `effective_dim_centered`."""
+    """Add k of the centered LAR, which is not in the log, as the column `effective_dim_centered`."""
     n = int(columns["n"][0])
     centered = [effective_dim(float(lar), n) if np.isfinite(lar) else np.nan for lar in columns["lar_centered"]]
     return {**columns, "effective_dim_centered": np.array(centered)}
 
 
 def _first(columns: figures.Columns, name: str, level: float) -> int | None:
-    """The first step at which a column reaches a level."""
+    """Return the first step at which a column reaches a level."""
     reached = np.flatnonzero(columns[name] >= level)
     return int(columns["step"][reached[0]]) if len(reached) else None
 
 
 def _summary(columns: figures.Columns) -> str:
-    """Say in two sentences what happened; every number comes from the run."""
+    """Summarize the run in two sentences with numbers from the run."""
     memorized, solved = _first(columns, "train_acc", 0.99), _first(columns, "test_acc", SOLVED)
     plain, centered = columns["effective_dim"], columns["effective_dim_centered"]
     last = f"At the end k is {plain[-1]:.1f} (centered {centered[-1]:.1f})"

@@ -1,10 +1,10 @@
-"""Digits with clean and with random labels: training losses tell nothing, LAR tells the two runs apart.
+"""Digits with clean and with random labels: LAR tells the two runs apart, training losses do not.
 
-One small network is trained twice on scikit-learn's digits, from the same initial weights and in the same order: once
-with the true labels, once with a share of them drawn at random. Both runs end up fitting their training set. The
-held-out digits, whose labels are always true, are looked at only to check.
+The demo trains one small network twice on scikit-learn's digits, from the same initial weights and in the same order:
+once with the true labels, once with a share of them drawn at random. Both runs end up fitting their training set. The
+held-out digits, whose labels are always true, serve only as a check.
 
-Shapes: B images of 64 pixels, 10 classes; n = 256.
+Shapes: B images of 64 pixels, 10 classes, n = 256.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ HELD_OUT = 450
 BATCH = 256
 EVERY = 10
 RUNS = ("clean", "noisy")
-# Centered LAR has passed its first peak by here in every run that was looked at.
+# In every checked run centered LAR has passed its first peak by this step.
 EARLY = 100
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images [B, 64] in [0, 1] and labels [B]; `noisy` are the training labels of which a share is random."""
+    """Images [B, 64] in [0, 1] and labels [B], with a random share of the training labels in `noisy`."""
 
     images: Tensor
     labels: Tensor
@@ -55,7 +55,7 @@ class Digits:
 
 
 def load(*, noise: float, seed: int, device: torch.device) -> Digits:
-    """Split the digits at random and draw a share `noise` of the training labels anew, uniformly from all ten."""
+    """Split the digits at random and redraw a share `noise` of the training labels, uniformly from all ten."""
     generator = np.random.default_rng(seed)
     data = load_digits()
     order = generator.permutation(len(data.target))
@@ -75,7 +75,7 @@ def load(*, noise: float, seed: int, device: torch.device) -> Digits:
 
 
 def network(seed: int) -> nn.Sequential:
-    """Return the MLP 64-256-256-10; its last layer is the one that is measured."""
+    """Return the MLP 64-256-256-10, whose last layer is measured."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
 
@@ -90,16 +90,16 @@ def run(
     fresh: bool = False,
     console: Console | None = None,
 ) -> DemoResult:
-    """Train with clean and with noisy labels, both monitored, and write a report of what LAR showed and when.
+    """Train with clean and with noisy labels, both monitored, and report what LAR showed and when.
 
     Args:
         out: folder for the two runs and the report.
         steps: optimizer steps of each run.
         noise: share of the noisy run's training labels that are drawn at random, in [0, 1].
-        seed: of the split, the random labels, the initial weights and the order.
+        seed: seed of the split, the random labels, the initial weights and the order.
         device: any PyTorch device.
-        fresh: begin anew instead of going on with what is in `out`.
-        console: where progress is shown; the terminal by default.
+        fresh: start again instead of continuing the runs in `out`.
+        console: the console that shows progress, by default the terminal.
 
     Raises:
         InputError: an option is out of range, the device is unknown, or `out` holds something else.
@@ -188,7 +188,7 @@ def _check(model: nn.Module, digits: Digits) -> dict[str, float]:
 
 
 def _findings(out: Path, titles: dict[str, str]) -> tuple[str, Section]:
-    """Read both runs, and say what happened and when; every number in the words comes from the runs."""
+    """Read both runs and report what happened and when, with numbers from the runs."""
     columns = {name: open_run(out / name).columns() for name in RUNS}
     falls = {
         name: {form: first_fall(run["step"], run[form]) for form in ("lar", "lar_centered")}
@@ -237,7 +237,7 @@ def _course(run: figures.Columns, fall: int | None) -> str:
 
 
 def _timing(falls: dict[str, dict[str, int | None]], turns: dict[str, int | None]) -> str:
-    """Say whether LAR told the runs apart, and whether it did so before the held-out loss turned up."""
+    """Report if LAR told the runs apart, and if it did so before the held-out loss turned up."""
     alarm, clean_alarm, turn = falls["noisy"]["lar_centered"], falls["clean"]["lar_centered"], turns["noisy"]
     plain = falls["noisy"]["lar"]
     if alarm is None or clean_alarm is not None:
@@ -254,7 +254,7 @@ def _timing(falls: dict[str, dict[str, int | None]], turns: dict[str, int | None
 
 
 def _tail(values: np.ndarray, readings: int = 10) -> float:
-    """Mean of the last readings: a single batch is noisy."""
+    """Return the mean of the last readings, because a single batch is noisy."""
     return float(np.nanmean(values[-readings:]))
 
 

@@ -1,10 +1,10 @@
-"""A small GPT on fresh text and on a little text repeated: LAR falls away from the baseline as the gap opens.
+"""A small GPT on fresh text and on a little repeated text: LAR falls below the baseline as the gap opens.
 
-The baseline sees text that never repeats, with initial weights and an order of its own. The other run repeats a small
-slice of the same text for many epochs and overfits. The deviation of its LAR from the baseline needs no held-out text;
-the held-out loss is there to check it.
+The baseline sees text that never repeats, with its own initial weights and order. The other run repeats a small slice
+of the same text for many epochs and overfits. The deviation of its LAR from the baseline needs no held-out text. The
+held-out loss only checks it.
 
-Shapes: B = 16 sequences of S = 128 tokens; m = 2,048 token types; n = 128.
+Shapes: B = 16 sequences of S = 128 tokens, m = 2,048 token types, n = 128.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EVERY = 10
 LEARNING_RATE = 1e-3
 WARM_UP = 100
 RUNS = ("baseline", "repeated")
-# Column of the log, name in words, color.
+# Log column, name in words, color.
 FORMS = (
     ("lar", "plain", "plain"),
     ("lar_vocab_centered", "vocabulary-centered", "vocab_centered"),
@@ -62,17 +62,17 @@ def run(
     fresh: bool = False,
     console: Console | None = None,
 ) -> DemoResult:
-    """Train the baseline and the repeating run, both monitored, and write a report of deviation and true gap.
+    """Train the baseline and the repeating run, both monitored, and report the deviation and the true gap.
 
     Args:
         out: folder for the two runs and the report.
-        text: UTF-8 text files; by default the sources of Python's standard library.
+        text: UTF-8 text files, by default the sources of Python's standard library.
         steps: optimizer steps of each run, of 2,048 tokens each.
         unique_tokens: size of the slice that the second run repeats.
-        seed: of the repeating run; the baseline takes the next one.
+        seed: seed of the repeating run. The baseline takes the next one.
         device: any PyTorch device.
-        fresh: begin anew instead of going on with what is in `out`.
-        console: where progress is shown; the terminal by default.
+        fresh: start again instead of continuing the runs in `out`.
+        console: the console that shows progress, by default the terminal.
 
     Raises:
         InputError: an option is out of range, the device is unknown, the text cannot be read or is too short, or `out`
@@ -145,10 +145,10 @@ def run(
 
 
 def check_length(corpus: Corpus, *, steps: int, unique_tokens: int) -> None:
-    """Refuse a text that would have to be repeated for the baseline, cut for the slice, or held out in part only.
+    """Refuse a text that is too short for the baseline without repeats, for the slice or for the held-out part.
 
     Raises:
-        InputError: says how many tokens are needed and how many were found.
+        InputError: the text is too short. The message gives the tokens needed and found.
     """
     most = max(0, len(corpus.train) - 1) // (BATCH * CONTEXT)
     if most < steps:
@@ -173,8 +173,8 @@ def check_length(corpus: Corpus, *, steps: int, unique_tokens: int) -> None:
 def batches(tokens: Tokens, *, seed: int, start: int) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Yield inputs [B, S], targets [B, S] and the epoch of every step from `start` on.
 
-    The text is cut into blocks of S tokens, which come in a new order every epoch; the last few blocks of an epoch
-    that fill no batch are left out.
+    The text is cut into blocks of S tokens, which come in a new order every epoch. The last few blocks of an epoch are
+    left out if they do not fill a batch.
     """
     data = torch.from_numpy(tokens)
     per_epoch = (len(tokens) - 1) // CONTEXT // BATCH
@@ -248,7 +248,7 @@ def _held_out_loss(model: GPT, windows: Tensor) -> float:
 
 
 def _findings(out: Path, *, unique_tokens: int) -> tuple[str, list[Section], dict[str, str]]:
-    """Read both runs and compare them; every number in the words comes from the runs."""
+    """Read both runs and compare them in words, with numbers from the runs."""
     baseline, repeated = (open_run(out / name) for name in RUNS)
     fresh, again = baseline.columns(), repeated.columns()
     reference = Baseline.from_run(baseline)
@@ -291,7 +291,7 @@ def _findings(out: Path, *, unique_tokens: int) -> tuple[str, list[Section], dic
 
 
 def _aligned(steps: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Put values that are known at some of the steps on all of them, NaN elsewhere."""
+    """Expand values known at some of the steps to all steps, with NaN elsewhere."""
     aligned = np.full(len(steps), np.nan)
     aligned[np.searchsorted(steps, known)] = values
     return aligned

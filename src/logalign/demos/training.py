@@ -1,9 +1,8 @@
 """A monitored training that can be stopped at any moment and ends with the same numbers.
 
-Method: everything that the next step depends on is in one checkpoint file, replaced in one move: model, optimizer,
-random number generator and the state of the monitor. The order of the data is computed from the seed and the step, so
-that it needs no place in the checkpoint. Readings that were written after the checkpoint are superseded when the run
-goes on.
+Method: one checkpoint file, replaced in one move, holds everything that the next step depends on: model, optimizer,
+random number generator and the state of the monitor. The seed and the step give the order of the data, so the
+checkpoint does not store it. A run that continues supersedes the readings written after the checkpoint.
 
     with Training(folder, model=model, optimizer=optimizer, steps=1000, title="clean labels") as training:
         for step in training.remaining():
@@ -50,7 +49,7 @@ def check_steps(steps: int) -> None:
 
 
 def check_device(name: str) -> torch.device:
-    """Return the device of that name, once something has been computed on it.
+    """Return the device of that name after a test computation on it.
 
     Raises:
         InputError: PyTorch does not know the device, or cannot compute on it here.
@@ -69,7 +68,7 @@ def check_device(name: str) -> torch.device:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let PyTorch compute with `count` threads: on small networks more than one costs time instead of saving it."""
+    """Let PyTorch compute with `count` threads, because more than one slows small networks down."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(count, before))
     try:
@@ -84,11 +83,11 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
 
 
 def is_finished(folder: Path, steps: int) -> bool:
-    """Whether the run in `folder` has a checkpoint of its last step; a damaged one is reported by `Training`."""
+    """Return True if the run in `folder` has a checkpoint of its last step, and leave a damaged one to `Training`."""
     path = folder / CHECKPOINT
     try:
         return path.exists() and bool(torch.load(path, map_location="cpu", weights_only=True)["step"] >= steps)
-    except Exception:  # what a damaged file raises depends on where it is damaged
+    except Exception:  # the error of a damaged file depends on the place of the damage
         return False
 
 
@@ -96,18 +95,18 @@ class Training:
     """One monitored training run in a folder of its own, with a progress bar, checkpoints and resumption.
 
     Args:
-        folder: of the run; if a checkpoint is in it, the training goes on from there.
-        model: in the state at which training starts, on its device, in training mode.
-        optimizer: of the model's parameters.
+        folder: the run's folder. The training continues from a checkpoint in it.
+        model: the model at the start of training, on its device, in training mode.
+        optimizer: the optimizer of the model's parameters.
         steps: optimizer steps of the whole training.
         title: words before the progress bar.
-        settings: kept in run.json.
+        settings: entries for run.json.
         every: steps between readings.
         checkpoint_every: steps between checkpoints.
-        console: where the progress bar is drawn.
+        console: the console that draws the progress bar.
 
     Attributes:
-        done: steps done so far, those before an interruption included.
+        done: steps done so far, including those before an interruption.
 
     Raises:
         RunError: the checkpoint is damaged.
@@ -144,7 +143,7 @@ class Training:
     def __enter__(self) -> Training:
         state = self._load()
         if state is None and self.folder.exists():
-            # Stopped before the first checkpoint: there is nothing to go on from.
+            # The run stopped before its first checkpoint, so there is nothing to continue from.
             shutil.rmtree(self.folder)
         if self.done >= self._steps:
             self._console.print(f"{self._title}: {self._steps} steps are done already")
@@ -177,11 +176,11 @@ class Training:
 
     @property
     def is_monitored(self) -> bool:
-        """Whether the current step takes a reading: held-out data are looked at only then, to check."""
+        """True if the current step takes a reading, the only time that held-out data serve as a check."""
         return self._monitor is not None and self._monitor.next_is_monitored
 
     def remaining(self) -> Iterator[int]:
-        """Yield the steps that are still to be done, and write a checkpoint between some of them."""
+        """Yield the remaining steps, and write a checkpoint between some of them."""
         for step in range(self.done, self._steps):
             yield step
             self.done = step + 1
@@ -191,9 +190,9 @@ class Training:
                 self._progress.update(self._task, completed=self.done)
 
     def record(self, *, loss: Tensor, lr: float | None = None, epoch: float | None = None, **extra: float) -> None:
-        """Tell the monitor that the step is done, with the values that stand beside its reading.
+        """Complete the step in the monitor, with the values to record in its reading.
 
-        The log gets `train_loss` too: the mean loss of the steps since the last reading, for single batches are noisy.
+        The log also gets `train_loss`, the mean loss of the steps since the last reading, as single batches are noisy.
         """
         assert self._monitor is not None, "record() belongs inside the loop"
         assert self._progress is not None, "record() belongs inside the loop"
@@ -222,7 +221,7 @@ class Training:
         draft.replace(self.folder / CHECKPOINT)
 
     def _load(self) -> dict[str, Any] | None:
-        """Bring model, optimizer and generator to the checkpoint, if there is one; return the monitor's state."""
+        """Load model, optimizer and generator from the checkpoint, if there is one, and return the monitor's state."""
         path = self.folder / CHECKPOINT
         if not path.exists():
             return None
@@ -234,7 +233,7 @@ class Training:
             self._recent.extend(state["recent"])
             monitor = dict(state["monitor"])
             self.done = int(state["step"])
-        except Exception as error:  # what a damaged file raises depends on where it is damaged
+        except Exception as error:  # the error of a damaged file depends on the place of the damage
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
             raise RunError(
                 f"{path}: expected a checkpoint of this demo, found damage ({reason}); begin anew with --fresh"

@@ -1,1 +1,1 @@
-"""Integrations: one small file per framework, each a translation of its events into calls of the monitor."""
+"""Integrations: one small file per framework translates the framework's events into calls of the monitor."""

@@ -1,7 +1,7 @@
-"""JAX: `Recorder` takes the sums that a jitted step returns, and makes readings of them without holding the step up.
+"""JAX: `Recorder` takes the sums that a jitted step returns and turns them into readings without blocking the step.
 
-JAX dispatches a step and returns before the device has done it. So the sums of a monitored step are kept as they are,
-with their way to the host begun, and are read in a later call of `step()`, when they have arrived.
+JAX dispatches a step and returns before the device has run it. `Recorder` starts the copy of a monitored step's sums
+to the host, keeps the sums as they are, and reads them in a later call of `step()`, when they have arrived.
 """
 
 from __future__ import annotations
@@ -57,42 +57,42 @@ class Pending:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether reading it waits for nothing."""
+        """True if the arrays can be read without waiting."""
         leaves = jax.tree.leaves((self.sums, self.losses, self.values, self.extra))
         arrays: list[Any] = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
         if any(array.is_deleted() for array in arrays):
-            return True  # reading it raises, while jaxlib crashes when asked whether it is ready
+            return True  # reading a deleted array raises, but its is_ready() crashes jaxlib
         return all(array.is_ready() for array in arrays) and all(each.has_arrived for each in self.visits)
 
 
 class Recorder:
     """Records the log-alignment ratio of a JAX training: call `step()` once per optimizer step, `close()` at the end.
 
-    Across processes, each of them makes a Recorder and calls `step()`; the first one writes. Nothing is gathered: pass
-    each process the losses of all samples of the step, and the samples with them.
+    In a multi-process training, each process makes a Recorder and calls `step()`. The first process writes. The
+    Recorder gathers nothing: pass each process the losses of all samples of the step, and the samples.
 
     Args:
-        run: A folder to record to; docs/run-format.md specifies it. None keeps readings in memory only.
-        every: A reading is taken at step 0 and every so many steps.
-        resume: Continue the run in that folder, or begin it if there is none. The count of steps goes on after its last
+        run: The folder to record to, in the format of docs/run-format.md. None keeps readings in memory only.
+        every: Steps between two readings. Step 0 has a reading.
+        resume: Continue the run in that folder, or begin it if there is none. The step count continues after its last
             reading, unless `load_state_dict()` sets it.
-        baseline: What `verdict` compares LAR with: a `Baseline`, or a run to make one from.
+        baseline: The reference for LAR in `verdict`: a `Baseline`, or a run to make one from.
         regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
-        thresholds: When the decline logic calls it what; those of the benchmark by default.
-        trackers: Where to show every reading and the verdict, too: names or objects, as `logalign.watch` takes them.
+        thresholds: The thresholds of the decline logic. Default: those of the benchmark.
+        trackers: Trackers that also show every reading and the verdict: names or objects, as in `logalign.watch`.
         main: The name of the site that is judged, the layer whose outputs are logits.
-        settings: What else to record in run.json, for instance the training's hyperparameters.
-        history: How many steps' readings to keep in memory.
-        revisits: How many samples to follow from visit to visit, for the drift of their loss; 0 for none. Their losses
-            come with `step(losses=..., samples=...)`.
+        settings: Further entries for run.json, for instance the training's hyperparameters.
+        history: The number of steps whose readings stay in memory.
+        revisits: The number of samples to follow from visit to visit, for the drift of their loss. 0 follows none.
+            Pass their losses with `step(losses=..., samples=...)`.
 
     Attributes:
         readings: The readings of the monitored steps so far, the latest last.
 
     Raises:
-        InputError: an argument of the wrong type or value.
+        InputError: an argument has the wrong type or value.
         RunError: the folder holds a run and `resume` is False, or it is damaged or cannot be written.
-        MissingExtraError: JAX is not installed, or a tracker's package.
+        MissingExtraError: JAX or a tracker's package is not installed.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -162,19 +162,19 @@ class Recorder:
         self.readings = self._journal.readings
         self._step = self._journal.first_step
         self._pending: deque[Pending] = deque()
-        self._losses: tuple[float, int, list[Any]] = (0.0, 0, [])  # sum, count, and those not yet added up
+        self._losses: tuple[float, int, list[Any]] = (0.0, 0, [])  # sum, count, and losses to add
         self._samples = GivenSamples()
         self._sites: dict[str, dict[str, Any]] = {}
         self._closed = False
 
     @property
     def next_is_monitored(self) -> bool:
-        """Whether the step under way, the one that the next `step()` completes, is a monitored one."""
+        """True if the current step, which the next `step()` completes, is a monitored one."""
         return self._step % self._every == 0
 
     @property
     def verdict(self) -> Verdict:
-        """What the readings that have arrived show: healthy, approaching, overfitting, and so on."""
+        """The verdict on the readings that have arrived: healthy, approaching, overfitting, and so on."""
         return self._journal.verdict
 
     def step(
@@ -188,34 +188,33 @@ class Recorder:
         samples: Any = None,
         **extra: Any,
     ) -> Readings | None:
-        """Say that an optimizer step is complete, and give what `energies()` returned in it; waits for nothing.
+        """Complete an optimizer step with the sums that `energies()` returned in it, without waiting.
 
         Args:
-            sums: Of the main layer, or of several by name. Between monitored steps they are not looked at.
-            loss: The training loss of this step, a number or an array of one; the mean of all that were passed since
-                the reading before is recorded, too.
+            sums: The sums of the main layer, or of several layers by name. Only monitored steps use them.
+            loss: The training loss of this step, a number or an array of one. The mean of all losses since the
+                previous reading is recorded, too.
             lr: The learning rate.
             epoch: Passes over the data so far.
             losses: The loss of each sample of this step before the update, in nats, [B]: a JAX or NumPy array or a
                 list. The loss of a text is the mean over its tokens. Pass them in every step, also between monitored
                 ones.
-            samples: Which samples these are: their ids, whole numbers or text, [B], or the samples themselves,
-                [B, ...], such as token ids or images, which are known by their content. In rows of token ids
-                [B, length], zeros before and behind the tokens are padding, and a sample is the same with and without
-                them. A row of zeros alone is padding of the batch. Pass ids where samples are augmented, padded with
-                another token, or told apart by such zeros alone.
+            samples: The samples' ids, whole numbers or text, [B], or the samples themselves, [B, ...], such as token
+                ids or images, which their content identifies. In rows of token ids [B, length], zeros before and after
+                the tokens are padding and do not change the sample. A row of only zeros is padding of the batch. Pass
+                ids where samples are augmented, padded with another token, or differ only by such zeros.
             **extra: Any other number to record, for instance `val_loss`.
 
         Returns:
-            The latest readings that have arrived in this call, which may be of an earlier step (`readings.step` says of
-            which), or None. `flush()` waits for all of them.
+            The latest readings that have arrived in this call, or None. They may belong to an earlier step, which
+            `readings.step` gives. `flush()` waits for all readings.
 
         Raises:
-            InputError: no sums of the main layer, traced arrays, sums with a leading axis, a value that is no number, a
-                name that readings use themselves, or a layer of another shape than the baseline's.
+            InputError: the sums of the main layer are missing, an array is traced, sums have a leading axis, a value is
+                not a number, a name belongs to the readings, or a layer's shape differs from the baseline's.
 
         Warns:
-            LogAlignWarning: losses or samples that cannot be used; the step is left out of the drift.
+            LogAlignWarning: losses or samples cannot be used. The drift leaves the step out.
         """
         if self._closed:
             raise LogAlignError("step() on a recorder that is closed; make another to go on, with resume=True")
@@ -254,16 +253,16 @@ class Recorder:
         return self._take_arrived()
 
     def flush(self) -> Readings | None:
-        """Wait for the readings that are on their way; the latest of them, or None where there were none."""
+        """Wait for the pending readings and return the latest of them, or None if there are none."""
         taken = None
         while self._pending:
             taken = self._take(self._pending.popleft())
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep so that `load_state_dict()` can go on: numbers and text, as JSON can hold it.
+        """Return the state that a checkpoint has to keep for `load_state_dict()`: numbers and text that fit JSON.
 
-        Waits for the readings that are on their way.
+        The call waits for the pending readings.
         """
         self.flush()
         self._add_visits(self._samples.cut())
@@ -276,10 +275,10 @@ class Recorder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on at the step of a checkpoint; readings in the run from that step on are superseded.
+        """Continue at the step of a checkpoint and supersede the run's readings from that step on.
 
         Raises:
-            InputError: not a state that `state_dict()` gave.
+            InputError: the state does not come from `state_dict()`.
         """
         if state.get("version") != STATE_VERSION or not isinstance(state.get("step"), int):
             raise InputError(
@@ -293,7 +292,7 @@ class Recorder:
         self._journal.load_state_dict(state, step=self._step)
 
     def close(self) -> None:
-        """Wait for the readings that are on their way, and close the run log; safe to call twice."""
+        """Wait for the pending readings and close the run log. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -309,7 +308,7 @@ class Recorder:
         if kind is None:
             self.close()
         else:
-            # What made the step fail may have made its sums fail, too, and has been raised already.
+            # The error of the step may make its sums fail, too. It is already raised.
             with suppress(jax.errors.JaxRuntimeError):
                 self.close()
 
@@ -351,7 +350,7 @@ class Recorder:
         self._losses = (total, count + 1, later)
 
     def _give(self, losses: Any, samples: Any) -> None:
-        """Take the samples of the step under way."""
+        """Take the samples of the current step."""
         if self._journal.samples.is_off:
             return
         try:

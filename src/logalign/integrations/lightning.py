@@ -1,7 +1,7 @@
 """Lightning 2: one callback watches the module that `Trainer.fit` trains.
 
-Lightning comes under two names, `lightning.pytorch` and `pytorch_lightning`, with two classes `Callback`. The callback
-is of those that are imported already, else of the first that is installed.
+Lightning has two package names, `lightning.pytorch` and `pytorch_lightning`, each with its own class `Callback`. The
+callback inherits from the classes of the packages already imported, else from that of the first one installed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from logalign.runs.reading import Readings
 
 READINGS_WANTED = 500
-"""Into how many readings a training is divided, where its length is known and `every` is not given."""
+"""Number of readings of a training whose length is known, if `every` is not given."""
 LONGEST_INTERVAL = 10
 SUPPORTED = "2.2,3"
 PACKAGES = {"lightning.pytorch": "lightning", "pytorch_lightning": "pytorch-lightning"}
@@ -60,30 +60,31 @@ else:
 class LogAlignCallback(_Base):
     """Measure the log-alignment ratio of the unembedding while a Lightning Trainer fits.
 
-    The numbers of every reading go to all of the Trainer's loggers by `self.log`, under the names of docs/trackers.md,
-    and stand there and in `trainer.callback_metrics` until the next reading. Validation does not enter.
+    The callback sends the numbers of every reading to all of the Trainer's loggers through `self.log`, under the names
+    of docs/trackers.md. They stay there and in `trainer.callback_metrics` until the next reading. Validation is not
+    measured.
 
     Args:
-        every: A reading is taken every so many optimizer steps; None for the training's steps / 500, between 1 and 10,
-            and 10 where its length is not known. A resumed training keeps the interval that it had.
-        run: A folder to record to; None keeps readings in memory. A training that is resumed from a checkpoint goes on
-            in the folder, any other needs one without a run in it.
-        module: The name of the submodule to watch, where its own forward and not the LightningModule's gets the labels
-            that say which tokens count, as in `self.model(**batch)`; None for all that is trained.
-        stop: End the training when the verdict is overfitting, memorizing or diverged; Lightning's `min_epochs` and
-            `min_steps` hold.
+        every: Optimizer steps between two readings. None means the training's steps / 500, between 1 and 10, or 10
+            if its length is not known. A resumed training keeps its interval.
+        run: A folder to record to. None keeps readings in memory. A training resumed from a checkpoint continues in
+            the folder. Any other training needs a folder without a run.
+        module: The name of the submodule to watch, if its own forward and not the LightningModule's gets the labels
+            that say which tokens count, as in `self.model(**batch)`. None watches all that is trained.
+        stop: End the training when the verdict is overfitting, memorizing or diverged, but not before Lightning's
+            `min_epochs` and `min_steps`.
         save: Save a checkpoint when the outcome becomes approaching, overfitting, memorizing or diverged, beside those
             of ModelCheckpoint, as `logalign-OUTCOME-step=GLOBAL_STEP.ckpt`.
-        **watching: What `logalign.watch()` takes: layers, spectra_every, baseline, regime, trackers and so on.
+        **watching: Arguments of `logalign.watch()`: layers, spectra_every, baseline, regime, trackers and so on.
 
     Attributes:
-        monitor: What `watch()` returned: readings, verdict, `mask()`. None before the training has started.
+        monitor: The monitor from `watch()`: readings, verdict, `mask()`. None before the training starts.
 
     Raises:
-        MissingExtraError: Lightning is not installed, or its release is not supported. On import.
+        MissingExtraError: on import, Lightning is not installed or its release is not supported.
 
-    A training that starts raises what `watch()` raises, SiteError among it where no layer is found, and InputError
-    where a checkpoint is resumed with other layers than it was saved with.
+    A training that starts raises the errors of `watch()`, such as SiteError if no layer is found. It raises InputError
+    if a resumed checkpoint was saved with other layers.
 
     Example:
         >>> LogAlignCallback(every=10, stop=True).state_key
@@ -116,7 +117,7 @@ class LogAlignCallback(_Base):
         self._attached = False
         self._interval = LONGEST_INTERVAL
         self._state: dict[str, Any] | None = None
-        self._layers: Layers = {}  # of the checkpoint, until they have been compared
+        self._layers: Layers = {}  # the checkpoint's layers, until the comparison
         self._global_step = 0
         self._losses: tuple[float | Tensor, int] = (0.0, 0)  # sum and count over the micro-batches of the step
         self._lr: Any = None  # a number, or a tensor of one
@@ -126,7 +127,7 @@ class LogAlignCallback(_Base):
         self._show_again = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch the module, in the wrapper that the strategy has put around it."""
+        """Watch the module in the wrapper of the strategy."""
         self._detach()
         state = self._state if trainer.global_step > 0 else None
         if self._every is None:
@@ -151,17 +152,17 @@ class LogAlignCallback(_Base):
         self._forget_step()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning forgets at the end of an epoch what was logged in it."""
+        """Log the last reading again, because Lightning drops logged values at the end of an epoch."""
         self._show_again = bool(self._shown)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the passes over the data before the first micro-batch of a step."""
+        """Store the passes over the data before the first micro-batch of a step."""
         if self._epoch is None:
             batches = trainer.num_training_batches
             self._epoch = trainer.current_epoch + (batch_idx / batches if math.isfinite(batches) else 0.0)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Note the learning rate of the step, which a scheduler changes before the batch ends."""
+        """Store the learning rate of the step before a scheduler changes it."""
         if self._lr is None:
             rate = optimizer.param_groups[0]["lr"]
             self._lr = rate.detach().clone() if isinstance(rate, Tensor) else rate
@@ -169,7 +170,7 @@ class LogAlignCallback(_Base):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Step the monitor where the optimizer has stepped, and log what it gives."""
+        """Step the monitor if the optimizer has stepped, and log the reading."""
         if not self._attached or self.monitor is None:
             return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -188,19 +189,19 @@ class LogAlignCallback(_Base):
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let go of the module."""
+        """Stop watching the module."""
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the module."""
+        """Stop watching the module."""
         self._detach()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the module."""
+        """Stop watching the module."""
         self._detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """What Lightning keeps in its checkpoints."""
+        """Return the state for Lightning's checkpoints."""
         if self.monitor is None or not self._attached:
             return dict(self._state or {})
         return {
@@ -214,7 +215,7 @@ class LogAlignCallback(_Base):
         self._state = dict(state_dict)
 
     def _watched(self, trainer: Trainer, pl_module: LightningModule) -> tuple[nn.Module, dict[str, Any]]:
-        """The module to watch, and, where it is inside of what says so, the ranks that train it."""
+        """Return the module to watch, and the ranks that train it if only its wrapper names them."""
         wrapped = trainer.strategy.model or pl_module
         if self._module is None:
             return wrapped, {}
@@ -230,7 +231,7 @@ class LogAlignCallback(_Base):
         return model, {} if group is None else {"mesh": group}
 
     def _loss(self, trainer: Trainer, pl_module: LightningModule) -> float | Tensor | None:
-        """The mean over micro-batches; in automatic optimization, Lightning has divided each by their number."""
+        """Return the mean over micro-batches, which automatic optimization has already divided by their number."""
         total, count = self._losses
         if not count:
             return None
@@ -244,7 +245,7 @@ class LogAlignCallback(_Base):
         verdict = self.monitor.verdict
         if self._layers:
             self._compare_layers(_layers(self.monitor))
-        # What was shown and is undefined now would be shown on: Lightning keeps it until the epoch ends.
+        # Lightning keeps a value until the epoch ends, so one that is undefined now would still be shown.
         self._shown = dict.fromkeys(self._shown, math.nan) | metrics(readings, verdict)
         self._log(trainer, pl_module)
         if self._stop and verdict.is_alarm and not trainer.should_stop:
@@ -262,19 +263,19 @@ class LogAlignCallback(_Base):
         self._show_again = False
         if trainer.barebones:
             return
-        # On the host already, whatever the module is on: nothing to wait for.
+        # The values are on the host, whatever the module's device, so nothing waits.
         values = {name: torch.tensor(value, dtype=torch.float64) for name, value in self._shown.items()}
         pl_module.log_dict(values, on_step=True, on_epoch=False, logger=trainer.logger is not None, batch_size=1)
 
     def _check_layers(self, found: Layers) -> None:
-        """Refuse to continue a series with other layers, where they are known before the first forward."""
+        """Refuse to continue with other layers, if the layers are known before the first forward."""
         if found and self._layers:
             if found != self._layers:
                 raise InputError(f"LogAlignCallback: {_difference(self._layers, found)}")
             self._layers = {}
 
     def _compare_layers(self, found: Layers) -> None:
-        """The same once the first forward has told the layers: the training goes on."""
+        """Compare the layers after the first forward, and warn instead of raising."""
         expected, self._layers = self._layers, {}
         if found != expected:
             warnings.warn(f"logalign: LogAlignCallback: {_difference(expected, found)}", LogAlignWarning, stacklevel=2)
@@ -287,9 +288,9 @@ class LogAlignCallback(_Base):
 
 
 def _interval(steps: float, spectra_every: int) -> int:
-    """Steps between two readings of a training of so many; -1 and infinity where that is not known.
+    """Return the steps between two readings, where `steps` is the training's length, -1 or infinity if not known.
 
-    Shorter where spectra are asked for at steps that it would pass by.
+    The interval is shorter if it would skip the steps of the spectra.
     """
     known = math.isfinite(steps) and steps >= 1
     longest = min(max(int(steps) // READINGS_WANTED, 1), LONGEST_INTERVAL) if known else LONGEST_INTERVAL
@@ -297,7 +298,7 @@ def _interval(steps: float, spectra_every: int) -> int:
 
 
 def _layers(monitor: Monitor) -> Layers:
-    """What is measured, by site: the module's name, m and n."""
+    """Return the measured layers by site: the module's name, m and n."""
     return {site: [found["module"], found["m"], found["n"]] for site, found in monitor.sites.items()}
 
 
@@ -312,7 +313,7 @@ def _difference(expected: Layers, found: Layers) -> str:
 
 
 def _folder(trainer: Trainer) -> str:
-    """Where ModelCheckpoint saves, or would."""
+    """Return the folder where ModelCheckpoint saves, or would save."""
     folder = getattr(trainer.checkpoint_callback, "dirpath", None)
     if folder is None:
         folder = os.path.join(trainer.log_dir or trainer.default_root_dir, "checkpoints")

@@ -1,7 +1,7 @@
 """Megatron-core: finds the output layer among a model's chunks, and the process groups that share it.
 
-What its layers are (rows over tensor-parallel ranks, sequence first, a weight that the model hands over) is known to
-`logalign.torch.megatron`; here is what only the model as a whole knows.
+`logalign.torch.megatron` knows the layers (rows over tensor-parallel ranks, sequence first, a weight that the model
+hands over). This module handles what only the whole model knows.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ SUPPORTED = "0.16,0.17"
 
 
 def watch(model: nn.Module | Sequence[nn.Module], *, vocabulary: int | None = None, **settings: Any) -> Monitor:
-    """Watch a model of Megatron-core while it trains: its output layer, over all ranks that have tokens or rows of it.
+    """Watch the output layer of a Megatron-core model over all ranks that have tokens or rows of it.
 
-    Call it at every rank, once the model is built and wrapped, before its first forward. The loss mask is taken from
-    the `loss_mask` argument of the model's forward, as `pretrain_gpt.py` passes it; where it is not passed, call
-    `monitor.mask(loss_mask != 0)` [b, s] before each forward. Labels alone do not say what counts: Megatron fills them
-    with 0.
+    Call it at every rank, after the model is built and wrapped and before its first forward. The monitor takes the
+    loss mask from the `loss_mask` argument of the model's forward, as `pretrain_gpt.py` passes it. Without that
+    argument, call `monitor.mask(loss_mask != 0)` [b, s] before each forward. Labels alone do not say what counts:
+    Megatron fills them with 0.
 
     Args:
         model: The model, wrapped or not (`DistributedDataParallel`, `Float16Module`), or the list of its chunks, as
             `get_model()` returns it.
-        vocabulary: The true size of the vocabulary, where the output layer's rows are padded beyond it.
-        **settings: What `logalign.watch()` takes. `mesh` is the model's data- and context-parallel group, and
-            `main_call` the last call of the output layer where the model predicts several tokens (MTP), if not given.
+        vocabulary: The true size of the vocabulary, if padding adds rows to the output layer.
+        **settings: Arguments of `logalign.watch()`. By default `mesh` is the model's data- and context-parallel group,
+            and `main_call` is the last call of the output layer if the model predicts several tokens (MTP).
 
     Returns:
-        The monitor. At ranks without the output layer, those of other pipeline stages, its `step()` does nothing.
+        The monitor. At ranks of pipeline stages without the output layer, its `step()` does nothing.
 
     Raises:
-        SiteError: no chunk has an output layer, and none says that another stage has it; or several have one.
-        MissingExtraError: Megatron-core is not installed, or in a release that is not supported.
+        SiteError: several chunks have an output layer, or none has one and none says that another stage has it.
+        MissingExtraError: Megatron-core is not installed, or its release is not supported.
     """
     load("megatron.core", extra="megatron", purpose="watch()", supported=SUPPORTED, package="megatron-core")
     chunk = _chunk_with_head(list(model) if isinstance(model, Sequence) else [model])
@@ -48,13 +48,13 @@ def watch(model: nn.Module | Sequence[nn.Module], *, vocabulary: int | None = No
     if settings.get("mesh") is None:
         settings["mesh"] = _token_group(inner)
     if settings.get("main_call") is None:
-        # The layers that predict further tokens are called first.
+        # The layers that predict further tokens run first.
         settings["main_call"] = getattr(getattr(inner, "config", None), "mtp_num_layers", None)
     return watch_module(chunk, vocabulary=vocabulary, **settings)
 
 
 def _chunk_with_head(chunks: Sequence[nn.Module]) -> nn.Module:
-    """The chunk that has the output layer; or one of those that say that another stage has it."""
+    """Return the chunk that has the output layer, or one that says that another stage has it."""
     from megatron.core.tensor_parallel import ColumnParallelLinear  # type: ignore[import-untyped]
 
     heads, others = [], []
@@ -81,7 +81,7 @@ def _chunk_with_head(chunks: Sequence[nn.Module]) -> nn.Module:
 
 
 def _unwrapped(model: Any) -> nn.Module:
-    """The model inside of wrappers, which all hold it as `module`."""
+    """Return the model inside its wrappers, which all hold it as `module`."""
     from torch import nn
 
     while isinstance(getattr(model, "module", None), nn.Module):
@@ -92,7 +92,7 @@ def _unwrapped(model: Any) -> nn.Module:
 
 
 def _token_group(model: Any) -> Any:
-    """The data- and context-parallel ranks, by the model's own groups where it has them."""
+    """Return the data- and context-parallel ranks, from the model's own groups if it has them."""
     from megatron.core import parallel_state  # type: ignore[import-untyped]
 
     own = getattr(getattr(model, "pg_collection", None), "dp_cp", None)

@@ -1,10 +1,10 @@
 """Optuna: a pruner that ends trials by logalign's verdict, for studies without a validation set.
 
-Method: `report()` writes the verdict of a trial's monitor into the trial's user attributes, and `LogAlignPruner` reads
-it there when the objective asks `trial.should_prune()`, as it would ask any pruner of Optuna. All state is in the
-study's storage, so that processes, threads and machines can share a study. The alternative, a pruner that compares the
-values of trials with each other, needs values that do not reward memorizing, which the training loss does: it is left
-with the trials that did not memorize, among which it does order.
+Method: `report()` writes the verdict of a trial's monitor into the trial's user attributes. `LogAlignPruner` reads it
+there when the objective calls `trial.should_prune()`, as with any pruner of Optuna. The study's storage holds all
+state, so processes, threads and machines can share a study. The alternative is a pruner that compares the values of
+trials. It needs values that do not reward memorizing, but the training loss rewards it. The training loss orders only
+the trials that did not memorize, which are the ones left.
 
     study = optuna.create_study(pruner=LogAlignPruner())
 
@@ -48,24 +48,24 @@ if TYPE_CHECKING:
 ATTRIBUTE = "logalign"
 """The user attribute of a trial that holds its verdict."""
 WARM_READINGS = 40
-"""Readings after which it is told that loss or epoch is missing."""
+"""Readings after which a missing loss or epoch causes a warning."""
 
 
 class LogAlignPruner(BasePruner):
-    """Prunes a trial once logalign's verdict on it has been an alarm for some readings; no held-out data is looked at.
+    """Prunes a trial once logalign's verdict on it is an alarm for some readings, without held-out data.
 
-    It looks at what `report()` stored of the trial alone, never at other trials, so that it prunes the first trial of a
-    study as well as the last, whatever the direction, the sampler or the objective's value.
+    The pruner uses only what `report()` stored of the trial, never other trials. So it prunes the first trial of a
+    study as well as the last, for any direction, sampler or objective value.
 
     Args:
-        wrapped: Another pruner, asked where the verdict does not prune; it needs `trial.report()`, as always. None for
-            none.
-        outcomes: The verdicts that prune: "overfitting", "memorizing" and "diverged". Leave "memorizing" out where a
-            network is meant to grok.
-        patience: So many readings in a row have to say so. More keeps more trials, and saves fewer steps.
+        wrapped: Another pruner, which decides if the verdict does not prune. It needs `trial.report()`, as always.
+            None means no other pruner.
+        outcomes: The verdicts that prune: "overfitting", "memorizing" and "diverged". Leave "memorizing" out if the
+            network should grok.
+        patience: Readings in a row that must agree. A higher number keeps more trials and saves fewer steps.
 
     Raises:
-        InputError: no such outcome or none at all, a patience below 1, or a `wrapped` that is no pruner.
+        InputError: an outcome is unknown, there is none, `patience` is below 1, or `wrapped` is not a pruner.
 
     Example:
         >>> import optuna
@@ -90,7 +90,7 @@ class LogAlignPruner(BasePruner):
         self._patience = patience
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether the trial should end; called by `trial.should_prune()`."""
+        """Decide for `trial.should_prune()` if the trial should end."""
         verdict: Mapping[str, Any] | None = trial.user_attrs.get(ATTRIBUTE)
         if verdict is None:
             warnings.warn(
@@ -111,13 +111,13 @@ class LogAlignPruner(BasePruner):
 def report(trial: Trial, monitor: Monitor) -> None:
     """Store the verdict on a trial's training in the trial, where `LogAlignPruner` and dashboards find it.
 
-    Call it after every `monitor.step()`: it writes when there is a new reading, else it returns at once. The user
+    Call it after every `monitor.step()`. It writes if there is a new reading, else it returns at once. The user
     attribute "logalign" then holds outcome, regime, step, since_step, reason, and `readings`, the number of readings in
-    a row with this outcome. Values for other pruners, samplers and plots are reported with `trial.report()`, as always.
+    a row with this outcome. Report values for other pruners, samplers and plots with `trial.report()`, as always.
 
     Args:
-        trial: The trial that the objective was given.
-        monitor: What `logalign.watch()` returned for this trial's model; a new one for every trial.
+        trial: The objective's trial.
+        monitor: The monitor from `logalign.watch()` for this trial's model. Every trial needs a new one.
     """
     latest = monitor.readings[-1].main if monitor.readings else None
     step = None if latest is None else latest.step
@@ -126,7 +126,7 @@ def report(trial: Trial, monitor: Monitor) -> None:
         return
     verdict = monitor.verdict
     missing = ["loss"] if latest is not None and latest.loss is None else []
-    # Elsewhere the samples that come back tell how many passes there were.
+    # Otherwise the samples that come back give the number of passes.
     if latest is not None and latest.epoch is None and latest.drift_reason in (NOT_TRACKED, GIVEN_UP):
         missing.append("epoch")
     if missing and len(monitor.readings) == WARM_READINGS and verdict.evidence.get("deviation") is None:
@@ -144,11 +144,11 @@ def report(trial: Trial, monitor: Monitor) -> None:
 def held_out_loss(monitor: Monitor) -> float:
     """Estimate the held-out loss of a training from its own losses, as an objective value to be minimized.
 
-    It is the estimate that `logalign compare` ranks runs by: the training loss, and all that it dropped where passes
-    over the data begin. docs/integrations/optuna.md compares it with the training loss as an objective.
+    `logalign compare` ranks runs by the same estimate: the training loss plus all its drops at the start of passes over
+    the data. docs/integrations/optuna.md compares it with the training loss as an objective.
 
     Returns:
-        Nats; NaN where the training has diverged, which Optuna counts as a failed trial.
+        The estimate in nats. It is NaN if the training has diverged, which Optuna counts as a failed trial.
 
     Raises:
         InputError: `step()` got no loss, passes over the data are not known, or there are fewer than ten readings, or

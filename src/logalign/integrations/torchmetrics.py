@@ -1,7 +1,7 @@
 """torchmetrics: the log-alignment ratio as a `Metric`, whose states are sums over updates and ranks.
 
-Method: the sums of `logalign.torch.meter`, one vector, so that updates, `forward()`, a MetricCollection and ranks merge
-by addition and ratios are taken in `compute()`. A mean of the LARs of batches would be simpler and wrong.
+Method: the metric holds the sums of `logalign.torch.meter` in one vector. Updates, `forward()`, a MetricCollection and
+ranks merge by addition, and `compute()` takes the ratios. A mean of the batches' LARs would be simpler but wrong.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DOT, BIAS_ENERGY, TOKENS, WEIGHT, WEIGHED = (
     SCALARS.index(name) for name in ("bias_dot_output_sum", "bias_energy", "tokens", "weight", "weighed")
 )
 SAME_WEIGHT = 1e-6
-"""Relative spread of the energies of W over updates and ranks from which on it is taken to have changed."""
+"""Relative spread of W's energies over updates and ranks, above which W counts as changed."""
 
 
 class LogAlignmentRatio(Metric):
@@ -42,23 +42,23 @@ class LogAlignmentRatio(Metric):
 
         LAR = 1 + log_n( E_Z / (E_W E_X) ) / 2
 
-    E_X and E_Z add over updates and ranks, E_W is the same in all of them: the metric is of one weight. Where W changes
-    between updates, E_W is the mean over updates, of no layer that there was: `compute()` warns, and `reset()` after
-    every optimizer step is what to do. It adds up what it is given, in training and evaluation alike.
+    E_X and E_Z add over updates and ranks. E_W is the same in all of them, because the metric describes one weight. If
+    W changes between updates, E_W is the mean over updates and belongs to no actual layer. `compute()` then warns: call
+    `reset()` after every optimizer step. The metric adds up all updates, in training and evaluation alike.
 
     Args:
         shape: (m, n) of the weight (out, in), as `head.weight.shape` gives it.
-        form: What `compute()` returns: "lar", "lar_vocab_centered", "lar_token_centered", "lar_centered", or
+        form: The result of `compute()`: "lar", "lar_vocab_centered", "lar_token_centered", "lar_centered", or
             "effective_dim".
-        **options: What `torchmetrics.Metric` takes: sync_on_compute, process_group and so on.
+        **options: Arguments of `torchmetrics.Metric`: sync_on_compute, process_group and so on.
 
-    States are float64 (float32 on MPS) and stay so under `.to(torch.bfloat16)`, `.half()` and the like;
-    `set_dtype()` changes them. They take 2n + m numbers.
+    States are float64 (float32 on MPS) and stay so under `.to(torch.bfloat16)`, `.half()` and the like. `set_dtype()`
+    changes them. They take 2n + m numbers.
 
     Raises:
-        InputError: a shape that is none, or no such form.
+        InputError: the shape is not valid, or the form is unknown.
 
-    Source: Shehper & Vaswani, arXiv 2605.28975, as `logalign.lar`, its functional twin.
+    Source: Shehper & Vaswani, arXiv 2605.28975, as in `logalign.lar`, the functional version.
 
     Example:
         >>> import torch
@@ -101,17 +101,17 @@ class LogAlignmentRatio(Metric):
         bias: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> None:
-        """Add a batch; it does not wait for the device.
+        """Add a batch without waiting for the device.
 
         Args:
             weight: [m, n].
             inputs: [..., n].
-            outputs: [..., m] if at hand, with the bias in it; without them E_Z is taken from weight and inputs.
-            bias: [m], where there is one in the outputs.
+            outputs: [..., m] with the bias, if available. Without them weight and inputs give E_Z.
+            bias: [m], if the outputs contain one.
             mask: [...] of bool, the tokens that count.
 
         Raises:
-            InputError: wrong shapes or dtypes.
+            InputError: a shape or dtype is wrong.
         """
         checked_layer(weight, inputs, outputs=outputs, bias=bias)
         if tuple(weight.shape) != (self.m, self.n):
@@ -124,7 +124,7 @@ class LogAlignmentRatio(Metric):
         meter.add(weight.detach(), inputs, outputs=outputs, bias=bias, mask=mask)
         packed = meter.pack()
         vector = packed.vector.clone()
-        # Of the bias each update has its own part, in one place: it may be there in some and not in others.
+        # Each update has its own part for the bias, because only some updates may have a bias.
         vector[DOT] += vector[TOKENS] * vector[BIAS_ENERGY] / 2
         vector[BIAS_ENERGY] = 0
         energy = vector[WEIGHT]
@@ -133,7 +133,7 @@ class LogAlignmentRatio(Metric):
         self.rounding = self.rounding.clamp(min=packed.rounding)
 
     def compute(self) -> Tensor:
-        """The ratio over all updates and ranks; NaN, with a warning that says why, where it is undefined."""
+        """Return the ratio over all updates and ranks, or NaN with a warning that says why it is undefined."""
         energies = self.energies()
         value = getattr(energies, self.form)
         if math.isnan(value):
@@ -142,7 +142,7 @@ class LogAlignmentRatio(Metric):
         return torch.tensor(value, dtype=self.sums.dtype, device=self.sums.device)
 
     def energies(self) -> Energies:
-        """What has been summed up: of this rank, or, inside of `sync_context()`, of all."""
+        """Return the energies summed over this rank, or over all ranks inside `sync_context()`."""
         host = torch.cat([self.sums, self.weight_squares[None], self.rounding[None]]).double().cpu().numpy()
         vector, squares, rounding = host[:-2], float(host[-2]), float(host[-1])
         times = vector[WEIGHED]
@@ -157,11 +157,11 @@ class LogAlignmentRatio(Metric):
         return unpack(Packed(self.sums, self.n, self.m, rounding, spread=True), vector)[0]
 
     def _apply(self, fn: Callable[..., Any], *rest: Any, **options: Any) -> LogAlignmentRatio:
-        """Let `.to(torch.bfloat16)` move states and not cast them, as torchmetrics has it for `.bfloat16()`."""
+        """Let `.to(torch.bfloat16)` move states and not cast them, as torchmetrics does for `.bfloat16()`."""
         if self._dtype_convert:  # set_dtype()
             super()._apply(fn, *rest, **options)
             return self
-        # A float32 number goes where the states are to go: some devices have no float64.
+        # A float32 number finds the states' new device, because some devices have no float64.
         probe = torch.zeros((), device=self.sums.device)
         held = {name: getattr(self, name) for name in (*STATES, "_computed", "_forward_cache")}
         defaults = {name: self._defaults[name] for name in STATES}
@@ -185,7 +185,7 @@ class LogAlignmentRatio(Metric):
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """A tensor on another device, as wide as it was if the device has that; anything else as it is."""
+    """Return a tensor on another device, in its own width if the device has it, and any other value as it is."""
     if not isinstance(value, Tensor):
         return value
     narrow = value.dtype == torch.float64 and wide(device) != torch.float64

@@ -1,7 +1,8 @@
 """torchtitan: its Trainer, with a monitor on the unembedding.
 
-Method: a subclass, which a config names in place of torchtitan's own. A metrics processor sees only the steps that it
-logs and has no place in checkpoints; a converter sees a model that is not parallelized yet.
+Method: a config names this subclass in place of torchtitan's own Trainer. The alternatives see less. A metrics
+processor sees only the steps that it logs and has no place in checkpoints. A converter sees the model before it is
+parallelized.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What `logalign.watch()` takes, as far as a command line can say it: `--logalign.every 20`.
+    """The arguments of `logalign.watch()` that a command line can give: `--logalign.every 20`.
 
     Attributes:
-        every: A reading is taken at the first step and every so many after it.
-        spectra_every: Take the decomposition, too, every so many steps; 0 for never.
-        folder: The run's folder inside of `dump_folder`; docs/run-format.md specifies it.
-        baseline: A run to compare with; none for an empty name.
-        vocabulary: How many rows of the unembedding stand for something; 0 for all.
+        every: Steps between two readings. The first step has a reading.
+        spectra_every: Steps between two decompositions. 0 means never.
+        folder: The run's folder inside `dump_folder`, in the format of docs/run-format.md.
+        baseline: A run to compare with. An empty name means none.
+        vocabulary: Rows of the unembedding that stand for a token. 0 means all.
     """
 
     every: int = 10
@@ -53,26 +54,26 @@ class Settings:
 
 
 class Trainer(_Base):  # type: ignore[misc]
-    """torchtitan's Trainer, whose unembedding is watched.
+    """torchtitan's Trainer with a monitor on the unembedding.
 
-    Readings are recorded in `dump_folder/logalign`, and given to the TensorBoard and W&B loggers that
-    `config.metrics` turns on under the names that docs/trackers.md lists, at torchtitan's own step (from 1 on). Its
-    checkpoints hold the monitor's state as "logalign". Weights are those that torchtitan's own Trainer makes.
+    The Trainer records readings in `dump_folder/logalign`. It also sends them to the TensorBoard and W&B loggers that
+    `config.metrics` turns on, under the names of docs/trackers.md, at torchtitan's own step (from 1 on). Its
+    checkpoints hold the monitor's state as "logalign". The weights equal those of torchtitan's own Trainer.
 
     Args:
-        config: A `Trainer.Config` of this class, or what `watched()` makes of another.
+        config: A `Trainer.Config` of this class, or the result of `watched()` for another config.
 
     Raises:
         InputError: CUDA graphs are on, or shards of the unembedding cannot be told from whole weights.
         SiteError: there is no unembedding.
 
     Attributes:
-        monitor: The monitor, from the time on when the model is parallelized.
+        monitor: The monitor. It exists once the model is parallelized.
     """
 
     @dataclass(kw_only=True, slots=True)
     class Config(_Base.Config):  # type: ignore[misc]
-        """torchtitan's, and what `logalign` is told."""
+        """torchtitan's config plus the settings of `logalign`."""
 
         logalign: Settings = field(default_factory=Settings)
 
@@ -103,17 +104,17 @@ class Trainer(_Base):  # type: ignore[misc]
             self.checkpointer.states["logalign"] = self.monitor if has_head else _Stateless()
 
     def post_dataloading_process(self, input_dict: Any, labels: Tensor) -> Any:
-        """torchtitan's; the labels are then those of this rank's tokens."""
+        """Run torchtitan's method, and mask by its labels, which belong to this rank's tokens."""
         inputs, labels, extra = super().post_dataloading_process(input_dict, labels)
         if self.monitor.next_is_monitored and self._labels_are_seen():
             own = labels.to_local() if hasattr(labels, "to_local") else labels
             self._masks.append(own != _ignored())
-            # In a pipeline all micro-batches of a step come before the first forward.
+            # A pipeline passes all micro-batches of a step before the first forward.
             self.monitor.mask(torch.cat(self._masks))
         return inputs, labels, extra
 
     def forward_backward_step(self, **batch: Any) -> Any:
-        """torchtitan's; its loss is this rank's part of the mean over all tokens."""
+        """Run torchtitan's method and add its loss, this rank's part of the mean over all tokens."""
         self._masks.clear()
         loss = super().forward_backward_step(**batch)
         value = loss.detach().full_tensor() if hasattr(loss, "full_tensor") else loss.detach()
@@ -121,7 +122,7 @@ class Trainer(_Base):  # type: ignore[misc]
         return loss
 
     def train_step(self, data_iterator: Iterator[Any]) -> None:
-        """torchtitan's, and after it the reading."""
+        """Run torchtitan's step, then take the reading."""
         if not self._began:
             self._began = True
             _go_on_at(self.monitor, self.step - 1)
@@ -135,27 +136,27 @@ class Trainer(_Base):  # type: ignore[misc]
             self.metrics_processor.logger.log(metrics(readings, self.monitor.verdict), self.step)
 
     def close(self) -> None:
-        """torchtitan's; the run is closed with it."""
+        """Close torchtitan's Trainer and the run."""
         if hasattr(self, "monitor"):
             self.monitor.close()
         super().close()
 
     def _labels_are_seen(self) -> bool:
-        """Whether the mask can be laid over what the head gets: not chunk by chunk in each of several micro-batches."""
+        """False if the head gets chunks of several micro-batches, which the mask does not fit."""
         from torchtitan.components.loss import ChunkedLossWrapper  # type: ignore[import-untyped]
 
         return not (self.parallel_dims.pp_enabled and isinstance(self.loss_fn, ChunkedLossWrapper))
 
 
 def watched(config: Any, **settings: Any) -> Any:
-    """A config of torchtitan's own Trainer as one of the Trainer here, for instance `watched(llama3_8b(), every=20)`.
+    """Convert a config of torchtitan's own Trainer for the Trainer here, as in `watched(llama3_8b(), every=20)`.
 
     Args:
         config: A `torchtitan.trainer.Trainer.Config`.
-        **settings: Those of `Settings`.
+        **settings: The fields of `Settings`.
 
     Raises:
-        InputError: another kind of config.
+        InputError: the config is of another kind.
     """
     if isinstance(config, Trainer.Config):
         return replace(config, logalign=replace(config.logalign, **settings))
@@ -170,7 +171,7 @@ def watched(config: Any, **settings: Any) -> Any:
 
 
 class _Stateless:
-    """What a stage without the unembedding keeps in checkpoints."""
+    """The checkpoint state of a stage without the unembedding."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -195,7 +196,7 @@ def _check(config: Any) -> None:
 
 
 def _watched_part(trainer: Any) -> Any:
-    """The model; in a pipeline, the stage that has the unembedding, or any other."""
+    """Return the model, or in a pipeline the stage that has the unembedding, else any stage."""
     if not trainer.parallel_dims.pp_enabled:
         return trainer.model_parts[0]
     schedule = trainer.pp_schedule
@@ -211,7 +212,7 @@ def _ignored() -> int:
 
 
 def _go_on_at(monitor: Monitor, step: int) -> None:
-    """Agree with torchtitan on how many steps are done, where its checkpoint did not say it: one without a monitor."""
+    """Set the monitor's step count to torchtitan's, for a checkpoint without a monitor state."""
     state = monitor.state_dict()
     if state["step"] != step:
         seen = state["tokens_seen"] if step else "{}"

@@ -1,10 +1,10 @@
-"""Transformers: a callback of the Trainer that watches the model, and puts the readings into the Trainer's own logs.
+"""Transformers: a callback of the Trainer that watches the model and adds the readings to the Trainer's own logs.
 
-Method: a callback is told of steps but neither of the loss nor of the Trainer, and what it adds to the logs comes too
-late for the trackers before it. So, when training begins, it looks for the Trainer among its callers: it moves itself
-to the front of the Trainer's callbacks, and listens to what `training_step()` returns. The alternatives are a hook on
-the model's outputs, which misses a loss that is computed outside of the model and knows nothing of its scale, and
-`_tr_loss`, a running sum that the Trainer empties as it logs: what is left of a step in it depends on when that was.
+Method: a callback sees steps, but neither the loss nor the Trainer. Its log entries come too late for the trackers
+before it. So at the start of training it finds the Trainer among its callers, moves itself to the front of the
+Trainer's callbacks, and reads the return value of `training_step()`. One alternative, a hook on the model's outputs,
+misses a loss computed outside the model and does not know its scale. The other is `_tr_loss`, a running sum that the
+Trainer empties as it logs. The part of a step that is left in it depends on when the Trainer logs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from logalign.recording.monitor import STATE_VERSION, Monitor, watch
 from logalign.runs.reading import UNEMBEDDING
 from logalign.trackers.metrics import PREFIX, metrics
 
-# First, for the error that says which releases are supported and how to install one.
+# This load comes first: its error says which releases are supported and how to install one.
 load("transformers", extra="transformers", purpose="LogAlignCallback", supported="5.0,6.0")
 
 from transformers import TrainerCallback  # noqa: E402
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("logalign")
 
 READINGS_OF_A_RUN = 500
-"""Readings that a training gets by default, within the two limits of `every`."""
+"""Default number of readings of a training, within the two limits of `every`."""
 EVERY = (1, 10)
 LOGGED_BY_TRAINER = ("loss", "lr", "epoch")
 
@@ -45,24 +45,24 @@ LOGGED_BY_TRAINER = ("loss", "lr", "epoch")
 class LogAlignCallback(TrainerCallback, ExportableState):
     """Measure the log-alignment ratio while a Trainer trains, and log it with everything else.
 
-    It needs no evaluation set, and evaluation in between is not measured. A set-up that cannot be measured is an error
-    before the first step; what goes wrong later is a warning, and training goes on.
+    The callback needs no evaluation set and does not measure evaluation in between. A set-up that cannot be measured
+    raises before the first step. A later problem gives a warning, and training continues.
 
     Args:
-        every: A reading is taken at step 0 and every so many optimizer steps; None for a 500th of all steps, 1 at least
-            and 10 at most.
-        run: A folder to record to, as of `logalign.watch()`. A training that is resumed from a checkpoint goes on in
-            it; a new one wants a new folder.
+        every: Optimizer steps between two readings. Step 0 has a reading. None means a 500th of all steps, at least 1
+            and at most 10.
+        run: A folder to record to, as in `logalign.watch()`. A training resumed from a checkpoint continues in it. A
+            new training needs a new folder.
         stop: End the training when the verdict is an alarm: overfitting, memorizing or diverged.
         save: Save a checkpoint when the verdict becomes approaching or an alarm.
         **watching: Further arguments of `logalign.watch()`: `layers`, `baseline`, `regime`, `spectra_every`,
             `trackers` and so on. `resume=True` lets a training from step 0 supersede the readings in `run`.
 
     Attributes:
-        monitor: What `logalign.watch()` returned: its `verdict` and `readings`, also after the training; None before.
+        monitor: The monitor from `logalign.watch()`. Its `verdict` and `readings` stay after the training. None before.
 
     Raises:
-        InputError: an argument that `logalign.watch()` does not have.
+        InputError: an argument is unknown to `logalign.watch()`.
 
     Example:
         >>> callback = LogAlignCallback(run="runs/mine", stop=True)
@@ -93,20 +93,20 @@ class LogAlignCallback(TrainerCallback, ExportableState):
         self._save = save
         self._watching = watching
         self._trainer: Trainer | None = None
-        self._failed = False  # whether the training before this one ended in an error
-        self._loss: Tensor | None = None  # of the step under way, summed over its micro-batches
+        self._failed = False  # the previous training ended in an error
+        self._loss: Tensor | None = None  # of the current step, summed over its micro-batches
         self._epoch: float | None = None
         self._lr: float | None = None
         self._outcome: str | None = None
-        self._shown: dict[str, float] = {}  # the latest reading, as the logs get it
-        self._logged = True  # whether it has been in them
+        self._shown: dict[str, float] = {}  # the latest reading, in the form of the logs
+        self._logged = True  # the logs have the latest reading
         self._told_of_labels = False
-        self._not_stored: list[str] = []  # arguments that a checkpoint could not keep, where one has rebuilt this
+        self._not_stored: list[str] = []  # arguments that the checkpoint behind this callback could not keep
 
-    # What the Trainer calls ---------------------------------------------------------------------------------------
+    # Calls from the Trainer ---------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Watch the model: it is wrapped and has its weights, and has not run yet."""
+        """Watch the model, which is wrapped and has its weights but has not run yet."""
         if self._not_stored:
             raise InputError(
                 f"restore_callback_states_from_checkpoint=True: a checkpoint cannot hold {', '.join(self._not_stored)} "
@@ -122,20 +122,20 @@ class LogAlignCallback(TrainerCallback, ExportableState):
             callbacks.insert(0, self)
         name, stored = type(self).__name__, cast(dict[str, Any], state.stateful_callbacks)
         self._attach(trainer, state, _saved_in(stored.get(name)) if state.global_step else None)
-        # The Trainer wants an entry in a checkpoint's state, which one made without this callback lacks.
+        # The Trainer needs this entry, which a checkpoint made without this callback lacks.
         stored.setdefault(name, self.state())
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Take down how many passes there were before this step."""
+        """Store the number of passes before this step."""
         self._epoch = state.epoch
 
     def on_optimizer_step(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
-        """Take down the learning rate, which the scheduler is about to change."""
+        """Store the learning rate before the scheduler changes it."""
         if self.monitor is not None and self.monitor.next_is_monitored:
             self._lr = float(optimizer.param_groups[0]["lr"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """One optimizer step is complete."""
+        """Complete one optimizer step."""
         monitor = self.monitor
         if monitor is None:
             return
@@ -164,7 +164,7 @@ class LogAlignCallback(TrainerCallback, ExportableState):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Add the latest reading to what the Trainer logs of the training, and at its end if it has not been there."""
+        """Add the latest reading to the Trainer's training logs, and to its final log if it is not yet logged."""
         if logs is None or not self._shown or not ("loss" in logs or ("train_runtime" in logs and not self._logged)):
             return
         self._logged = True
@@ -173,11 +173,11 @@ class LogAlignCallback(TrainerCallback, ExportableState):
             state.log_history[-1].update(self._shown)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Let go of the model."""
+        """Stop watching the model."""
         self.close()
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer puts into its checkpoints, in trainer_state.json."""
+        """Return the state that the Trainer writes to trainer_state.json in its checkpoints."""
         arguments = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in self._arguments.items()}
         stored = {name: value for name, value in arguments.items() if _is_json(value)}
         found: dict[str, Any] | None = None
@@ -197,10 +197,10 @@ class LogAlignCallback(TrainerCallback, ExportableState):
     # ----------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of the model and of the Trainer, and close the run; safe to call twice.
+        """Stop watching the model, release the Trainer and close the run. A second call does nothing.
 
-        The end of the training calls it, and an error in a training step. After an error elsewhere, in the data for
-        instance, the next training of this callback does, or you.
+        The end of the training and an error in a training step call it. After an error elsewhere, for instance in the
+        data, the next training of this callback calls it, or you do.
         """
         trainer, self._trainer = self._trainer, None
         if trainer is not None and getattr(vars(trainer).get("training_step"), "callback", None) is self:
@@ -217,7 +217,7 @@ class LogAlignCallback(TrainerCallback, ExportableState):
             every = saved["every"] if saved is not None else _default_every(state.max_steps)
         self._every = every
         watching = dict(self._watching)
-        # Without the wrappers, which put themselves into the names of its layers.
+        # Wrappers add their own names to those of the layers, so take the model without them.
         model = cast("nn.Module", trainer.model)
         if saved is not None:
             _check_layers(model, saved["layers"], watching)
@@ -234,7 +234,7 @@ class LogAlignCallback(TrainerCallback, ExportableState):
         self._listen(trainer)
 
     def _listen(self, trainer: Trainer) -> None:
-        """Have every call of `trainer.training_step()` pass by here, until `close()`."""
+        """Wrap `trainer.training_step()` until `close()`."""
         inner = trainer.training_step
 
         @functools.wraps(inner)
@@ -254,7 +254,7 @@ class LogAlignCallback(TrainerCallback, ExportableState):
         self._trainer = trainer
 
     def _give_mask(self, trainer: Trainer, inputs: Any) -> None:
-        """Give the loss mask where the Trainer takes the labels for itself, and the model never sees them."""
+        """Pass the loss mask if the Trainer removes the labels before the model sees them."""
         monitor = self.monitor
         takes_labels = trainer.label_smoother is not None or trainer.compute_loss_func is not None
         if not takes_labels or monitor is None or not monitor.next_is_monitored:
@@ -276,7 +276,7 @@ class LogAlignCallback(TrainerCallback, ExportableState):
         monitor.mask(counts.to(trainer.args.device))
 
     def _tell_of_labels(self, monitor: Monitor) -> None:
-        """Say once that no mask was seen, where the unembedding of a language model is measured."""
+        """Warn once if the unembedding of a language model is measured without a mask."""
         from logalign.torch.masks import NO_MASK
 
         if self._told_of_labels or monitor.sites.get(UNEMBEDDING, {}).get("mask") != NO_MASK:
@@ -291,10 +291,10 @@ class LogAlignCallback(TrainerCallback, ExportableState):
 
 
 def _calling_trainer() -> Trainer:
-    """The Trainer whose event is being handled: a callback is not given it.
+    """Return the Trainer of the current event, which does not pass itself to a callback.
 
     Raises:
-        InputError: there is none among the callers.
+        InputError: no caller is a Trainer.
     """
     from transformers import Trainer
 
@@ -311,13 +311,13 @@ def _calling_trainer() -> Trainer:
 
 
 def _default_every(steps: int) -> int:
-    """The interval that gives a training of so many steps `READINGS_OF_A_RUN` readings, within its limits."""
+    """Return the interval that gives `READINGS_OF_A_RUN` readings in so many steps, within its limits."""
     least, most = EVERY
     return min(max(round(steps / READINGS_OF_A_RUN), least), most)
 
 
 def _saved_in(entry: Any) -> dict[str, Any] | None:
-    """What `LogAlignCallback.state()` stored of a training in a checkpoint, where it did."""
+    """Return the stored state of `LogAlignCallback.state()` from a checkpoint, or None."""
     stored: dict[str, Any] | None = entry["attributes"].get("_stored") if isinstance(entry, dict) else None
     return stored
 
@@ -333,10 +333,10 @@ def _check(trainer: Trainer) -> None:
 
 
 def _check_layers(model: nn.Module, saved: Mapping[str, Any], watching: Mapping[str, Any]) -> None:
-    """Compare the layers that a checkpoint was made with to those that are watched now.
+    """Compare the layers of a checkpoint with those that are watched now.
 
     Raises:
-        InputError: they are others.
+        InputError: they differ.
     """
     from logalign.torch.sites import find_sites
 
