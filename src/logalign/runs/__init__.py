@@ -1,1 +1,1 @@
-"""Runs: what a reading is, how a run is written, read, copied, exported, and how logs of other tools become runs."""
+"""Runs: define readings, write, read, copy and export runs, and turn other tools' logs into runs."""

@@ -1,8 +1,8 @@
-"""Columns of a long run's log, read without an object per reading.
+"""Read the columns of a long run's log without an object per reading.
 
-Method: polars parses readings.jsonl in one pass, and only the fields of a reading, at a few microseconds a line.
-`Run.columns` checks every line and gives every field, at ten times that, and stands in for it wherever polars is
-missing, a line is damaged, or the log is short.
+Method: polars parses only the fields of a reading from readings.jsonl, in one pass, at a few microseconds a line.
+The alternative, `Run.columns`, checks every line and returns every field, but costs ten times as much. It replaces
+polars where polars is missing, a line is damaged, or the log is short.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from logalign.runs.run import Run
 Columns = Mapping[str, np.ndarray[Any, Any]]
 
 LONG = 16_000_000
-"""Bytes of a log from which on it is long."""
+"""A log of at least this many bytes is long."""
 CHUNK = 1 << 24
 OTHERS = ("val_loss",)
-"""What consumers look at beside the fields of a reading."""
+"""Values that consumers use in addition to the fields of a reading."""
 
 
 def site_columns(run: Run, *, long: int = LONG) -> dict[str, Columns]:
-    """`run.columns(site)` of every site, in the order of their first readings.
+    """Return `run.columns(site)` for every site, in the order of their first readings.
 
     Args:
         run: The run.
-        long: From how many bytes on the log is read in one pass; of other values that were passed to `step()` only
-            `val_loss` is then given.
+        long: From this many bytes on, the log is read in one pass. That pass omits all other values passed to `step()`
+            except `val_loss`.
 
     Raises:
-        RunError: a line is damaged that is not the last before a kill.
+        RunError: a line other than the last before a kill is damaged.
     """
     columns = _long_columns(run, long)
     if columns is not None:
@@ -68,7 +68,7 @@ def _long_columns(run: Run, long: int) -> dict[str, Columns] | None:
             end = _end_of_whole_lines(data, start, end)
             if end <= start:
                 continue
-            # The whole file is read in place, a part of it from a copy.
+            # polars reads the whole file in place, and a part of it from a copy.
             source = log if (start, end) == (0, len(data)) else io.BytesIO(data[start:end])
             try:
                 read = pl.read_ndjson(source, schema=schema)
@@ -86,12 +86,12 @@ def _long_columns(run: Run, long: int) -> dict[str, Columns] | None:
 
 
 def _spans(offsets: list[int], end: int) -> list[tuple[int, int]]:
-    """The parts of a log between its resumes."""
+    """Return the parts of a log between its resumes."""
     return list(zip([0, *offsets], [*offsets, end], strict=True))
 
 
 def _end_of_whole_lines(data: mmap.mmap, start: int, end: int) -> int:
-    """Where a part of a log ends, its last line left out if that is torn."""
+    """Return where a part of a log ends, without its last line if that is torn."""
     while end > start and data[end - 1 : end] == b"\n":
         end -= 1
     last = data.rfind(b"\n", start, end) + 1 or start
@@ -103,7 +103,7 @@ def _end_of_whole_lines(data: mmap.mmap, start: int, end: int) -> int:
 
 
 def _lines(data: mmap.mmap, start: int, end: int) -> int:
-    """How many lines a part has, of which the last may have no newline."""
+    """Count the lines of a part, whose last line may lack a newline."""
     count = 0 if data[end - 1 : end] == b"\n" else 1
     for at in range(start, end, CHUNK):
         count += data[at : min(at + CHUNK, end)].count(b"\n")
@@ -111,7 +111,7 @@ def _lines(data: mmap.mmap, start: int, end: int) -> int:
 
 
 def _of(frame: Any, numbers: list[str]) -> Columns:
-    """One site's columns, as `Run.columns` gives them."""
+    """Return one site's columns in the form of `Run.columns`."""
     columns: dict[str, np.ndarray[Any, Any]] = {}
     for name in numbers:
         values = _finite(frame[name])

@@ -1,9 +1,9 @@
-"""Many runs as one Parquet table: a row for each reading, and memory that does not grow with the number of runs.
+"""Export many runs to one Parquet table, a row per reading, in memory that does not grow with the number of runs.
 
-Method: a Parquet file needs its columns before its first row, and which values were passed to `step()` is known only
-when the last run has been read. So the rows go to Arrow files first, in parts, and from there into the table under all
-columns that were found. The alternatives: reading every log twice, which costs more than copying the parts, or one
-column that maps names to numbers, which pandas and SQL handle badly.
+Method: a Parquet file needs its columns before its first row, but the values passed to `step()` are known only after
+the last run is read. So the rows go to Arrow files first, in parts, and then into the table with all columns found.
+One alternative, reading every log twice, costs more than copying the parts. Pandas and SQL handle the other badly: one
+column that maps names to numbers.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from logalign.runs.run import Run, RunLike, open_run
 
 RUN, SETTINGS = "run", "settings"
 PART_ROWS, PART_BYTES = 100_000, 64_000_000
-"""A part, and a row group of the table, is ended when it has so many rows or bytes."""
+"""A part, and a row group of the table, ends when it has this many rows or bytes."""
 EXTRA_PREFIX = "extra_"
-"""Before the name of a value passed to `step()` that a column of ours has already."""
+"""Prefix of a value passed to `step()` whose name another column already has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
         path: The Parquet file.
-        runs: How many runs are in it, those without a reading yet included.
-        readings: How many rows it has.
-        skipped: Why each run that could not be read is not in it: the errors, each of which names its run.
+        runs: The number of runs in it, including runs without a reading yet.
+        readings: The number of rows in it.
+        skipped: The errors of the runs that could not be read. Each error names its run.
     """
 
     path: Path
@@ -55,27 +55,27 @@ def export(
     strict: bool = False,
     told: Callable[[str], None] | None = None,
 ) -> Exported:
-    """Write the readings of runs into one Parquet file, which appears when it is whole.
+    """Write the readings of runs into one Parquet file, which appears when it is complete.
 
-    A row is one reading of one site. Its columns, of which an undefined or missing value is null:
+    A row is one reading of one site. It has these columns, where an undefined or missing value is null:
 
         run       text     the path or URL
-        step ...           the fields of docs/run-format.md; whole numbers int64, numbers float64
-        energy_weight, energy_input, energy_output; lar_error, lar_vocab_centered_error, ...
+        step ...           the fields of docs/run-format.md (whole numbers int64, numbers float64)
+        energy_weight, energy_input, energy_output, lar_error, lar_vocab_centered_error, ...
         settings  text     settings of run.json as one JSON object
-        any other float64  each value passed to `step()` under its own name; null in runs that have none of that name
+        any other float64  each value passed to `step()` under its own name (null in runs without that name)
 
     Args:
-        runs: Runs, URLs, folders with runs somewhere below them, patterns with `*`, `?` or `[...]`; a run that is given
+        runs: Runs, URLs, folders with runs at any depth, or patterns with `*`, `?` or `[...]`. A run that is given
             twice is written once.
-        out: The Parquet file; replaced if it is there.
+        out: The Parquet file. An existing file is replaced.
         strict: Stop at the first run that cannot be read, and write nothing.
-        told: Called with the error of each run that is skipped, as soon as it is met.
+        told: Called with the error of each skipped run as soon as it occurs.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
         InputError: no run was given, a pattern matches none, or no run could be read.
-        RunError: with `strict`, a run that cannot be read; a file that cannot be written.
+        RunError: a run cannot be read and `strict` is set, or a file cannot be written.
     """
     arrow = load("pyarrow", extra="export", purpose="logalign export")
     out = Path(out)
@@ -110,11 +110,11 @@ def export(
 
 
 def found_runs(given: str | os.PathLike[str]) -> list[str]:
-    """The runs that a path stands for: itself, the run folders below it, or those that a pattern matches.
+    """Return the runs of a path: itself, the run folders below it, or the matches of a pattern.
 
     Raises:
-        InputError: a pattern that matches nothing.
-        MissingExtraError, RunError: of a URL, as of `open_run`.
+        InputError: a pattern matches nothing.
+        MissingExtraError, RunError: for a URL, as in `open_run`.
     """
     text = os.fspath(given) if isinstance(given, os.PathLike) else str(given)
     is_pattern = GLOB.search(text) is not None
@@ -130,7 +130,7 @@ def found_runs(given: str | os.PathLike[str]) -> list[str]:
 
 
 class _Parts:
-    """Rows on their way into the table, in Arrow files that each hold the columns of their own runs."""
+    """Rows that wait for the table, in Arrow files that each hold the columns of their own runs."""
 
     def __init__(self, folder: Path, arrow: Any) -> None:
         self._folder = folder
@@ -141,10 +141,10 @@ class _Parts:
         self._names: set[str] = set()
 
     def add(self, run: Run) -> None:
-        """Take a run's readings, or none of them where it cannot be read.
+        """Add all readings of a run, or none if it cannot be read.
 
         Raises:
-            RunError: it cannot be read, or holds whole numbers that need more than 64 bits.
+            RunError: the run cannot be read, or holds whole numbers that need more than 64 bits.
         """
         settings = run.meta.get(SETTINGS)
         text = None if settings is None else json.dumps(settings, sort_keys=True)
@@ -165,7 +165,7 @@ class _Parts:
                 self._end_part()
 
     def write(self, path: Path) -> None:
-        """Write the table; a part is taken away when it is in it."""
+        """Write the table, and delete each part once the table holds it."""
         arrow = self._arrow
         parquet = load("pyarrow.parquet", extra="export", purpose="logalign export")
         if self._tables:
@@ -200,7 +200,7 @@ class _Parts:
 
 
 def _columns(arrow: Any, name: str, readings: Sequence[Reading], settings: str | None) -> dict[str, Any]:
-    """The columns of one run's readings, as Arrow arrays."""
+    """Return the columns of one run's readings as Arrow arrays."""
     text, whole, number = arrow.string(), arrow.int64(), arrow.float64()
     columns: dict[str, Any] = {RUN: arrow.array([_encodable(name)] * len(readings), text)}
     for field in FIELDS:
@@ -225,12 +225,12 @@ def _columns(arrow: Any, name: str, readings: Sequence[Reading], settings: str |
 
 
 def _encodable(text: str) -> str:
-    """Text without the halves of characters that JSON and names of files may hold, and Parquet may not."""
+    """Replace lone surrogates, which JSON and file names may hold and Parquet may not."""
     return text.encode(errors="replace").decode()
 
 
 def _each(runs: Sequence[RunLike]) -> Iterator[RunLike]:
-    """Every run once, in the order in which they are given."""
+    """Yield every run once, in the order given."""
     seen: set[str] = set()
     for given in runs:
         for run in [given] if isinstance(given, Run) else found_runs(given):
@@ -242,7 +242,7 @@ def _each(runs: Sequence[RunLike]) -> Iterator[RunLike]:
 
 
 def _run_folders(path: str) -> list[str]:
-    """The run folders at or below a path of this machine; what lies in a run folder is not searched."""
+    """Return the run folders at or below a local path, without a search inside run folders."""
     found = []
     for folder, below, files in os.walk(path):
         if META in files:

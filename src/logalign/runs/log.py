@@ -1,7 +1,7 @@
-"""The files of a run, read line by line: what a killed process or a full disk has left of them, and no more.
+"""Read the files of a run line by line, even if a killed process or a full disk cut them short.
 
-Method: every reading is one line, appended with one write. A database would check more, and would not work on the
-shared file systems of clusters. docs/run-format.md specifies the files.
+Method: every reading is one line, appended with one write. A database checks more, but does not work on the shared
+file systems of clusters. docs/run-format.md specifies the files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 AFTER_TORN_LINE = "after_torn_line"
 META, READINGS, EVENTS, SPECTRA = "run.json", "readings.jsonl", "events.jsonl", "spectra"
 RUN_FILES = (META, EVENTS, READINGS)
-"""Events before readings: a resume says how many readings were there before it."""
+"""Events come before readings, because a resume says how many readings precede it."""
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -42,13 +42,13 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def ends_in_torn_line(file: int) -> bool:
-    """Whether a process that was killed, or a full disk, has left half a line."""
+    """Return whether a killed process or a full disk left half a line at the end."""
     size = os.fstat(file).st_size
     return size > 0 and os.pread(file, 1, size - 1) != b"\n"
 
 
 def objects_of(path: Path, start: int = 0, end: int | None = None) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a part of a JSONL file whose last line may be torn, and such as are marked so."""
+    """Return (line number, object) pairs of part of a JSONL file, whose last and marked lines may be torn."""
     data = path.read_bytes()
     first_line = data.count(b"\n", 0, start) + 1
     found = []
@@ -75,7 +75,7 @@ def objects_of(path: Path, start: int = 0, end: int | None = None) -> list[tuple
 
 
 def parts_of(path: Path, resumes: Iterable[tuple[int, int]]) -> list[list[tuple[int, dict[str, Any]]]]:
-    """The lines of the log between resumes, which are given by step and offset."""
+    """Return the lines of the log between resumes, given by step and offset."""
     offsets = [offset for _, offset in resumes]
     return [objects_of(path, start, end) for start, end in zip([0, *offsets], [*offsets, None], strict=True)]
 

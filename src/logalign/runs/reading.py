@@ -1,7 +1,7 @@
-"""Readings: what one monitored step says about one layer, as plain numbers.
+"""A reading holds the results of one monitored step for one layer, as plain numbers.
 
-This is the waist of the library: producers end here, consumers (reports, trackers, diagnosis) begin here. An undefined
-quantity is None, with the reason beside it; in JSON it is null, never NaN.
+All of the library meets here: producers make readings, and consumers (reports, trackers, diagnosis) use them. An
+undefined quantity is None and has a reason. In JSON it is null, never NaN.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from logalign.errors import InputError
 from logalign.mathematics.energies import Energies
 
 UNEMBEDDING = "unembedding"
-"""The site name of the layer that gives the logits."""
+"""The site name of the layer that computes the logits."""
 
 ENERGY_NAMES = ("weight", "input", "output")
 NO_LAR = "the log has no LAR"
 EPOCHS_AS_STEPS = f"{NO_LAR} and no step: its epochs stand for steps"
 ROWS_AS_STEPS = f"{NO_LAR} and no step: its rows are counted instead"
-"""Reasons of readings from logs in which no LAR was recorded: it was not tried, and cannot be had afterwards."""
+"""Reasons of readings from logs without LAR, which was not tried and cannot be computed afterwards."""
 FORMS = ("lar", "lar_vocab_centered", "lar_token_centered", "lar_centered")
 SOFTMAX_FORMS = ("lar_vocab_centered", "lar_centered")
 """Forms that have a meaning only where a softmax follows."""
@@ -31,38 +31,38 @@ SOFTMAX_FORMS = ("lar_vocab_centered", "lar_centered")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """One layer at one monitored step; docs/run-format.md specifies every field.
+    """One layer at one monitored step, with the fields that docs/run-format.md specifies.
 
     Attributes:
         step: Completed calls of `Monitor.step()` before this forward.
-        site: Which layer: "unembedding", or the module's name.
-        lar: The plain log-alignment ratio; None where undefined.
-        lar_vocab_centered: None, too, for layers that have no softmax behind them, as is `lar_centered`.
-        lar_token_centered: With the mean input taken out.
-        lar_centered: With both means taken out.
-        effective_dim: `k = n^(2 (1 - LAR))`, of the plain LAR.
+        site: The layer: "unembedding", or the module's name.
+        lar: The plain log-alignment ratio. None where undefined.
+        lar_vocab_centered: Like `lar_centered`, also None for layers without a softmax behind them.
+        lar_token_centered: LAR without the mean input.
+        lar_centered: LAR without both means.
+        effective_dim: `k = n^(2 (1 - LAR))`, from the plain LAR.
         energies: Squared Frobenius norms {weight, input, output}.
-        standard_errors: Of the four forms of LAR, by name, where the output energy is an estimate from a sample of
-            tokens; None where it is exact.
+        standard_errors: Errors of the four forms of LAR, by name, where the output energy is estimated from a sample
+            of tokens. None where it is exact.
         time: Seconds since the epoch, UTC.
         n: Fan-in.
         m: Fan-out.
         tokens: Tokens in this reading.
-        tokens_seen: Tokens that training has used up to and including this step, estimated from the monitored ones.
-        kept: Share of this step's tokens that the mask kept; None where no mask was seen.
+        tokens_seen: Tokens that training has used up to and including this step, estimated from the monitored steps.
+        kept: Share of this step's tokens that the mask kept. None where no mask was seen.
         loss: The training loss of this step.
-        loss_mean: Mean of the training losses of all steps since the reading before, this one included: less noisy.
+        loss_mean: Mean training loss of all steps since the previous reading, with this one. It is less noisy.
         nonfinite: Rows of weight, inputs or outputs that hold a NaN or an infinity.
         reason: Why `lar` is None.
-        drift: By how much a sample's loss changes in one pass over other samples, in nats; of the main layer's reading
-            alone, as are the next six.
+        drift: The change of a sample's loss in one pass over other samples, in nats. Only the main layer's reading has
+            this field and the next six.
         drift_error: The standard error of `drift`.
-        gain: By how much one visit lowers a sample's own loss, in nats.
+        gain: The decrease of a sample's own loss by one visit, in nats.
         gain_error: The standard error of `gain`.
-        revisited: Pairs of visits of one sample that `drift` and `gain` are taken from.
-        passes: Passes over the data so far: from the samples that come back, or as `epoch` is understood.
+        revisited: Pairs of visits of one sample from which `drift` and `gain` are computed.
+        passes: Passes over the data so far, from the samples that come back or from `epoch`.
         drift_reason: Why `drift` is None.
-        extra: Whatever else was passed to `Monitor.step()`, for instance `val_loss`.
+        extra: All other values passed to `Monitor.step()`, for instance `val_loss`.
     """
 
     step: int
@@ -100,7 +100,7 @@ class Reading:
 
     @classmethod
     def from_energies(cls, energies: Energies, *, softmax: bool, **fields: Any) -> Reading:
-        """The reading that these energies give; `softmax` says whether the layer's outputs are logits.
+        """Build a reading from energies, where `softmax` says whether the layer's outputs are logits.
 
         Other keyword arguments are fields of the reading.
         """
@@ -121,7 +121,7 @@ class Reading:
         )
 
     def record(self) -> dict[str, Any]:
-        """The object of its line in readings.jsonl; spectra, revisits and standard errors only where there are any."""
+        """Return its object in readings.jsonl, with spectra, revisits and standard errors only if there are any."""
         record = {name: getattr(self, name) for name in FIELDS}
         for name in (*SPECTRAL_FIELDS, *REVISIT_FIELDS):
             if record[name] is None:
@@ -131,7 +131,7 @@ class Reading:
         return record | dict(self.extra)
 
     def line(self) -> str:
-        """The reading as one line of strict JSON, newline included."""
+        """Return the reading as one line of strict JSON with a newline."""
         return json.dumps(self.record(), allow_nan=False, separators=(", ", ": ")) + "\n"
 
 
@@ -151,12 +151,12 @@ class Readings(Mapping[str, Reading]):
 
     @property
     def main(self) -> Reading:
-        """The unembedding's reading; where it is not watched, that of the first layer asked for."""
+        """The reading of the unembedding, or of the first layer asked for where it is not watched."""
         return self._readings[self._main]
 
     @property
     def step(self) -> int:
-        """The step that all of them belong to."""
+        """The step of all these readings."""
         return self.main.step
 
     def __getitem__(self, site: str) -> Reading:
@@ -169,7 +169,7 @@ class Readings(Mapping[str, Reading]):
         return len(self._readings)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the HTML for a notebook."""
         rows = [
             (
                 site,
@@ -188,20 +188,20 @@ class Readings(Mapping[str, Reading]):
 
 
 def finite(value: float) -> float | None:
-    """The value, or None where it is NaN or infinite."""
+    """Return the value, or None where it is NaN or infinite."""
     return value if math.isfinite(value) else None
 
 
 def never_tried(reading: Reading) -> bool:
-    """Whether no LAR was recorded, rather than one that is undefined."""
+    """Return whether LAR was not recorded, as opposed to undefined."""
     return reading.lar is None and reading.reason in (None, NO_LAR, EPOCHS_AS_STEPS, ROWS_AS_STEPS)
 
 
 def reading_of_record(record: Mapping[str, Any]) -> Reading:
-    """The reading that one object of a log describes; fields that are not ours and are numbers become `extra`.
+    """Build a reading from one object of a log, with numbers of unknown fields in `extra`.
 
     Raises:
-        InputError: no `step` or no `lar`, or a field of another type than docs/run-format.md gives it.
+        InputError: `step` or `lar` is missing, or a field has another type than docs/run-format.md gives it.
     """
     for name in ("step", "lar"):
         if name not in record:

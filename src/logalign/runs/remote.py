@@ -1,10 +1,10 @@
-"""Runs that lie elsewhere: what is needed of them is copied into a temporary folder and read there.
+"""Read remote runs: copy the files that are needed into a temporary folder, and read them there.
 
-Method: fsspec, for any location that it knows (s3://, gs://, az://, https://, ssh://, memory://, ...), and one read a
-file. The alternative, paths that read over the network as universal-pathlib has them, would send each small read of
-each format there, and SQLite, safetensors and TensorBoard read files alone; a copy is a snapshot of a run that grows.
+Method: fsspec reads each file once, from any location that it knows (s3://, gs://, az://, https://, ssh://,
+memory://, ...). The alternative, universal-pathlib's paths, sends each small read of each format over the network.
+SQLite, safetensors and TensorBoard also read only local files. A copy is a snapshot of a run that grows.
 
-Credentials and endpoints are fsspec's: the environment, or its configuration files. Nothing is ever written there.
+fsspec takes credentials and endpoints from the environment or its configuration files. Remote files are never written.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from logalign.errors import LogAlignError, MissingExtraError, RunError
 
 NOTHING_THERE = "expected a run folder, a JSONL or a CSV file, found nothing there"
 DEPTH = 6
-"""How many folders below a location are searched: an MLflow store is this deep."""
+"""The depth of the search below a location, which is the depth of an MLflow store."""
 LONGEST = 300
-"""Letters of another package's error that are told."""
+"""The number of characters shown of another package's error."""
 GLOB = re.compile(r"[*?\[]")
 SECRET = re.compile(r"([?&][^=&#]*(?:signature|credential|token|secret|password|key|sig)[^=&#]*=)[^&#]*", re.IGNORECASE)
 USER = re.compile(r"(?<=://)[^/@]*@")
@@ -33,11 +33,11 @@ COLLAPSED = re.compile(r"[a-z][a-z0-9+.-]+:/[^/]")
 
 
 class Fetched(NamedTuple):
-    """What was copied.
+    """A copied run.
 
     Attributes:
-        path: The run folder, file or log on this machine.
-        folder: The temporary folder that it lies in; None where the location is on this machine.
+        path: The local run folder, file or log.
+        folder: The temporary folder that holds it. None where the location is local.
     """
 
     path: Path
@@ -45,12 +45,12 @@ class Fetched(NamedTuple):
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a URL of fsspec; paths of universal-pathlib are, too."""
+    """Return whether a path is a URL of fsspec or a path of universal-pathlib."""
     return "://" in str(path)
 
 
 def shown(url: str) -> str:
-    """A URL as it may be shown: without user, password and the values of signatures and tokens.
+    """Return a URL without user, password and the values of signatures and tokens.
 
     Example:
         >>> shown("https://me:word@host/run.jsonl?X-Amz-Signature=12ab&part=2")
@@ -60,7 +60,7 @@ def shown(url: str) -> str:
 
 
 def hint_of(path: Path) -> str:
-    """What to say of a path that is missing and was a URL once: a `Path` makes one slash of two."""
+    """Return a hint for a missing path that was a URL, because a `Path` makes one slash of two."""
     return (
         "; a URL has two slashes, of which a Path drops one: give it as text"
         if COLLAPSED.match(path.as_posix())
@@ -72,13 +72,13 @@ def fetch(url: str, *, run_files: Sequence[str], is_log_file: Callable[[str], bo
     """Copy a run folder's files, one file, or the files of another tool's log into a temporary folder.
 
     Args:
-        url: Where it lies.
-        run_files: What a run folder consists of, the file by which it is known first; copied in this order.
-        is_log_file: Which files of another folder are copied, by their path in it.
+        url: The location.
+        run_files: The files of a run folder, copied in this order. The first one identifies a run folder.
+        is_log_file: Selects the files to copy from another folder, by their path in it.
 
     Raises:
         MissingExtraError: fsspec, or the package for this kind of location, is not installed.
-        RunError: nothing there, no access, no connection.
+        RunError: the location is empty, denies access or cannot be reached.
     """
     with _told(url):
         files, root = _open(url)
@@ -105,10 +105,10 @@ def fetch(url: str, *, run_files: Sequence[str], is_log_file: Callable[[str], bo
 
 
 def fetch_folder(url: str, target: Path) -> None:
-    """Copy the files right below a location into a folder, which is made; none where there is nothing.
+    """Create a folder, and copy the files directly below a location into it, if any.
 
     Raises:
-        MissingExtraError, RunError: as of `fetch`.
+        MissingExtraError, RunError: as in `fetch`.
     """
     with _told(url):
         files, root = _open(url)
@@ -118,14 +118,14 @@ def fetch_folder(url: str, target: Path) -> None:
 
 
 def find_runs(url: str, known_by: str) -> list[str]:
-    """The URLs that a pattern stands for, or those of the run folders at or below a location.
+    """Return the URLs that match a pattern, or those of the run folders at or below a location.
 
     Args:
-        url: Where to look; with `*`, `?` or `[...]` it is a pattern.
-        known_by: The file by which a run folder is known.
+        url: The location, or a pattern if it has `*`, `?` or `[...]`.
+        known_by: The file that identifies a run folder.
 
     Raises:
-        MissingExtraError, RunError: as of `fetch`.
+        MissingExtraError, RunError: as in `fetch`.
     """
     with _told(url):
         files, root = _open(url)
@@ -136,7 +136,7 @@ def find_runs(url: str, known_by: str) -> list[str]:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it."""
+    """Return the file system of a URL, and the path in it."""
     core = load("fsspec.core", extra="remote", purpose=f"{shown(url)}: reading runs from elsewhere")
     files, root = core.url_to_fs(url)
     files.invalidate_cache()  # a run grows
@@ -144,8 +144,8 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _wanted(files: Any, root: str, run_files: Sequence[str], is_log_file: Callable[[str], bool]) -> list[str] | None:
-    """The files to copy of a folder, by their path in it; None where the location is a file."""
-    # What follows a question mark is no part of a folder's name, and a web server may pass over it.
+    """Return the files to copy from a folder, by their path in it, or None for a file."""
+    # Text after a question mark is no part of a folder's name, and a web server may ignore it.
     if "?" not in root and files.exists(f"{root}/{run_files[0]}"):
         return [name for name in run_files if files.exists(f"{root}/{name}")]
     file, _ = _split(files, root)
@@ -155,16 +155,16 @@ def _wanted(files: Any, root: str, run_files: Sequence[str], is_log_file: Callab
 
 
 def _split(files: Any, root: str) -> tuple[str, str]:
-    """The file of `mlflow.db#RUN_ID`, and the id."""
+    """Return the file and the id of `mlflow.db#RUN_ID`."""
     file, mark, run_id = root.rpartition("#")
     return (file, _name(run_id)) if mark and "/" not in run_id and not files.exists(root) else (root, "")
 
 
 def _below(files: Any, root: str, *, depth: int) -> list[str]:
-    """Paths of the files below a folder, relative to it.
+    """Return the paths of the files below a folder, relative to it.
 
     Raises:
-        RunError: a name would leave the folder into which it is copied.
+        RunError: a name leads out of the target folder.
     """
     if not files.isdir(root):
         return []
@@ -177,12 +177,12 @@ def _below(files: Any, root: str, *, depth: int) -> list[str]:
 
 
 def _last_parts(root: str) -> list[str]:
-    """The last two names of a location, by which short names tell runs apart."""
+    """Return the last two names of a location, so that short names distinguish runs."""
     return [part for part in PurePosixPath(re.sub(r"[?#].*", "", root)).parts if _name(part)][-2:] or ["run"]
 
 
 def _name(part: str) -> str:
-    """A name that any file system takes, and that stays in its folder."""
+    """Return a name that any file system accepts and that stays in its folder."""
     return re.sub(r"[^\w.=+,@ -]", "_", part.strip("/")).strip(". ")
 
 
@@ -192,7 +192,7 @@ def _protocols(files: Any) -> tuple[str, ...]:
 
 @contextmanager
 def _told(url: str) -> Iterator[None]:
-    """Turn what goes wrong on the way into one line; each kind of location raises errors of its own."""
+    """Turn any error into one line, because each kind of location raises its own errors."""
     try:
         yield
     except LogAlignError:
@@ -212,7 +212,7 @@ def _told(url: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str | None:
-    """The innermost cause in one line; None where there just is nothing at that place."""
+    """Return the innermost cause in one line, or None where the location is just empty."""
     causes = [error]
     while (inner := causes[-1].__cause__ or causes[-1].__context__) is not None and inner not in causes:
         causes.append(inner)
