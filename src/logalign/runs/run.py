@@ -1,4 +1,4 @@
-"""A run that was recorded: by logalign, in its folder or as a file of readings, or by another tool."""
+"""Open a recorded run: a run folder of logalign, a file of readings, or another tool's log."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from logalign.runs.remote import NOTHING_THERE, fetch, fetch_folder, hint_of, is
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was logged: its description, its readings and its events.
+    """A recorded run with its description, readings and events.
 
     Attributes:
-        path: The run folder, the file, or what another tool recorded; a copy on this machine, if it lies elsewhere.
-        meta: What run.json says; empty where there is none.
-        location: The URL that it was read from; empty for a path of this machine.
+        path: The run folder, the file or another tool's log. It is a local copy for a URL.
+        meta: The content of run.json. Empty where there is none.
+        location: The URL of the run. Empty for a local path.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Run:
 
     @cached_property
     def main(self) -> str:
-        """The layer that the run is about, by the rule of `main_layer`; the unembedding's name while there is none.
+        """The run's main layer by the rule of `main_layer`, or the unembedding's name while there is none.
 
         Raises:
             InputError: several layers were measured, and none of them is the main one.
@@ -81,10 +81,10 @@ class Run:
 
     @cached_property
     def readings(self) -> list[Reading]:
-        """All readings, in order, without those that a resume has superseded.
+        """All readings in order, except those that a resume supersedes.
 
         Raises:
-            RunError: a line is damaged that is not the last before a kill.
+            RunError: a line other than the last before a kill is damaged.
         """
         with _named(self.path, self.location):
             return self._read()
@@ -107,14 +107,14 @@ class Run:
 
     @cached_property
     def spectra_folder(self) -> Path:
-        """Where the spectra are; copied from a URL when it is first asked for. It is not there if none were taken."""
+        """The folder of spectra, copied from a URL on first use, and missing if none were computed."""
         folder = self.path / SPECTRA
         if self.location and (self.path / META).exists():
             fetch_folder(f"{self.location.rstrip('/')}/{SPECTRA}", folder)
         return folder
 
     def _resumes(self) -> list[tuple[int, int]]:
-        """Step and offset into the log of each resume."""
+        """Return the step and the log offset of each resume."""
         found = []
         for event in self.events:
             if event.get("event") != "resume":
@@ -129,14 +129,14 @@ class Run:
         return found
 
     def columns(self, site: str | None = None) -> dict[str, np.ndarray[Any, Any]]:
-        """The readings as NumPy columns of one length, which pandas.DataFrame and polars.DataFrame take as they are.
+        """Return the readings as NumPy columns of one length, as pandas.DataFrame and polars.DataFrame take them.
 
         Args:
-            site: One site's readings only; all by default.
+            site: The site to read. The default is all sites.
 
-        Undefined numbers are NaN; whole-number columns are int64 where none is missing; texts that are null are empty.
-        Energies stand as energy_weight, energy_input, energy_output; standard errors, where there are any, as
-        lar_error, lar_centered_error and so on; values passed to `step()` under their own names.
+        Undefined numbers are NaN. Whole-number columns are int64 where none is missing. Null texts are empty. Energies
+        are named energy_weight, energy_input, energy_output. Standard errors, if any, are named lar_error,
+        lar_centered_error and so on. Values passed to `step()` keep their names.
         """
         readings = [reading for reading in self.readings if site is None or reading.site == site]
         columns: dict[str, np.ndarray[Any, Any]] = {}
@@ -159,41 +159,41 @@ class Run:
         return columns
 
     def plot(self, *, site: str | None = None) -> Any:
-        """The run's curves as a plotly Figure: LAR, k and losses; `logalign.notebook.plot` says more.
+        """Draw the run's LAR, k and losses as a plotly Figure (details in `logalign.notebook.plot`).
 
         Args:
-            site: The layer; the run's main one by default.
+            site: The layer. The default is the run's main layer.
 
         Raises:
             MissingExtraError: plotly is not installed.
-            InputError: no readings of that layer.
+            InputError: the layer has no readings.
             RunError: the run is damaged.
         """
         return import_module("logalign.notebook").plot(self, site=site)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows; a damaged run says so."""
+        """Return the HTML for a notebook, also for a damaged run."""
         card: str = import_module("logalign.notebook").card(self)
         return card
 
 
 RunLike = str | os.PathLike[str] | Run
-"""A run, or where it lies."""
+"""A run, or its path or URL."""
 
 
 def main_layer(
     sites: Collection[str], *, named: object = None, name: str = "readings", otherwise: str | None = None
 ) -> str:
-    """The layer that stands for a run: what run.json names, else the unembedding, else the only one.
+    """Return the main layer of a run: the one in run.json, else the unembedding, else the only one.
 
     Args:
-        sites: The layers that there are readings of; of none, the unembedding's name is given.
-        named: What run.json says, whatever it is.
-        name: Of the run, for the error.
-        otherwise: What to give in place of the error.
+        sites: The layers with readings. Without any, the result is the unembedding's name.
+        named: The value in run.json, of any type.
+        name: The run's name, for the error.
+        otherwise: The result in place of the error.
 
     Raises:
-        InputError: several, and none of them is the main one.
+        InputError: several layers exist, and none of them is the main one.
 
     Example:
         >>> main_layer(["blocks.0", "head"], named="head"), main_layer(["head"]), main_layer(["unembedding", "head"])
@@ -211,20 +211,19 @@ def main_layer(
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open what was recorded: a run folder, a JSONL or CSV file with columns `step` and `lar`, or another tool's log.
+    """Open a recorded run: a run folder, a JSONL or CSV file with columns `step` and `lar`, or another tool's log.
 
-    Of a log without LAR, one that has losses and a step or an epoch, the readings have no LAR and the reason for it.
+    A log without LAR needs losses and a step or an epoch. Its readings give the reason why they have no LAR.
 
-    A URL that fsspec knows, such as s3://bucket/run, is copied into a temporary folder, as it is now; docs/compare.md
-    says what of it and how credentials are given. Nothing is ever written there.
+    A URL that fsspec knows, such as s3://bucket/run, is copied in its present state into a temporary folder. The copied
+    files and the credentials are described in docs/compare.md. The URL is never written to.
 
-    The other tools are TensorBoard, W&B (offline runs, exports), MLflow (local stores), Transformers' Trainer, and what
-    writes tables or JSON; docs/run-format.md says what is given for each, and which names are taken.
+    The other tools are TensorBoard, W&B (offline runs, exports), MLflow (local stores), Transformers' Trainer, and all
+    that write tables or JSON. docs/run-format.md lists the path to give for each, and the names that are read.
 
     Raises:
-        RunError: nothing there, not a run, damaged, or written by a later version of the format; a URL that cannot be
-            read.
-        MissingExtraError: a log of TensorBoard or W&B, or a URL, and the package that reads it is not installed.
+        RunError: the path or URL is missing, not a run, damaged, unreadable, or of a later version of the format.
+        MissingExtraError: the package that reads a TensorBoard log, a W&B log or a URL is not installed.
 
     Example:
         >>> open_run("no/such/run")
@@ -267,7 +266,7 @@ def _opened(path: Path, location: str = "") -> Run:
 
 @contextmanager
 def _named(path: Path, location: str) -> Iterator[None]:
-    """In errors, call a copy by the URL that it was made of."""
+    """Name the URL in errors instead of its local copy."""
     try:
         yield
     except LogAlignError as error:

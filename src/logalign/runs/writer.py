@@ -1,4 +1,4 @@
-"""Writing a run: one folder of plain files that survives a killed process and that other programs can read."""
+"""Write a run as one folder of plain files that survives a killed process and that other programs can read."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class RunWriter:
     """Appends readings and events to a run folder.
 
     Args:
-        path: The folder; made if it is not there.
-        meta: What run.json is to say, beside the schema version and the time.
-        resume: Continue the run that is there, if any. Otherwise a run that is there is an error.
+        path: The folder, created if it is missing.
+        meta: The content of run.json, in addition to the schema version and the time.
+        resume: Continue an existing run, if any. Otherwise an existing run is an error.
 
     Raises:
-        RunError: a run is there and `resume` is False, it is damaged, or the folder cannot be written.
+        RunError: a run exists and `resume` is False, it is damaged, or the folder cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], meta: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -80,7 +80,7 @@ class RunWriter:
             self.event("start")
 
     def resume_at(self, step: int) -> None:
-        """Say that training goes on at `step`: readings from that step on, written before, are superseded."""
+        """Record that training continues at `step`, which supersedes earlier readings from that step on."""
         if READINGS in self._torn:
             if ends_in_torn_line(self._files[READINGS]):
                 self._append(READINGS, "\n")
@@ -88,20 +88,20 @@ class RunWriter:
         self.event("resume", step=step, readings_offset=os.fstat(self._files[READINGS]).st_size)
 
     def describe(self, **entries: Any) -> None:
-        """Add to run.json what was learned later, such as the sites; the file is replaced in one move."""
+        """Add later facts, such as the sites, to run.json, and replace the file in one move."""
         self.meta = {**self.meta, **entries}
         self._write_meta()
 
     def append(self, reading: Reading) -> None:
-        """Write one reading: one line, one write."""
+        """Write one reading as one line with one write."""
         if READINGS in self._torn:
-            # A resume marks the place: the last line before it may be torn, any other line may not.
+            # A resume marks the place, because only the last line before a resume may be torn.
             self.resume_at(reading.step)
         self._append(READINGS, reading.line())
         self.last = self.latest[reading.site] = reading
 
     def spectra(self, step: int, site: str, **vectors: np.ndarray[Any, Any]) -> None:
-        """Add a site's p and q to the step's safetensors file, which is replaced in one move."""
+        """Add a site's p and q to the step's safetensors file, and replace the file in one move."""
         from safetensors.numpy import load_file, save_file
 
         folder = self.path / SPECTRA
@@ -123,7 +123,7 @@ class RunWriter:
         self._torn.discard(EVENTS)
 
     def close(self) -> None:
-        """Close the files; safe to call twice."""
+        """Close the files (safe to call twice)."""
         while self._files:
             os.close(self._files.popitem()[1])
 

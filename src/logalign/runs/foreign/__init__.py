@@ -1,1 +1,1 @@
-"""Readers of what other tools recorded: each file parses one format, `rows` makes readings of what it gives."""
+"""Readers of other tools' logs: each file parses one format, and `rows` turns its output into readings."""

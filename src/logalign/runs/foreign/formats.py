@@ -1,4 +1,4 @@
-"""Which reader takes what was recorded: told by the files that are there, before one of them is parsed."""
+"""Choose the reader of a log from the files that are present, before any of them is parsed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FORMATS = "a log of TensorBoard, W&B, MLflow or Transformers' Trainer"
 
 
 def reader_of(path: Path) -> Callable[[Path], list[Reading]] | None:
-    """What reads a path; None where it is no other tool's log.
+    """Return the reader of a path, or None where it is no other tool's log.
 
-    Where a folder holds logs of several kinds, as a Trainer's output folder may, the first stands of: the Trainer's own
-    history, W&B, MLflow, TensorBoard. The order is that of their precision.
+    A folder may hold logs of several kinds, such as a Trainer's output folder. The most precise one is then read: the
+    Trainer's own history, else W&B, else MLflow, else TensorBoard.
 
     Raises:
-        RunError: it cannot be looked at.
+        RunError: the path cannot be accessed.
     """
     try:
         return _reader_of(path)
@@ -53,7 +53,7 @@ def _reader_of(path: Path) -> Callable[[Path], list[Reading]] | None:
 
 
 def is_log_file(path: str) -> bool:
-    """Whether a file is read for a log in a folder, by its path below that folder: a checkpoint beside it is not.
+    """Return whether a file, by its path below a folder, is part of a log (a checkpoint is not).
 
     Example:
         >>> is_log_file("checkpoint-10/trainer_state.json"), is_log_file("checkpoint-10/model.safetensors")

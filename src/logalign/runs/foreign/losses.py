@@ -1,7 +1,7 @@
-"""Logs without LAR as readings: the losses, the epoch and the learning rate, with the reason why there is no LAR.
+"""Turn logs without LAR into readings: losses, epoch and learning rate, with the reason why there is no LAR.
 
-A row with a training loss is a reading. A held-out loss that was recorded by itself stands with the reading before it,
-as in logs with LAR, unless that has one; then it is a reading of its own, without a training loss.
+A row with a training loss is a reading. A held-out loss that was recorded by itself joins the reading before it, as in
+logs with LAR. If that reading already has one, it becomes a separate reading without a training loss.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from logalign.runs.foreign.row import Row
 from logalign.runs.reading import EPOCHS_AS_STEPS, NO_LAR, ROWS_AS_STEPS, Reading, reading_of_record
 
 CARRIED = ("epoch", "lr", "tokens_seen")
-"""What is often logged at other steps than a loss: the last value at or before its step stands."""
+"""Values often logged at other steps than a loss, which uses the last one at or before its step."""
 OF_THE_TRAINER = ({"train/loss", "train/epoch"}, {"loss", "epoch", "learning_rate"})
-"""Names by which Transformers' Trainer logs, whose loss is the mean of the steps since it logged before."""
+"""Names that Transformers' Trainer logs, whose loss is the mean of the steps since its previous log."""
 SUMMARY, OF_THE_WHOLE = "train_runtime", "train_loss"
-"""What marks the Trainer's last row, and the mean loss over the whole training in it."""
+"""The mark of the Trainer's last row, and the mean loss over the whole training in it."""
 
 
 def has_losses(names: Sequence[str]) -> bool:
-    """Whether any of these names is that of a training or held-out loss."""
+    """Return whether any of these names means a training or held-out loss."""
     return any(meaning_of(name) in ("loss", "val_loss") for name in names)
 
 
 def loss_readings(rows: Sequence[Row], *, path: Path) -> list[Reading]:
-    """The readings of a log without LAR, in order.
+    """Return the readings of a log without LAR, in order.
 
-    A step that is not above the one before means that training was resumed there, or that more was recorded at it.
+    A step that is not above the one before means that training resumed there, or that more was recorded at it.
 
     Args:
-        rows: In the order in which they were recorded; a loss is among their names.
-        path: For errors.
+        rows: The rows in the order of recording, with a loss among their names.
+        path: The path for errors.
 
     Raises:
-        RunError: no step and no epoch, or a value that no reading has.
+        RunError: step and epoch are missing, or a value does not fit a reading.
     """
     rows = [_without_summary(row) for row in rows]
     chosen = _chosen(rows)
@@ -76,7 +76,7 @@ def _without_summary(row: Row) -> Row:
 
 
 def _chosen(rows: Sequence[Row]) -> dict[Meaning, str]:
-    """By meaning, the name to take: the one with most numbers; of several with as many, the shortest."""
+    """Map each meaning to the name with most numbers, or to the shortest of several with as many."""
     counts = Counter(
         name
         for row in rows
@@ -92,7 +92,7 @@ def _chosen(rows: Sequence[Row]) -> dict[Meaning, str]:
 
 
 def _steps(rows: Sequence[Row], chosen: Mapping[Meaning, str], path: Path) -> tuple[list[int], str]:
-    """The step of each row, and why its reading has no LAR."""
+    """Return each row's step, and the reason why its reading has no LAR."""
     own: list[Any] = [row.step if row.step is not None else row.values.get(chosen.get("step", "")) for row in rows]
     if any(step is not None for step in own):
         return _whole(rows, own, path), NO_LAR
@@ -107,7 +107,7 @@ def _steps(rows: Sequence[Row], chosen: Mapping[Meaning, str], path: Path) -> tu
 
 
 def _whole(rows: Sequence[Row], steps: Sequence[Any], path: Path) -> list[int]:
-    """Steps as whole numbers; a row that has none is of the step before."""
+    """Return steps as whole numbers, where a row without one has the step before."""
     found: list[int] = []
     for row, step in zip(rows, steps, strict=True):
         if step is None:

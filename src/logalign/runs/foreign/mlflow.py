@@ -1,7 +1,7 @@
-"""MLflow runs as readings, from the store's own files, so that MLflow need not be installed.
+"""Read MLflow runs from the store's own files, so that MLflow need not be installed.
 
-Two kinds of store: files (`mlruns/EXPERIMENT/RUN_ID`, in which every metric is a file of lines "milliseconds value
-step") and SQLite (`mlflow.db`; `mlflow.db#RUN_ID` names a run in it).
+A store has one of two kinds: files (`mlruns/EXPERIMENT/RUN_ID`, where every metric is a file of lines "milliseconds
+value step") or SQLite (`mlflow.db`, where `mlflow.db#RUN_ID` names a run).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ META, METRICS = "meta.yaml", "metrics"
 
 
 def run_folders(path: Path) -> list[Path]:
-    """The runs with metrics of a run folder, of an experiment's or of a file store."""
+    """Return the runs with metrics in a run folder, an experiment's folder or a file store."""
     return sorted(
         folder.parent
         for pattern in ("metrics", "*/metrics", "*/*/metrics", "mlruns/*/*/metrics")
@@ -32,10 +32,10 @@ def run_folders(path: Path) -> list[Path]:
 
 
 def folder_readings(path: Path) -> list[Reading]:
-    """The readings of a run in a file store.
+    """Return the readings of a run in a file store.
 
     Raises:
-        RunError: several runs with LAR; none with LAR and several without; a damaged file.
+        RunError: several runs have LAR, several runs exist and none has LAR, or a file is damaged.
     """
     metrics = {str(folder.relative_to(path)): _metrics(folder) for folder in run_folders(path)}
     run = metrics[_only_of({name: list(files) for name, files in metrics.items()}, path)]
@@ -49,10 +49,10 @@ def _metrics(folder: Path) -> dict[str, Path]:
 
 
 def _only_of(metrics: Mapping[str, Sequence[str]], path: Path, give: str = "give one of them") -> str:
-    """The run to read, by the names of each run's metrics: the only one with LAR, else the only one with a loss.
+    """Return the run to read, by its metrics' names: the only one with LAR, else the only one with a loss.
 
     Raises:
-        RunError: there are several, or none.
+        RunError: several runs match, or none.
     """
     if len(metrics) == 1:
         return next(iter(metrics))
@@ -66,7 +66,7 @@ def _only_of(metrics: Mapping[str, Sequence[str]], path: Path, give: str = "give
 
 
 def is_database(path: Path) -> bool:
-    """Whether a path, with or without `#RUN_ID`, is a SQLite file."""
+    """Return whether a path, with or without `#RUN_ID`, is a SQLite file."""
     file, _ = _split(path)
     if not file.is_file():
         return False
@@ -75,10 +75,10 @@ def is_database(path: Path) -> bool:
 
 
 def database_readings(path: Path) -> list[Reading]:
-    """The readings of a run in a SQLite store: of that after `#`, else of the only one with LAR or with a loss.
+    """Return the readings of a run in a SQLite store: the run after `#`, else the only one with LAR or a loss.
 
     Raises:
-        RunError: no such run, several of them, or a database of something else.
+        RunError: the run is missing, several match, or the database is not MLflow's.
     """
     file, run_id = _split(path)
     try:
@@ -96,7 +96,7 @@ def database_readings(path: Path) -> list[Reading]:
         raise RunError(f"{path}: expected a run with metrics, found none of the id {printable(run_id)!r}")
     curves: dict[str, list[Point]] = {}
     for key, step, value, is_nan, milliseconds in found:
-        # MLflow keeps infinities as the largest numbers.
+        # MLflow stores infinities as the largest numbers.
         number = float("nan") if is_nan or abs(value) >= sys.float_info.max else float(value)
         curves.setdefault(str(key), []).append(Point(int(step), number, milliseconds / 1000))
     return readings_of(rows_by_step(curves), path=path, kind=KIND)

@@ -1,8 +1,8 @@
-"""What a number of another tool's log is, by its name: a training or held-out loss, an epoch, a step, a learning rate.
+"""Interpret a name in another tool's log: a training or held-out loss, an epoch, a step or a learning rate.
 
-Method: a name is cut into words, and the words decide, so that `train/loss`, `Loss/train`, `train_loss_step` and
-`TrainLoss` are one. A name with any other word in it (`train/box_loss`, `best_val_loss`) is none of them. The
-alternative, a list of whole names, knows only the projects that it was made from.
+Method: the words of a name decide, so that `train/loss`, `Loss/train`, `train_loss_step` and `TrainLoss` mean the
+same. A name with any other word (`train/box_loss`, `best_val_loss`) has none of these meanings. The alternative, a
+list of whole names, covers only the projects that it was made from.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ HELD_OUT = frozenset({"val", "valid", "validation", "eval", "evaluation", "test"
 PLAIN = frozenset(
     {"epoch", "avg", "average", "mean", "total", "metric", "metrics", "scalar", "scalars", "logs", "logalign"}
 )
-"""Words that do not change what a loss is."""
+"""Words that do not change the meaning of a loss."""
 OF_A_BATCH = frozenset({"step", "batch", "iter", "running", "smooth", "smoothed"})
-"""The same, of a training loss; a held-out loss of one batch is no held-out loss."""
+"""The same for a training loss only, since a held-out loss of one batch is none."""
 KINDS = frozenset({"lm", "nll", "ce", "xent", "cross", "entropy"})
 COUNTS = frozenset({"step", "steps", "iter", "iters", "iteration", "iterations", "update", "updates"})
 TOKENS = ({"num", "input", "tokens", "seen"}, {"tokens", "seen"})
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name, in lower case.
+    """Return the words of a name in lower case.
 
     Example:
         >>> words_of("train/lossStep"), words_of("lr-AdamW/pg1"), words_of("Loss/val")
@@ -36,7 +36,7 @@ def words_of(name: str) -> list[str]:
 
 
 def meaning_of(name: str) -> Meaning | None:
-    """What a number of this name is; None where the name does not say.
+    """Return the meaning of a name, or None where the name does not say.
 
     Example:
         >>> [

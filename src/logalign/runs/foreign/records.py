@@ -1,7 +1,7 @@
-"""Logs in JSON that are no run of logalign: one object a line, a list of objects, or one object of columns.
+"""Read other tools' JSON logs: one object a line, a list of objects, or one object of columns.
 
-W&B's history and many training loops are written one object a line, `json.dump(history)` of a list as a list, Keras's
-`History.history` and pandas's `to_json()` as columns. Columns have no step where none of them is one: rows are counted.
+W&B's history and many training loops write one object a line. `json.dump(history)` writes a list. Keras's
+`History.history` and pandas's `to_json()` write columns. If no column is a step, rows are counted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PEEKED = 1 << 16
 LINES_PEEKED = 50
 KIND = "log"
 SUMMARY = "_wandb"
-"""In the summary of a W&B run."""
+"""A key in a W&B run's summary."""
 
 
 def is_records(path: Path) -> bool:
-    """Whether a file is JSON, and not one object a line with `step` and `lar`."""
+    """Return whether a file is JSON, but not one object a line with `step` and `lar`."""
     if path.suffix.lower() not in SUFFIXES:
         return False
     with path.open("rb") as file:
@@ -45,10 +45,10 @@ def is_records(path: Path) -> bool:
 
 
 def record_readings(path: Path) -> list[Reading]:
-    """The readings of a JSON file.
+    """Return the readings of a JSON file.
 
     Raises:
-        RunError: damaged, no losses and no LAR in it, or columns of several lengths.
+        RunError: the file is damaged, lacks losses and LAR, or has columns of several lengths.
     """
     records = list(_records(path))
     if len(records) == 1 and SUMMARY in records[0][1]:
@@ -70,7 +70,7 @@ def record_readings(path: Path) -> list[Reading]:
 
 
 def _records(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Place and numbers of each row, whichever way they are written."""
+    """Return the place and numbers of each row, from any of the three forms."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -122,7 +122,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _parsed(text: str | bytes) -> Any:
-    """What JSON says; None where it is none."""
+    """Return the parsed JSON, or None where the text is no JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""A row: what another tool recorded together, before anyone knows what its names mean."""
+"""A row holds values that another tool recorded together, before their names are interpreted."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """What was recorded together.
+    """Values that were recorded together.
 
     Attributes:
-        step: By the tool's own count; a number `logalign/step` among the values comes before it.
+        step: The tool's own count. A number `logalign/step` among the values takes precedence.
         time: Seconds since the epoch, if recorded.
-        values: Numbers by name, as they were recorded.
-        where: For errors: "line 3", "step 40".
+        values: Numbers by recorded name.
+        where: The place for errors: "line 3", "step 40".
     """
 
     step: Any

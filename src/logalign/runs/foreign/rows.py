@@ -1,8 +1,8 @@
-"""From what another tool recorded to readings: which names are taken, what they are called there, what stands on.
+"""Turn another tool's rows into readings: select and translate names, and carry values on to later rows.
 
-Every format's reader ends in rows, in the order in which they were recorded: numbers by name, with the step that the
-tool gave them. What is common to all formats is here: the prefix `logalign/`, other names for the same number, numbers
-that are recorded at other steps than LAR, and a training that was resumed.
+Every format's reader returns rows in the order of recording: numbers by name, with the tool's step. This module handles
+everything that the formats share: the prefix `logalign/`, other names for the same number, numbers recorded at other
+steps than LAR, and a resumed training.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ from logalign.runs.reading import (
 PREFIX = "logalign/"
 STEP = "step"
 WEIGHT_NORM = "weight_norm"
-"""The norm of W, in the place of the energies: its square is `energies.weight`."""
+"""The norm of W, which replaces the energies: its square is `energies.weight`."""
 VERDICT = "verdict"
 DERIVED = (VERDICT, "verdict_text", "deviation", "revisited_share", "strain", "decline_rate", "memorization")
-"""What a tracker was given beside the readings: a verdict is made anew from the readings, not read. The last two are
-found in logs of earlier versions only."""
+"""Tracker values that are not read, because the readings give the verdict anew (the last two: in old logs only)."""
 NOT_NUMBERS = ("time", "energies", "standard_errors", *TEXT_FIELDS)
 KNOWN = (*(name for name in FIELDS if name not in (STEP, *NOT_NUMBERS)), "val_loss")
-"""Taken by these names, with or without the prefix; with it, any other number, too."""
+"""Names that are read with or without the prefix (with it, all other numbers too)."""
 OF_A_LAYER = (*FORMS, "effective_dim", *SPECTRAL_FIELDS, "n", "m", WEIGHT_NORM)
-"""What is taken of layers beside the main one: `logalign/SITE/lar` and so on."""
+"""Values read for layers other than the main one: `logalign/SITE/lar` and so on."""
 OTHER_NAMES: Mapping[str, str] = {
     "learning_rate": "lr",
     "train/learning_rate": "lr",
@@ -47,20 +46,20 @@ OTHER_NAMES: Mapping[str, str] = {
     "eval_loss": "val_loss",
     "eval/loss": "val_loss",
 }
-"""What Transformers' Trainer calls them in its log history, and with `train/` and `eval/` where it logs to trackers."""
+"""Names that Transformers' Trainer uses in its log history, and with `train/` and `eval/` in trackers."""
 TRAINER_PREFIX = "train/"
 LARS = (PREFIX + "lar", "lar", TRAINER_PREFIX + PREFIX + "lar")
 CARRIED = ("epoch", "loss", "lr", "tokens_seen", "n", "m")
-"""What is often logged at other steps than LAR: the last value at or before a reading's step stands."""
+"""Values often logged at other steps than LAR: a reading uses the last one at or before its step."""
 HELD_OUT = "val_loss"
-"""Measured now and then, after a reading: it stands with the last reading before it."""
+"""A loss measured now and then, after a reading, which joins the last reading before it."""
 NAMES_TOLD = 20
 
 Target = tuple[str, str]  # site, field
 
 
 class Point(NamedTuple):
-    """One number of one curve, for tools that record curve by curve."""
+    """One number of one curve, for tools that record each curve separately."""
 
     step: int
     value: float
@@ -68,10 +67,10 @@ class Point(NamedTuple):
 
 
 def rows_by_step(curves: Mapping[str, Iterable[Point]]) -> list[Row]:
-    """Rows of curves, each of which is in the order in which it was recorded.
+    """Build rows from curves, each in the order of recording.
 
-    A step that is not above the one before means that training was resumed there: what the curve had at that step and
-    beyond is superseded.
+    A step that is not above the one before means that training resumed there. It supersedes the curve's earlier points
+    at that step and beyond.
     """
     rows: dict[int, tuple[dict[str, float], float | None]] = {}
     for name, points in curves.items():
@@ -91,19 +90,19 @@ def rows_by_step(curves: Mapping[str, Iterable[Point]]) -> list[Row]:
 
 
 def readings_of(rows: Sequence[Row], *, path: Path, kind: str) -> list[Reading]:
-    """The readings of a log, in order: one for every row with LAR, and one for every layer beside the main one.
+    """Return a log's readings in order: one per row with LAR, and one per layer other than the main one.
 
-    In a log without LAR, one for every row with a loss: see `losses`.
+    A log without LAR has one per row with a loss (see `losses`).
 
-    A step below the one before means that training was resumed there: readings from that step on are superseded.
+    A step below the one before means that training resumed there. It supersedes readings from that step on.
 
     Args:
-        rows: In the order in which they were recorded.
-        path: For errors.
-        kind: What the log is, for errors: "W&B run".
+        rows: The rows in the order of recording.
+        path: The path for errors.
+        kind: The kind of log, for errors: "W&B run".
 
     Raises:
-        RunError: no LAR and no loss in it, or a value that no reading has.
+        RunError: LAR and loss are missing, or a value does not fit a reading.
     """
     names = dict.fromkeys(name for row in rows for name in row.values)
     targets = _targets(names)
@@ -153,12 +152,12 @@ def readings_of(rows: Sequence[Row], *, path: Path, kind: str) -> list[Reading]:
 
 
 def _is_verdict(name: str) -> bool:
-    """Whether a name marks a reading that was judged, with LAR or an undefined one."""
+    """Return whether a name marks a judged reading, with LAR or an undefined one."""
     return name.removeprefix(TRAINER_PREFIX) == PREFIX + VERDICT
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for an error: sorted, printable, not too many."""
+    """Return names for an error: sorted, printable, not too many."""
     found = sorted(printable(name) for name in names)
     if len(found) > NAMES_TOLD:
         found[NAMES_TOLD:] = [f"and {len(found) - NAMES_TOLD} more"]
@@ -166,12 +165,12 @@ def listed(names: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of a log as an error may show it on a terminal."""
+    """Return a log's text as an error may show it on a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _targets(names: Iterable[str]) -> dict[str, Target]:
-    """By recorded name, which site's which field it is; where two names stand for one field, the prefixed one."""
+    """Map recorded names to site and field, with the prefixed name where two names mean one field."""
     best: dict[Target, tuple[int, str]] = {}
     recorded = set(names)
     for name in recorded:

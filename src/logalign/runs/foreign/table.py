@@ -1,7 +1,7 @@
-"""Tables of other tools as readings: CSV and TSV files with `logalign/lar` or a loss, W&B's exports among them.
+"""Read other tools' tables: CSV and TSV files with `logalign/lar` or a loss, W&B's exports among them.
 
-W&B's page names columns "RUN - METRIC" and adds "RUN - METRIC__MIN" and "__MAX"; `run.history().to_csv()` names them by
-the metric, beside `_step` and `_timestamp`.
+W&B's page names columns "RUN - METRIC" and adds "RUN - METRIC__MIN" and "__MAX". `run.history().to_csv()` uses the
+metric's name, and adds `_step` and `_timestamp`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SUFFIXES = (".csv", ".tsv")
 OF_RUN = " - "
 BOUNDS = ("__MIN", "__MAX")
 OWN = (STEP, "time")
-"""How a table of `trackers="csv"` begins."""
+"""First columns of `trackers="csv"` tables."""
 
 
 def is_table(path: Path) -> bool:
-    """Whether a CSV or TSV file has a header, and in it not both `step` and `lar`."""
+    """Return whether a CSV or TSV file has a header that lacks `step` or `lar`."""
     if path.suffix.lower() not in SUFFIXES:
         return False
     header = _header(path)
@@ -34,10 +34,10 @@ def is_table(path: Path) -> bool:
 
 
 def table_readings(path: Path) -> list[Reading]:
-    """The readings of a table.
+    """Return the readings of a table.
 
     Raises:
-        RunError: no LAR and no loss in it, no step and no epoch, several runs, or damage.
+        RunError: LAR and loss, or step and epoch, are missing, or the table has several runs or damage.
     """
     names = _names(path, _header(path))
     metrics = set(names.values())
@@ -63,7 +63,7 @@ def table_readings(path: Path) -> list[Reading]:
 
 
 def _names(path: Path, header: list[str]) -> dict[str, str]:
-    """The metric of each column that is taken."""
+    """Return the metric of each column that is read."""
     runs = {name.rpartition(OF_RUN)[0] for name in header if OF_RUN in name}
     if len(runs) > 1:
         raise RunError(f"{path}: expected the columns of one run, found {listed(runs)}; export one of them")
@@ -73,7 +73,7 @@ def _names(path: Path, header: list[str]) -> dict[str, str]:
 
 
 def _value(text: str | None) -> float | str | None:
-    """A number, or text for an error to tell of; None for an empty cell."""
+    """Return a number, text for an error message, or None for an empty cell."""
     text = "" if text is None else text.strip()
     if not text:
         return None
@@ -97,7 +97,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
         if last is not None:
             yield last[0], dict(zip(header, last[1], strict=False))
         last = line
-    if last is not None and not torn:  # a line that a full disk has left unfinished
+    if last is not None and not torn:  # a full disk leaves the last line unfinished
         yield last[0], dict(zip(header, last[1], strict=False))
 
 

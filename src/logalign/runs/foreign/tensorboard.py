@@ -1,7 +1,7 @@
-"""TensorBoard logs as readings: what people recorded before they had a run folder can be looked at, too.
+"""Read TensorBoard logs, so that recordings from before the run folder can be used, too.
 
-Read with TensorBoard's own EventAccumulator. Its scalars are float32, so that LAR is good to about 1e-8 and tokens_seen
-is rounded above 2**24.
+TensorBoard's own EventAccumulator reads them. Its scalars are float32, so that LAR is good to about 1e-8 and
+tokens_seen is rounded above 2**24.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ EVENT_FILES = "*tfevents*"
 
 
 def event_folders(path: Path) -> list[Path]:
-    """The folders at or below a path that hold TensorBoard event files."""
+    """Return the folders at or below a path that hold TensorBoard event files."""
     return sorted({file.parent for file in path.rglob(EVENT_FILES) if file.is_file()})
 
 
 def tensorboard_readings(path: Path) -> list[Reading]:
-    """The readings of a TensorBoard log: a folder, or one event file.
+    """Return the readings of a TensorBoard log: a folder, or one event file.
 
-    Of several folders, the only one with LAR stands. Where none has LAR, they are one log if one of them holds the
-    training loss and the others, such as `validation`, hold none.
+    The only folder with LAR is read. If none has LAR, the folders are one log if one of them holds the training loss
+    and the others, such as `validation`, hold none.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
-        RunError: several runs, neither LAR nor a loss, or values that no reading has.
+        RunError: several runs exist, LAR and loss are missing, or a value does not fit a reading.
     """
     folders = [path] if path.is_file() else event_folders(path)
     curves = _scalars(folders[0]) if len(folders) == 1 else _one_of(path, folders)
@@ -39,7 +39,7 @@ def tensorboard_readings(path: Path) -> list[Reading]:
 
 
 def _one_of(path: Path, folders: list[Path]) -> dict[str, list[Point]]:
-    """The scalars of several folders that hold one run."""
+    """Return the scalars of several folders that hold one run."""
     names = [folder.relative_to(path).as_posix() for folder in folders]
     if len(folders) <= NAMES_TOLD:
         read = [_scalars(folder) for folder in folders]
@@ -57,7 +57,7 @@ def _one_of(path: Path, folders: list[Path]) -> dict[str, list[Point]]:
 
 
 def _scalars(folder: Path) -> dict[str, list[Point]]:
-    """Every scalar of a log, by tag, in the order in which it was recorded."""
+    """Return every scalar of a log by tag, in the order of recording."""
     purpose = f"{folder}: reading TensorBoard logs"
     accumulator = load(
         "tensorboard.backend.event_processing.event_accumulator", extra="tensorboard", purpose=purpose

@@ -1,4 +1,4 @@
-"""The log history of Transformers' Trainer as readings: `trainer_state.json`, or a folder that holds it."""
+"""Read the log history of Transformers' Trainer: `trainer_state.json`, or a folder that holds it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHECKPOINT = "checkpoint-"
 
 
 def trainer_state(path: Path) -> Path | None:
-    """The state of a checkpoint folder, or of an output folder: its own, else that of its last checkpoint."""
+    """Return the state file of a checkpoint or output folder: its own, else its last checkpoint's."""
     if (path / STATE).is_file():
         return path / STATE
     states = [
@@ -28,15 +28,15 @@ def trainer_state(path: Path) -> Path | None:
 
 
 def is_state(path: Path) -> bool:
-    """Whether a file is a Trainer's state, under its own name or another."""
+    """Return whether a file is a Trainer's state, under any name."""
     return path.name == STATE or (path.suffix == ".json" and b'"log_history"' in path.read_bytes())
 
 
 def trainer_readings(path: Path) -> list[Reading]:
-    """The readings of a Trainer's log history.
+    """Return the readings of a Trainer's log history.
 
     Raises:
-        RunError: damaged, no such history, or no LAR and no loss in it.
+        RunError: the file is damaged, or lacks the history, or LAR and loss in it.
     """
     file = path if path.is_file() else trainer_state(path)
     assert file is not None, "reader_of() looked for it"

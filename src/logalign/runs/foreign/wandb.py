@@ -1,7 +1,7 @@
-"""Offline runs of W&B as readings: the folder `wandb/offline-run-*` (or `wandb/run-*`), or the `.wandb` file in it.
+"""Read offline runs of W&B: the folder `wandb/offline-run-*` (or `wandb/run-*`), or the `.wandb` file in it.
 
-W&B has no public reader of these files. Their framing is that of LevelDB's logs (blocks of 32 KiB; records of checksum,
-length, kind and data), in which records are protocol buffers; the classes for those are W&B's own.
+W&B has no public reader of these files. They use the framing of LevelDB's logs: blocks of 32 KiB, and records of
+checksum, length, kind and data. The records are protocol buffers, and W&B's own classes read them.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ BLOCK = 32 * 1024
 HEADER = struct.Struct("<IHB")  # checksum, length, kind
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 STEPS = ("_step", "train/global_step", "trainer/global_step")
-"""W&B's own count of rows stands where nothing says the step: the Trainer and Lightning log theirs."""
+"""W&B's own row count is the step unless the Trainer or Lightning logs its step."""
 
 
 def wandb_files(path: Path) -> list[Path]:
-    """The runs of a run folder, of the folder `wandb` or of the folder that it lies in."""
+    """Return the runs in a run folder, in the folder `wandb` or in its parent folder."""
     return sorted(file for folder in ("", "*run-*/", "wandb/*run-*/") for file in path.glob(f"{folder}*{SUFFIX}"))
 
 
 def wandb_readings(path: Path) -> list[Reading]:
-    """The readings of an offline run.
+    """Return the readings of an offline run.
 
     Raises:
-        MissingExtraError: wandb is not installed, or is a release without the classes for its records.
-        RunError: several runs, not a run, damaged, or no LAR and no loss in it.
+        MissingExtraError: wandb is not installed, or its release lacks the classes for its records.
+        RunError: several runs exist, or the file is no run, is damaged, or lacks LAR and loss.
     """
     files = [path] if path.is_file() else wandb_files(path)
     if len(files) != 1:
@@ -57,7 +57,7 @@ def wandb_readings(path: Path) -> list[Reading]:
 
 
 def _parser(file: Path) -> Callable[[bytes], Any]:
-    """What makes a record of its bytes; the one place that needs more of wandb than its public interface."""
+    """Return the parser of records, the only user of wandb's private interface."""
     purpose = f"{file}: reading W&B runs"
     records = load("wandb.proto.wandb_internal_pb2", extra="wandb", purpose=purpose)
     try:
@@ -90,7 +90,7 @@ def _row(file: Path, at: int, history: Any) -> Row:
 
 
 def _records(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Place and bytes of every whole record; a last one that a kill has left unfinished is dropped."""
+    """Yield the place and bytes of every whole record, except a last one that a kill left unfinished."""
     data = file.read_bytes()
     if data[: len(MAGIC)] != MAGIC:
         found = "nothing" if not data else repr(data[: len(MAGIC)])
@@ -108,7 +108,7 @@ def _records(file: Path) -> Iterator[tuple[int, bytes]]:
             return
         if zlib.crc32(bytes([kind]) + body) != checksum or kind not in (FULL, FIRST, MIDDLE, LAST):
             if not any(data[at:]):
-                return  # a file that was grown before it was written
+                return  # the file was extended before it was written
             raise RunError(f"{file}, byte {at}: expected a record of a W&B run, found damage; sync or export the run")
         if kind in (FULL, FIRST):
             begun, parts = at, []
