@@ -1,8 +1,8 @@
-"""logalign tells, during training and without held-out data, whether a network memorizes or generalizes.
+"""logalign shows, during training and without held-out data, whether a network memorizes or generalizes.
 
-It measures the log-alignment ratio (LAR) of a linear layer, above all of the unembedding, from three sums of
-squares of the forward pass. `logalign.watch(model)` does so for a PyTorch model, `logalign.lar(weight, inputs)` for
-arrays at hand; `logalign.diagnose(run)` says what a recorded run shows.
+It measures the log-alignment ratio (LAR) of a linear layer, mainly the unembedding, from three sums of squares of the
+forward pass. `logalign.watch(model)` measures a PyTorch model. `logalign.lar(weight, inputs)` measures arrays.
+`logalign.diagnose(run)` judges a recorded run.
 """
 
 from importlib import import_module

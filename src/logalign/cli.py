@@ -1,9 +1,9 @@
-"""The command `logalign`: thin commands over the library, with one clear line for every mistake of the user.
+"""The command `logalign`: thin commands over the library, with one clear line for every user error.
 
-Every command imports what it needs when it runs, so that `--help` is quick and works without the optional packages.
+Every command imports its modules when it runs, so that `--help` is quick and works without the optional packages.
 
-Exit status: 0 done, 1 an error (one line on standard error), 2 wrong usage, 130 interrupted; `diagnose` has two more, 3
-and 4, for what it found.
+Exit status: 0 done, 1 an error (one line on standard error), 2 wrong usage, 130 interrupted. `diagnose` adds 3 and 4
+for its verdict.
 """
 
 import json
@@ -45,15 +45,15 @@ when the same command is given again; --fresh begins anew.
 
 
 def _printable(text: str) -> str:
-    """Text with its control characters spelled out: what a file holds may not steer the terminal."""
+    """Escape the control characters of a text, so that a file cannot control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class _Commands(TyperGroup):
-    """A group of commands that turns what the user can mend into one line on standard error."""
+    """A group of commands that turns errors the user can fix into one line on standard error."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        # The demos first: they are what a newcomer can run.
+        # The demos come first, because a newcomer can run them.
         return sorted(super().list_commands(ctx), key=lambda name: name != "demo")
 
     def invoke(self, ctx: Any) -> Any:
@@ -64,7 +64,7 @@ class _Commands(TyperGroup):
             errors.print(_printable(f"error: {error}"))
             raise typer.Exit(1) from error
         except OSError as error:
-            # With a file's name it is about the user's disk (full, read-only); without one it may be our mistake.
+            # An error with a file's name concerns the user's disk (full, read-only). Without one it may be a bug.
             if error.filename is None:
                 raise
             errors.print(_printable(f"error: {error.filename}: {error.strerror}"))
@@ -131,10 +131,10 @@ def label_noise(
     device: Device = "cpu",
     fresh: Fresh = False,
 ) -> None:
-    """Digits, once with clean labels and once with random ones (under a minute).
+    """Train on digits, once with clean labels and once with random labels (under a minute).
 
-    Both training losses go to zero. LAR stays flat with clean labels and falls with wrong ones, before the held-out
-    loss turns up.
+    Both training losses go to zero. LAR stays flat with clean labels. It falls with wrong labels, before the held-out
+    loss rises.
     """
     from logalign.demos import label_noise
 
@@ -155,9 +155,9 @@ def language_model(
     device: Device = "cpu",
     fresh: Fresh = False,
 ) -> None:
-    """A small GPT, on fresh text and on a small text repeated (some minutes).
+    """Train a small GPT on fresh text and on a small repeated text (some minutes).
 
-    Shows how far LAR falls away from the run on fresh text, beside the true gap between training and held-out loss.
+    The report shows how far LAR falls below the run on fresh text, and the true gap of training and held-out loss.
     """
     from logalign.demos import language_model
 
@@ -183,9 +183,9 @@ def grokking(
     device: Device = "cpu",
     fresh: Fresh = False,
 ) -> None:
-    """Modular addition until the network generalizes (under two minutes).
+    """Train on modular addition until the network generalizes (under two minutes).
 
-    Shows the effective dimension falling to the number of directions that the learned function uses.
+    The effective dimension falls to the number of directions that the learned function uses.
     """
     from logalign.demos import grokking
 
@@ -220,9 +220,9 @@ def report(
         typer.Option(metavar="DIR", help="Write each figure into this folder, too, as PNG (300 dpi) and SVG."),
     ] = None,
 ) -> None:
-    """Draw one run, or several over each other, as one interactive HTML file that loads nothing from anywhere.
+    """Draw one run, or several over each other, as one interactive HTML file that loads nothing else.
 
-    On top stands the verdict, as `logalign diagnose` gives it; below, the curves that it rests on.
+    The file shows the verdict of `logalign diagnose` first, and then its curves.
     """
     from logalign.report.run_report import write_run_report
 
@@ -232,7 +232,7 @@ def report(
 
 
 class Regime(StrEnum):
-    """Which logic judges a run."""
+    """The logic that judges a run."""
 
     auto = "auto"
     grokking = "grokking"
@@ -241,7 +241,7 @@ class Regime(StrEnum):
 
 
 class Align(StrEnum):
-    """Along what runs are compared."""
+    """The axis of a comparison."""
 
     step = "step"
     tokens = "tokens"
@@ -276,12 +276,12 @@ def diagnose(
         bool, typer.Option("--verbose", "-v", help="Print the numbers, what the verdict rests on, and its limits, too.")
     ] = False,
 ) -> None:
-    """Say what a run shows, since when, why, and what to do.
+    """Print a run's verdict, since when it holds, why, and what to do.
 
     Exit status, for scripts:
 
     - 0: healthy, approaching or generalizing
-    - 1: an error, told in one line
+    - 1: an error, with a message of one line
     - 3: overfitting, memorizing or diverged, now or earlier
     - 4: undecidable, with the reason
     """
@@ -314,9 +314,9 @@ def follow(
     regime: Annotated[Regime, typer.Option(help="As of diagnose.")] = Regime.auto,
     once: Annotated[bool, typer.Option("--once", help="Print what is there now, and exit.")] = False,
 ) -> None:
-    """Show a run while it grows: verdict, curves, pace; on a terminal full-screen, elsewhere one line a reading.
+    """Show a run while it grows: verdict, curves, pace (full-screen on a terminal, else one line a reading).
 
-    Works over ssh and on runs that another machine writes. Press ? for the keys, q to quit.
+    The command works over ssh, and on runs that another machine writes. Press ? for the keys, q to quit.
     """
     from logalign.diagnosis.baseline import Baseline
     from logalign.follow.app import follow
@@ -349,9 +349,9 @@ def compare(
 ) -> None:
     """Order runs by how well they are likely to generalize, without held-out data.
 
-    By an estimate of the held-out loss; in classifiers whose passes are short, by training loss and LAR. All runs are
-    judged at the last step, token or epoch that all of them have reached. A run that does not compare is left out and
-    named: it was killed early, has diverged, or has not recorded what the others have.
+    The order follows an estimate of the held-out loss. In classifiers with short passes it follows training loss and
+    LAR. All runs are judged at the last step, token or epoch that all have reached. A run is left out and named if it
+    was killed early, has diverged, or lacks what the others recorded.
     """
     from logalign.diagnosis.ranking import rank
     from logalign.report.drifts import drift_records, drifts_of
@@ -389,7 +389,7 @@ def export(
 ) -> None:
     """Write the readings of many runs into one table, for polars, DuckDB, pandas or Spark.
 
-    A run that cannot be read is told and left out, and the exit status is then 1.
+    A run that cannot be read is named and left out. The exit status is then 1.
     """
     from logalign.runs.export import export
 
@@ -428,9 +428,9 @@ def spectra(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects, one for each checkpoint.")] = False,
 ) -> None:
-    """Look at the weights of checkpoints: how many directions they use, and the largest LAR that they allow.
+    """Analyze the weights of checkpoints: how many directions they use, and the largest LAR that they allow.
 
-    Reads one matrix at a time; no model is built, except for --text.
+    The command reads one matrix at a time. It builds a model only for --text.
     """
     from logalign.checkpoints.command import run
 
@@ -439,7 +439,7 @@ def spectra(
 
 
 def main() -> None:
-    """Run the command line; the entry point of the script `logalign`."""
+    """Run the command line (the entry point of the script `logalign`)."""
     app(prog_name="logalign")
 
 

@@ -1,4 +1,4 @@
-"""The errors that logalign raises: each says what was expected, what was found and what to do."""
+"""The errors that logalign raises: each one states the expected, the found and what to do."""
 
 
 class LogAlignError(Exception):
@@ -10,7 +10,7 @@ class InputError(LogAlignError, ValueError):
 
 
 class SiteError(LogAlignError):
-    """The layer to be measured was not found, or cannot be measured."""
+    """The layer to measure is missing, or cannot be measured."""
 
 
 class RunError(LogAlignError):
@@ -18,12 +18,12 @@ class RunError(LogAlignError):
 
 
 class CheckpointError(LogAlignError):
-    """A checkpoint is missing, damaged, of a kind that is not read, or holds nothing to measure."""
+    """A checkpoint is missing, damaged, of an unsupported kind, or holds nothing to measure."""
 
 
 class MissingExtraError(LogAlignError, ImportError):
-    """An optional package is not installed; the message holds the command that installs it."""
+    """An optional package is not installed, and the message gives the command to install it."""
 
 
 class LogAlignWarning(UserWarning):
-    """Something was not measured, or not as asked; training goes on."""
+    """A value was not measured, or not as asked, but training continues."""

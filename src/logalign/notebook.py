@@ -1,4 +1,4 @@
-"""What a notebook shows of a run: its card, and what `run.plot()` returns."""
+"""Show a run in a notebook: its card, and the figure of `run.plot()`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from logalign.runs.reading import never_tried
 from logalign.runs.run import Run, main_layer
 
 SHOWN_AT_ONCE = 16_000_000
-"""Bytes of a log that a notebook reads only to show a run."""
+"""The most bytes of a log that a notebook reads only to show a run."""
 ROWS = 2_000
-"""Of a longer run, the lowest and the highest value of every stretch of each curve."""
+"""A longer run shows the lowest and the highest value of every stretch of a curve."""
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#808080"
 DRIFT = "drift (nats a pass)"
 CURVES = (
@@ -30,21 +30,21 @@ CURVES = (
 
 
 def plot(run: Run, *, site: str | None = None) -> Any:
-    """Draw what a run recorded over its steps: drift, LAR plain and centered, k on a logarithmic axis, losses.
+    """Draw a run over its steps: drift, LAR plain and centered, k on a logarithmic axis, losses.
 
-    Drift is how much a sample's loss changes while the network trains on other samples; it is drawn with two of its
-    standard errors on either side and a line at zero.
+    Drift is the change of a sample's loss while the network trains on other samples. Its plot has two standard errors
+    on either side and a line at zero.
 
     Args:
-        run: What was recorded.
-        site: The layer; the run's main one by default.
+        run: The recorded run.
+        site: The layer. The default is the run's main layer.
 
     Returns:
-        A plotly Figure, which a notebook shows where it stands last in a cell. Undefined readings are gaps.
+        A plotly Figure, which a notebook shows as the last value of a cell. Undefined readings are gaps.
 
     Raises:
         MissingExtraError: plotly is not installed.
-        InputError: no readings of that layer.
+        InputError: the layer has no readings.
         RunError: the run is damaged.
     """
     graphs = load("plotly.graph_objects", extra="report", purpose="run.plot()")
@@ -68,7 +68,7 @@ def plot(run: Run, *, site: str | None = None) -> Any:
                     y=columns[name][kept],
                     name=label if label == title else f"{title}, {label}",
                     line={"color": color, "width": 1.5},
-                    # A reading between two undefined ones is a point, not a line.
+                    # A reading between two undefined readings is a point, not a line.
                     mode="lines" if np.isfinite(columns[name]).all() else "lines+markers",
                     marker={"size": 3},
                 )
@@ -92,7 +92,7 @@ def plot(run: Run, *, site: str | None = None) -> Any:
 
 
 def card(run: Run) -> str:
-    """What a notebook shows of a run: facts and curves as HTML; a damaged run says so."""
+    """Return a run's facts and curves as HTML for a notebook, or the damage of the run."""
     log = run.path if run.path.is_file() else run.path / READINGS
     if "readings" not in run.__dict__ and log.is_file() and log.stat().st_size > SHOWN_AT_ONCE:
         size = f"{log.stat().st_size / 1e6:,.0f} MB, not read yet; .readings reads them"
@@ -139,7 +139,7 @@ def card(run: Run) -> str:
 
 
 def _error_band(graphs: Any, columns: Any, kept: Any) -> Any:
-    """Two standard errors about the drift: an outline for each stretch in which it is known."""
+    """Outline two standard errors about the drift, in each stretch where it is known."""
     steps, drift, error = (columns[name][kept] for name in ("step", "drift", "drift_error"))
     rows = np.flatnonzero(np.isfinite(drift) & np.isfinite(error))
     x: list[float | None] = []
@@ -161,5 +161,5 @@ def _error_band(graphs: Any, columns: Any, kept: Any) -> Any:
 
 
 def _recorded(columns: Any) -> list[str]:
-    """The curves of which at least one value is defined."""
+    """Return the curves with at least one defined value."""
     return [name for _, lines in CURVES for name, _, _ in lines if name in columns and np.isfinite(columns[name]).any()]

@@ -1,1 +1,1 @@
-"""What every other room uses: optional packages, and HTML for notebooks."""
+"""Shared by all other packages: optional imports, and HTML for notebooks."""

@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, with the command that installs them where they are missing."""
+"""Import optional packages where they are used, or name the command that installs them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def load(module: str, *, extra: str, purpose: str, supported: str = "", package:
     """Import an optional package's module.
 
     Args:
-        module: Its dotted name.
+        module: The module's dotted name.
         extra: The extra of logalign that installs it.
-        purpose: What needs it, the subject of a sentence: "LogAlignCallback".
-        supported: Releases that are known to work, from one on and below another: "5.0,6.0"; none for any.
-        package: Its name on the package index, where that is not the module's first name.
+        purpose: The user of the module, as a sentence's subject: "LogAlignCallback".
+        supported: Releases that work, from one on and below another: "5.0,6.0". Empty allows any.
+        package: The package's name on the index, if it is not the module's first name.
 
     Returns:
         The module.
 
     Raises:
-        MissingExtraError: it is not installed or cannot be imported, or its release is none of those supported.
+        MissingExtraError: the package is missing, cannot be imported, or has an unsupported release.
 
     Example:
         >>> load("json", extra="report", purpose="a report").__name__
@@ -52,7 +52,7 @@ def load(module: str, *, extra: str, purpose: str, supported: str = "", package:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The numbers that a version begins with, without trailing zeros: (5, 1) of "5.1.0rc1"."""
+    """Return a version's leading numbers without trailing zeros: (5, 1) for "5.1.0rc1"."""
     numbers = re.match(r"\d+(\.\d+)*", version)
     assert numbers is not None, version
     release = [int(number) for number in numbers.group().split(".")]

@@ -1,8 +1,8 @@
-"""Small HTML for notebooks: a card with facts, tables and curves, of escaped text and without any script.
+"""Build small HTML for notebooks: a card with facts, tables and curves, with escaped text and no scripts.
 
-Method: styles stand in the elements, colors are those of the page around (`currentColor`) or middle tones, and curves
-are SVG. The alternative, a style sheet that asks whether the page is dark, is taken out of notebooks that are not
-trusted, and is wrong where the notebook's theme is not the system's.
+Method: elements hold their own styles, colors are middle tones or come from the page (`currentColor`), and curves are
+SVG. The alternative is a style sheet that asks whether the page is dark. Untrusted notebooks lose it, and it is wrong
+where the notebook's theme is not the system's.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from html import escape
 from typing import NamedTuple
 
 BLUE, ORANGE = "#3b8fd4", "#d9772b"
-"""Read on white and on black."""
+"""Legible on white and on black."""
 BUCKETS = 150
-"""A longer curve is drawn by the lowest and the highest value of so many stretches."""
+"""A longer curve shows the lowest and the highest value of this many stretches."""
 WIDTH, HEIGHT = 420, 120
 MOST_DIGITS = 6
 LINE = "1px solid rgba(128,128,128,.35)"
@@ -23,7 +23,7 @@ CELL = "padding:2px 12px 2px 0;text-align:left;vertical-align:top"
 
 
 class Drawn(NamedTuple):
-    """One curve: its name, color and points; a None among the values is a gap."""
+    """One curve: its name, color and points, where a None value is a gap."""
 
     name: str
     color: str
@@ -32,7 +32,7 @@ class Drawn(NamedTuple):
 
 
 def card(title: str, *parts: str, color: str = "currentColor") -> str:
-    """A card: its title is text, its parts are HTML that this module made.
+    """Return a card with a title in text and parts in this module's HTML.
 
     Example:
         >>> "<b>" in card("<b>", facts({"a": 1}))
@@ -46,12 +46,12 @@ def card(title: str, *parts: str, color: str = "currentColor") -> str:
 
 
 def text(label: str, sentence: str) -> str:
-    """A sentence behind its label."""
+    """Return a sentence after its label."""
     return f'<div style="margin:2px 0"><b>{escape(label)}</b> {escape(sentence)}</div>'
 
 
 def facts(entries: Mapping[str, object]) -> str:
-    """Names and values, a line each."""
+    """Return names and values, a line each."""
     rows = "".join(
         f'<tr style="background:none"><th style="{CELL};font-weight:400;opacity:.7">{escape(str(name))}</th>'
         f'<td style="{CELL}">{escape(str(value))}</td></tr>'
@@ -61,7 +61,7 @@ def facts(entries: Mapping[str, object]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table with a header."""
+    """Return a table with a header."""
     head = "".join(f'<th style="{CELL};border-bottom:{LINE}">{escape(name)}</th>' for name in header)
     body = "".join(
         '<tr style="background:none">'
@@ -73,18 +73,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def listed(sentences: Sequence[str]) -> str:
-    """Sentences as a list; nothing where there are none."""
+    """Return sentences as a list, or nothing where there are none."""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return f'<ul style="margin:2px 0">{items}</ul>' if items else ""
 
 
 def folded(label: str, part: str) -> str:
-    """HTML of this module that shows when its label is clicked; nothing where it is empty."""
+    """Return HTML that shows when its label is clicked, or nothing where it is empty."""
     return f'<details style="margin:2px 0"><summary>{escape(label)}</summary>{part}</details>' if part else ""
 
 
 def curves(drawn: Sequence[Drawn], *, x_name: str) -> str:
-    """Curves over one axis, with the ends of both axes as numbers; nothing where no point is known."""
+    """Return curves over one axis with the ends of both axes, or nothing where no point is known."""
     thinned = [each._replace(x=x, y=y) for each in drawn for x, y in [_thinned(each.x, each.y)]]
     known = [
         (x, y) for each in thinned for x, y in zip(each.x, each.y, strict=True) if y is not None and math.isfinite(y)
@@ -108,7 +108,7 @@ def curves(drawn: Sequence[Drawn], *, x_name: str) -> str:
             elif parts[-1]:
                 parts.append([])
         style = f'fill="none" stroke="{each.color}" stroke-width="1.5" stroke-linecap="round"'
-        # A single point is a line to itself, with round ends.
+        # A single point becomes a line to itself with round ends.
         lines += [
             f'<polyline {style} points="{" ".join(part if len(part) > 1 else part * 2)}"/>' for part in parts if part
         ]
@@ -130,7 +130,7 @@ def curves(drawn: Sequence[Drawn], *, x_name: str) -> str:
 
 
 def number(value: float | None, form: str = ".4g") -> str:
-    """A number for people; a dash where there is none.
+    """Return a number for display, or a dash where there is none.
 
     Example:
         >>> number(0.123456), number(1234567, ","), number(None)
@@ -140,7 +140,7 @@ def number(value: float | None, form: str = ".4g") -> str:
 
 
 def measured(value: float, error: float | None, *, sign: str = "±") -> str:
-    """A number with its standard error, to two digits of the error.
+    """Return a number with its standard error, to two digits of the error.
 
     Example:
         >>> measured(-0.03127, 0.01024), measured(0.1234567, None), measured(2.0, 0.0)
@@ -159,6 +159,6 @@ def _thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float]
     for i in range(BUCKETS):
         rows = range(len(y) * i // BUCKETS, len(y) * (i + 1) // BUCKETS)
         known = [(value, row) for row in rows if (value := y[row]) is not None and math.isfinite(value)]
-        # A stretch without a known value stands as one gap.
+        # A stretch without a known value becomes one gap.
         kept += sorted({min(known)[1], max(known)[1]}) if known else [rows[0]]
     return [x[row] for row in kept], [y[row] for row in kept]

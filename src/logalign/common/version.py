@@ -1,3 +1,3 @@
-"""The version, which every room may name without importing the package."""
+"""The version, which every module can read without importing the package."""
 
 __version__ = "0.1.0"

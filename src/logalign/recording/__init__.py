@@ -1,1 +1,1 @@
-"""Recording: what `watch()` returns, and what becomes of its readings."""
+"""Recording: the monitor of `watch()`, and the journal of its readings."""

@@ -1,7 +1,7 @@
 """Turn logs without LAR into readings: losses, epoch and learning rate, with the reason why there is no LAR.
 
 A row with a training loss is a reading. A held-out loss that was recorded by itself joins the reading before it, as in
-logs with LAR. If that reading already has one, it becomes a separate reading without a training loss.
+logs with LAR. If that reading already has one, the loss becomes a separate reading without a training loss.
 """
 
 from __future__ import annotations

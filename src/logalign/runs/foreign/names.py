@@ -19,7 +19,7 @@ PLAIN = frozenset(
 )
 """Words that do not change the meaning of a loss."""
 OF_A_BATCH = frozenset({"step", "batch", "iter", "running", "smooth", "smoothed"})
-"""The same for a training loss only, since a held-out loss of one batch is none."""
+"""The same for a training loss, but one batch's loss is no held-out loss."""
 KINDS = frozenset({"lm", "nll", "ce", "xent", "cross", "entropy"})
 COUNTS = frozenset({"step", "steps", "iter", "iters", "iteration", "iterations", "update", "updates"})
 TOKENS = ({"num", "input", "tokens", "seen"}, {"tokens", "seen"})
