@@ -1,8 +1,8 @@
-"""The journal: what becomes of readings beside a training. It knows no framework.
+"""The journal processes the readings of a training and depends on no framework.
 
-Each step's readings are written to the run log, kept in memory, judged, shown by the trackers, and what is wrong with
-them is told once. Nothing here stops a training: a folder that cannot be written, a detector or a tracker that fails
-is one warning.
+It writes each step's readings to the run log, keeps them in memory, judges them and passes them to the trackers. It
+warns once of each problem with them. It never stops a training: a folder that cannot be written, or a detector or
+tracker that fails, causes one warning.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class Journal:
     """Takes the readings of a training, step by step.
 
     Args:
-        writer: Of the run folder; None to write nothing.
+        writer: The writer of the run folder. None writes nothing.
         main: The site that is judged.
-        history: How many steps' readings to keep in memory.
-        baseline: As of `Detector`.
-        regime: As of `Detector`.
-        thresholds: Of the decline logic, as of `Detector`.
-        past: The readings of a resumed run, after the last of which the step goes on; None for a new one.
-        trackers: Of `open_trackers()`.
-        revisits: How many samples to track, for drift; 0 for none.
+        history: The number of steps whose readings stay in memory.
+        baseline: See `Detector`.
+        regime: See `Detector`.
+        thresholds: For the decline logic, see `Detector`.
+        past: The readings of a resumed run, whose last one the next step follows. None for a new run.
+        trackers: From `open_trackers()`.
+        revisits: The number of samples to track for drift. 0 for none.
 
     Attributes:
-        samples: What is known of the tracked samples.
-        readings: The readings taken so far, the latest last.
-        first_step: The step to begin with: 0, or the one after the last reading of a resumed run.
-        past: The readings of a resumed run; None where nothing is resumed.
+        samples: The record of the tracked samples.
+        readings: The readings so far, the latest last.
+        first_step: The first step: 0, or the one after the last reading of a resumed run.
+        past: The readings of a resumed run. None where nothing is resumed.
     """
 
     def __init__(
@@ -102,16 +102,16 @@ class Journal:
 
     @property
     def writes(self) -> bool:
-        """Whether there is a run folder to write to."""
+        """True if there is a run folder to write to."""
         return self._writer is not None
 
     @property
     def verdict(self) -> Verdict:
-        """What the readings of the main site show so far."""
+        """The verdict on the main site's readings so far."""
         return self._detector.verdict
 
     def describe(self, sites: Mapping[str, Mapping[str, Any]], *, step: int) -> None:
-        """Say in the run which layers are measured, once and when that changes."""
+        """Write to the run which layers are measured, once and at each change."""
         described = {site: dict(entries) for site, entries in sites.items()}
         if described == self._sites:
             return
@@ -125,19 +125,19 @@ class Journal:
             self._warn_of_writing(error)
 
     def count(self, site: str, *, step: int, tokens: int) -> int:
-        """Tokens seen so far: the steps between two monitored ones are taken to have had as many as the later one."""
+        """Count the tokens so far, where steps between two monitored ones count as many as the later one."""
         seen, until = self._tokens_seen.get(site, (0, -1))
         seen += tokens * (step - until)
         self._tokens_seen[site] = (seen, step)
         return seen
 
     def of_samples(self, step: int, epoch: float | None, *, lacking: str | None = None) -> dict[str, Any]:
-        """The fields of the main layer's reading that the visits of samples up to this step give.
+        """Return the main layer's fields that the visits of samples up to this step give.
 
         Args:
-            step: The reading's.
-            epoch: What the user passed as such.
-            lacking: What is missing for there to be visits, in words; None where nothing is.
+            step: The reading's step.
+            epoch: The user's value of `epoch`.
+            lacking: The missing requirement for visits, in words. None where none is missing.
         """
         fields = self.samples.fields(step, epoch, lacking=lacking)
         for key, message in self.samples.notes():
@@ -148,7 +148,7 @@ class Journal:
         return fields
 
     def take(self, readings: Readings) -> None:
-        """Write one step's readings, keep, judge and show them; then tell what there is to tell."""
+        """Write one step's readings, keep, judge and show them, and then issue the warnings."""
         self._write(readings)
         self.readings.append(readings)
         self._detector.update(readings.main)
@@ -159,7 +159,7 @@ class Journal:
             self.warn(key, message, step=readings.step)
 
     def spectra(self, step: int, site: str, **vectors: np.ndarray[Any, Any]) -> None:
-        """Write a site's p and q of one step beside the readings."""
+        """Write a site's p and q of one step to the run folder."""
         if self._writer is None:
             return
         try:
@@ -168,7 +168,7 @@ class Journal:
             self._warn_of_writing(error)
 
     def _note(self, message: str, *, step: int) -> None:
-        """Tell what is no fault of anybody's, and write it to the run."""
+        """Log a message that is no warning, and write it to the run."""
         say(message)
         if self._writer is not None:
             try:
@@ -177,11 +177,11 @@ class Journal:
                 self._warn_of_writing(error)
 
     def warn_later(self, key: str, message: str) -> None:
-        """Warn once the next readings are taken: a program that turns warnings into errors loses none."""
+        """Warn after the next readings are taken, so that warnings turned into errors lose none."""
         self._told_later.append((key, message))
 
     def warn(self, key: str, message: str, *, step: int | None = None) -> None:
-        """Warn, and write it to the run; once for each key."""
+        """Warn once for each key, and write it to the run."""
         if key in self._warned:
             return
         self._warned.add(key)
@@ -193,7 +193,7 @@ class Journal:
         warnings.warn(f"logalign: {message}", LogAlignWarning, stacklevel=5)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep of it: tokens seen, samples and the detector's state, each as JSON."""
+        """Return the state for a checkpoint: tokens seen, samples and the detector's state, each as JSON."""
         return {
             "samples": self.samples.state_dict(),
             "tokens_seen": json.dumps({site: list(pair) for site, pair in self._tokens_seen.items()}),
@@ -201,7 +201,7 @@ class Journal:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, step: int) -> None:
-        """Go on at the step of a checkpoint; readings in the run from that step on are superseded."""
+        """Continue at a checkpoint's step, which supersedes the run's readings from that step on."""
         self._tokens_seen = {site: (pair[0], pair[1]) for site, pair in json.loads(state["tokens_seen"]).items()}
         self._go_on_at(step)
         self.samples = self._new_samples()
@@ -214,7 +214,7 @@ class Journal:
             self._detector.restart(partial(self._before, step))
 
     def close(self, *, step: int) -> None:
-        """Close the trackers and the run log; safe to call twice."""
+        """Close the trackers and the run log (safe to call twice)."""
         self._trackers.close()
         writer, self._writer = self._writer, None
         if writer is None:
@@ -232,7 +232,7 @@ class Journal:
             self._resume_at = step
 
     def _new_samples(self) -> SampleRecord:
-        """No sample is known; passes go on from the last reading before the first step."""
+        """Return an empty record, whose passes continue from the last reading before the first step."""
         before = 0.0
         for reading in self.past or ():
             if reading.site == self._main and reading.step < self.first_step and reading.passes is not None:
@@ -240,7 +240,7 @@ class Journal:
         return SampleRecord(self._revisits, origin=float(self.first_step), before=before)
 
     def _before(self, step: int) -> list[Reading]:
-        """The readings of the main site before a step, from the resumed run and those taken since."""
+        """Return the main site's readings before a step, from the resumed run and since then."""
         taken = [readings.main for readings in self.readings]
         recorded = [*(self.past or ()), *taken] if self._writer is None else open_run(self._writer.path).readings
         return [reading for reading in recorded if reading.site == self._main and reading.step < step]
@@ -276,24 +276,24 @@ def open_journal(
     trackers: object = None,
     revisits: int = TRACKED,
 ) -> Journal:
-    """A journal that writes to a run folder and to trackers, in the first of the processes that train together.
+    """Open a journal that writes to a run folder and to trackers in the first of several training processes.
 
     Args:
-        run: The folder; None to keep readings in memory only.
-        meta: What run.json is to say.
+        run: The folder. None keeps readings in memory only.
+        meta: The content of run.json.
         main: The site that is judged.
         resume: Continue the run in that folder, or begin it if there is none.
-        is_first: Whether this process writes. The others judge the same readings, and write and show nothing.
-        history: As of `Journal`.
-        baseline: As of `Journal`.
-        regime: As of `Journal`.
-        thresholds: As of `Journal`.
+        is_first: True if this process writes. The others judge the same readings, and write and show nothing.
+        history: See `Journal`.
+        baseline: See `Journal`.
+        regime: See `Journal`.
+        thresholds: See `Journal`.
         trackers: Names or objects, as `open_trackers()` takes them.
-        revisits: As of `Journal`.
+        revisits: See `Journal`.
 
     Raises:
         RunError: the folder holds a run and `resume` is False, or it is damaged or cannot be written.
-        InputError: no such regime or tracker.
+        InputError: the regime or tracker is unknown.
         MissingExtraError: a tracker's package is not installed.
     """
     check_regime(regime)
@@ -323,7 +323,7 @@ def open_journal(
 
 
 def say(message: str) -> None:
-    """Tell it to the logger "logalign", or, in a program that has set up no logging, on standard error."""
+    """Log a message to the logger "logalign", or print it on standard error if no logging is set up."""
     if log.hasHandlers():
         log.info(message)
     else:

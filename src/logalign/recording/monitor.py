@@ -1,7 +1,7 @@
-"""The monitor: hooks, run log and readings behind one call, `watch(model)`.
+"""The monitor combines hooks, run log and readings behind one call, `watch(model)`.
 
-It composes: the hooks of `logalign.torch` sum on the device, `step()` brings the sums to the host in one transfer,
-and the readings go to the run log and to the caller.
+The hooks of `logalign.torch` sum on the device. `step()` brings the sums to the host in one transfer. The readings go
+to the run log and to the caller.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from logalign.torch.ranks import Ranks
 
 SILENT_STEPS = 3
-"""Monitored steps in a row without a reading after which the user is told."""
+"""This many monitored steps in a row without a reading cause a warning."""
 UNSTEPPED_UPDATES = 3
-"""Weight updates without a call of `step()` after which the user is told."""
+"""This many weight updates without a call of `step()` cause a warning."""
 SITES_SAID = 6
-"""Layers that are told of one by one where many are watched."""
+"""The most layers that are reported one by one."""
 STATE_VERSION = 2
 VISITS = "visits of samples"
-"""What travels to the host beside the sums of the sites."""
+"""The vector sent to the host with the sums of the sites."""
 
 
 def watch(
@@ -72,52 +72,52 @@ def watch(
     """Watch a PyTorch model while it trains: measure the log-alignment ratio of its unembedding.
 
     Args:
-        model: The network, in whatever wrapper it is trained; or a `PipelineStage`, of which the last has the
-            unembedding and all others nothing to measure. Across ranks, each of them calls this, once the process group
-            is up and the model wrapped, sharded or parallelized.
-        layers: "unembedding" finds it: what `get_output_embeddings()` gives, else a well-known name such as `lm_head`,
-            else the last linear layer to run in the first forward. A module name says which it is. A list of names,
-            shell-style patterns and "unembedding" watches several layers; an empty list, only what `observe()` gets.
-        every: A reading is taken at step 0 and every so many steps.
-        spectra_every: Take p, q and the decomposition of k, too, every so many steps; 0 for never.
-        run: A folder to record to; docs/run-format.md specifies it. None keeps readings in memory only.
-        resume: Continue the run in that folder, or begin it if there is none. The count of steps goes on after its last
-            reading, unless `load_state_dict()` sets it.
+        model: The network, in any wrapper, or a `PipelineStage`. Only the last stage has the unembedding, and the
+            others have nothing to measure. In distributed training, each rank calls this after the process group is up
+            and the model is wrapped, sharded or parallelized.
+        layers: "unembedding" finds it: the result of `get_output_embeddings()`, else a well-known name such as
+            `lm_head`, else the last linear layer to run in the first forward. A module name selects that module. A list
+            of names, shell-style patterns and "unembedding" selects several layers, an empty list only `observe()`.
+        every: The monitor takes a reading at step 0 and then at every multiple of this number.
+        spectra_every: Also compute p, q and the decomposition of k at this interval of steps. 0 for never.
+        run: The folder to record to, in the format of docs/run-format.md. None keeps readings in memory only.
+        resume: Continue the run in that folder, or begin it if there is none. The count of steps continues after its
+            last reading, unless `load_state_dict()` sets it.
         ignore_index: The label that does not count, where labels are seen among the forward's arguments.
-        shift_labels: Whether the model shifts `labels` by one itself; None tells by its class, as Transformers names
-            them: `...ForCausalLM` and `...LMHeadModel` do.
-        settings: What else to record in run.json, for instance the training's hyperparameters.
-        history: How many steps' readings to keep in memory.
-        baseline: What `Monitor.verdict` compares LAR with: a `Baseline`, or a run to make one from, of the same set-up
-            on data that does not repeat.
+        shift_labels: True if the model itself shifts `labels` by one. None decides by the class name, as in
+            Transformers: `...ForCausalLM` and `...LMHeadModel` shift.
+        settings: Further entries for run.json, for instance the training's hyperparameters.
+        history: The number of steps whose readings stay in memory.
+        baseline: The reference for LAR in `Monitor.verdict`: a `Baseline`, or a run to make one from, with the same
+            set-up on data that does not repeat.
         regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
-        thresholds: When the decline logic calls it what; those of the benchmark by default.
+        thresholds: Thresholds of the decline logic. The default is the benchmark's.
         mesh: The ranks that have tokens of their own, where the model's wrapper (DDP, `fully_shard`, DeepSpeed)
             does not say it: a process group, or the data- and context-parallel axes of a device mesh.
-        vocabulary: How many rows of the unembedding stand for something, where it is padded beyond: the others are left
-            out of W and of the logits.
-        without_logits: How the energy of logits is had where a fused loss never forms them: "exact"; "sample", from 256
-            random tokens of each forward, or the number of tokens, with standard errors in the reading; "auto" for
-            exact where its cost, spread over `every` steps, is below 1 % of the layer's own forward and backward, or
-            where a sample would cost more. So it is, too, where a layer returns something else than `W x + b`.
-        main_call: Which call of the unembedding counts, from 0 on, where a forward calls it again on the same tokens to
-            predict further ones (multi-token prediction); None for all calls, as of a loss that goes by chunks.
-        trackers: Where to show every reading and the verdict, too: "tensorboard", "wandb", "mlflow", "csv", an object
-            (a SummaryWriter, a run of W&B or MLflow, an Accelerator), or a list of them; docs/trackers.md has the
-            names. One that fails is told of once and stops no training.
-        revisits: How many samples to follow from visit to visit, for the drift of their loss (docs/revisits.md); 0 for
-            none. They are known by their content, or by the ids that `step(samples=...)` gets.
+        vocabulary: The number of rows of the unembedding without its padding. The padding is left out of W and of the
+            logits.
+        without_logits: How to compute the logits' energy where a fused loss never forms them, or where a layer returns
+            a result other than `W x + b`: "exact", or "sample" for 256 random tokens of each forward, or a number of
+            tokens. Samples give standard errors. "auto" is exact where that costs less than a sample, or, spread over
+            `every` steps, below 1 % of the layer's own forward and backward.
+        main_call: The call of the unembedding that counts, from 0 on, where a forward calls it again on the same tokens
+            to predict further ones (multi-token prediction). None counts all calls, as for a loss in chunks.
+        trackers: Trackers that also show every reading and the verdict: "tensorboard", "wandb", "mlflow", "csv", an
+            object (a SummaryWriter, a run of W&B or MLflow, an Accelerator), or a list of them. docs/trackers.md has
+            the names. A tracker that fails warns once and stops no training.
+        revisits: The number of samples to follow between visits, for the drift of their loss (docs/revisits.md). 0 for
+            none. Their content identifies them, or the ids of `step(samples=...)`.
 
     Returns:
-        A Monitor; call its `step()` once per optimizer step. Weights are bit-identical with and without it. Which layer
-        was taken, and why, is told to the logger "logalign", or on standard error where no logging is set up.
+        A Monitor. Call its `step()` once per optimizer step. Weights are bit-identical with and without it. The logger
+        "logalign" names the selected layer and the reason, or standard error does where no logging is set up.
 
     Raises:
-        InputError: an argument of the wrong type or value, or a baseline of another shape than the layer.
-        SiteError: no such layer, no linear layer, fan-in 1, or the model is watched already.
-        RunError: the folder holds a run and `resume` is False, or it is damaged or cannot be written; or there is no
-            run to make the baseline from.
-        MissingExtraError: PyTorch is not installed, or a tracker's package.
+        InputError: an argument has the wrong type or value, or the baseline has another shape than the layer.
+        SiteError: the layer is missing, not linear or of fan-in 1, or the model is watched already.
+        RunError: the folder holds a run and `resume` is False, it is damaged or cannot be written, or the baseline's
+            run is missing.
+        MissingExtraError: PyTorch or a tracker's package is not installed.
 
     Example:
         >>> import torch, logalign
@@ -213,9 +213,9 @@ def _open(
     ranks: Ranks,
     **settings: Any,
 ) -> Journal:
-    """The journal: at the first of the ranks with its run folder and its trackers, at all with what is resumed.
+    """Open the journal, at the first rank with run folder and trackers, at all ranks with the resumed readings.
 
-    An error at the first rank is raised at all of them.
+    All ranks raise an error of the first rank.
     """
     if run is None and trackers is None:
         return Journal(None, **settings)
@@ -226,7 +226,7 @@ def _open(
             past = opened.past
         except LogAlignError as found:
             error = found
-        except Exception as found:  # a tracker's own: no other rank may wait for this one
+        except Exception as found:  # a tracker's own error: no other rank may wait for this rank
             ranks.share((None, LogAlignError(f"at the first rank: {type(found).__name__}: {found}")))
             raise
     past, error = ranks.share((past, error))
@@ -236,7 +236,7 @@ def _open(
 
 
 class Monitor:
-    """What `watch()` returns: call `step()` once per optimizer step, and `close()` at the end (or use `with`)."""
+    """The result of `watch()`: call `step()` once per optimizer step, and `close()` at the end (or use `with`)."""
 
     def __init__(self, recorder: HookRecorder, journal: Journal, *, main: str, every: int, spectra_every: int) -> None:
         self._recorder = recorder
@@ -256,26 +256,26 @@ class Monitor:
 
     @property
     def readings(self) -> deque[Readings]:
-        """The readings of the monitored steps so far, the latest last (as many as `history` says)."""
+        """The readings of the monitored steps so far, the latest last (at most `history` steps)."""
         return self._journal.readings
 
     @property
     def verdict(self) -> Verdict:
-        """What the readings of the main layer show so far: healthy, approaching, overfitting, and so on.
+        """The verdict on the main layer's readings so far: healthy, approaching, overfitting, and so on.
 
-        It is what `logalign.diagnose` says of the recorded run. Should the detector itself fail, it is "undecidable"
-        from then on, with the error as its reason, after one warning.
+        It equals `logalign.diagnose` of the recorded run. If the detector itself fails, one warning follows. The
+        verdict is then "undecidable", with the error as its reason.
         """
         return self._journal.verdict
 
     @property
     def next_is_monitored(self) -> bool:
-        """Whether the step under way, the one that the next `step()` completes, is a monitored one."""
+        """True if the current step, which the next `step()` completes, is a monitored one."""
         return self._step % self._every == 0
 
     @property
     def sites(self) -> dict[str, dict[str, Any]]:
-        """What is measured, by site: module, shapes, tied or not, bias, how it was found, where the mask comes from."""
+        """The measured layers by site: module, shapes, tied or not, bias, how it was found, origin of the mask."""
         return {
             label: site.description()
             | {"mask": self._recorder.mask.source}
@@ -293,26 +293,26 @@ class Monitor:
         losses: Any = None,
         **extra: float | Tensor,
     ) -> Readings | None:
-        """Say that an optimizer step is complete; on monitored steps, take the reading of its forwards.
+        """Complete an optimizer step, and on monitored steps take the reading of its forwards.
 
         Args:
-            loss: The training loss of this step, recorded beside the reading; the mean of all that were passed since
-                the reading before is recorded, too.
+            loss: The training loss of this step, recorded with the reading. The mean of all losses passed since the
+                previous reading is recorded, too.
             lr: The learning rate.
-            epoch: Passes over the data so far. It may be left out where samples come back as they were; a whole number
-                that stands still during a pass is understood, too.
-            samples: Ids of the rows of this step's forwards, in their order: whole numbers or text. They say which
-                sample a row is where its content does not, as with augmented images. In every step or in none.
-            losses: The loss of each row of this step's forwards, before the update: a tensor or numbers. For losses
-                that are not seen otherwise. In every step or in none.
+            epoch: Passes over the data so far. It is optional where samples come back unchanged. A whole number that
+                is constant during a pass also works.
+            samples: Ids of the rows of this step's forwards, in their order: whole numbers or text. They identify
+                samples whose content does not, such as augmented images. Pass them in every step or in none.
+            losses: The loss of each row of this step's forwards, before the update: a tensor or numbers, for losses
+                that are not seen otherwise. Pass them in every step or in none.
             **extra: Any other number to record, for instance `val_loss`.
 
         Returns:
-            The readings of this step by site on monitored steps, else None. All that is passed but the loss is recorded
-            on monitored steps only. It may be called before or after `optimizer.step()`: the reading is of the forward.
+            The readings of this step by site on monitored steps, else None. All arguments but the loss are recorded on
+            monitored steps only. The reading is of the forward, so call it before or after `optimizer.step()`.
 
         Raises:
-            InputError: a value that is no number, or a name that readings use themselves.
+            InputError: a value is no number, or readings use its name themselves.
         """
         step = self._step
         if step % self._every:
@@ -346,14 +346,14 @@ class Monitor:
         return self._read(step, given, extra)
 
     def mask(self, mask: Tensor) -> None:
-        """Say which tokens of the next forward count; labels among the forward's arguments are then not looked at.
+        """Set which tokens of the next forward count, in place of labels among the forward's arguments.
 
         Args:
-            mask: bool, of the shape of the tokens that reach the layer: its inputs' shape without the last axis. In a
-                pipeline stage, of all micro-batches of the step.
+            mask: bool, with the shape of the tokens that reach the layer: its inputs' shape without the last axis. A
+                pipeline stage needs all micro-batches of the step.
 
         Raises:
-            InputError: not a tensor of bool. A wrong shape is told by the forward.
+            InputError: the mask is no tensor of bool. The forward reports a wrong shape.
         """
         if self.next_is_monitored and not self._closed:
             self._recorder.mask.give(mask)
@@ -370,19 +370,19 @@ class Monitor:
     ) -> None:
         """Measure a linear map that no module computes, such as the one inside a fused loss.
 
-        Call it where the loss is computed. Between monitored steps, and where gradients are off, it does nothing.
+        Call it where the loss is computed. It does nothing between monitored steps and where gradients are off.
         Several calls in one step pool their tokens.
 
         Args:
             weight: [m, n] (out, in).
             inputs: [..., n].
-            outputs: [..., m] if at hand, with the bias in it; without them their energy is taken from the rest.
+            outputs: [..., m], with the bias in it. Without them the other arguments give their energy.
             bias: [m].
             mask: [...] of bool, the tokens that count.
-            site: The name that the reading gets.
+            site: The reading's name.
 
         Raises:
-            InputError: wrong shapes or dtypes, or the site's own forward ran in this step, too.
+            InputError: shapes or dtypes are wrong, or the site's own forward also ran in this step.
         """
         import torch
 
@@ -398,12 +398,12 @@ class Monitor:
         self._recorder.observe(site, weight, inputs, outputs=outputs, bias=bias, mask=mask)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep so that `load_state_dict()` can go on; any rank's will do.
+        """Return the state that `load_state_dict()` needs in a checkpoint, from any rank.
 
-        Step, shapes of the layers, tokens seen, the losses and the visits of samples since the last reading (each
-        rank's own; of losses a sum, null if it is not finite, and a count), samples, the detector's state. What changes
-        its shape as the training goes on is text (JSON), so that a fresh monitor's state has the very same entries:
-        `torch.distributed.checkpoint` loads into those that are there. `torch.save` and JSON can hold it, too.
+        It holds step, shapes of the layers, tokens seen, samples, the detector's state, and each rank's own losses (a
+        sum, null if not finite, and a count) and visits of samples since the last reading. Entries that change shape
+        during training are text (JSON), so that a fresh monitor's state has the same entries.
+        `torch.distributed.checkpoint` loads into existing entries. `torch.save` and JSON can hold it, too.
         """
         total, count = self._losses
         return {
@@ -416,12 +416,12 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on at the step of a checkpoint; readings in the run from that step on are superseded.
+        """Continue at a checkpoint's step, which supersedes the run's readings from that step on.
 
-        The verdict goes on from the checkpoint's, or, in one that holds none, from the readings before that step.
+        The verdict continues from the checkpoint's, or, without one, from the readings before that step.
 
         Raises:
-            InputError: not a state that `state_dict()` gave, or one of other layers.
+            InputError: the state is not from `state_dict()`, or has other layers.
         """
         if state.get("version") != STATE_VERSION or not isinstance(state.get("step"), int):
             raise InputError(
@@ -451,7 +451,7 @@ class Monitor:
         self._arm()
 
     def close(self) -> None:
-        """Take the hooks off and close the run log; safe to call twice."""
+        """Remove the hooks and close the run log (safe to call twice)."""
         if self._closed:
             return
         self._closed = True
@@ -480,7 +480,7 @@ class Monitor:
         return f"Monitor(step {self._step}, every {self._every}; {sentences or 'sites are found in the first forward'})"
 
     def _add(self, loss: float | Tensor) -> None:
-        """Add a loss to the mean under way: at once, for a replayed CUDA graph overwrites it, and without waiting."""
+        """Add a loss to the mean without waiting, and at once, because a replayed CUDA graph overwrites it."""
         from logalign.torch.values import check_values
 
         check_values({"loss": loss}, {})
@@ -572,7 +572,7 @@ class Monitor:
     def _follow_samples(
         self, step: int, packed: np.ndarray[Any, Any], *, first: int, numbers: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Take the visits of samples since the last reading, and give the fields of a reading that they make."""
+        """Take the visits of samples since the last reading, and return their fields of a reading."""
         from logalign.torch.kept import unpack
 
         tracker, samples = self._recorder.samples, self._journal.samples
@@ -620,11 +620,11 @@ class Monitor:
         }
 
     def _inputs_of(self, site: str) -> str | None:
-        """Where a layer's inputs come from, if its own forward does not run."""
+        """Return the origin of a layer's inputs, if its own forward does not run."""
         return self._recorder.without_forward.described.get(site)
 
     def _describe(self) -> None:
-        """Tell which layers are measured, once they are known, and where the mask comes from, when that changes."""
+        """Report the measured layers once they are known, and the origin of the mask when it changes."""
         if self.sites == self._described:
             return
         self._described = self.sites
@@ -646,5 +646,5 @@ class Monitor:
 
 
 def _shapes(layers: Mapping[str, Sequence[int]]) -> str:
-    """Layers with their shapes, in words."""
+    """Return layers with their shapes in words."""
     return ", ".join(f"{label} {m} x {n}" for label, (m, n) in layers.items())
