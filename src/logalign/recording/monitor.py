@@ -76,8 +76,8 @@ def watch(
             others have nothing to measure. In distributed training, each rank calls this after the process group is up
             and the model is wrapped, sharded or parallelized.
         layers: "unembedding" finds it: the result of `get_output_embeddings()`, else a well-known name such as
-            `lm_head`, else the last linear layer to run in the first forward. A module name selects that module. A list
-            of names, shell-style patterns and "unembedding" selects several layers, an empty list only `observe()`.
+            `lm_head`, else the last linear layer in the first forward. A module name selects that module. A list of
+            names, patterns (shell) and "unembedding" selects several layers. An empty list leaves only `observe()`.
         every: The monitor takes a reading at step 0 and then at every multiple of this number.
         spectra_every: Also compute p, q and the decomposition of k at this interval of steps. 0 for never.
         run: The folder to record to, in the format of docs/run-format.md. None keeps readings in memory only.
