@@ -1,6 +1,6 @@
-"""Logs without LAR: what the training loss and the epoch alone can tell of overfitting.
+"""Logs without LAR: detects overfitting from the training loss and the epoch alone.
 
-The rule is that of `drops.py`, and needs a loss and an epoch at three readings a pass or more.
+`drops.py` holds the rule. It needs a loss and an epoch at three or more readings a pass.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ SUGGESTIONS: Mapping[Outcome, str] = {
 
 
 class LossDetector(Judge):
-    """Tells from the training loss and the epoch alone whether a run overfits, reading by reading, in constant memory.
+    """Detects overfitting from the training loss and the epoch alone, reading by reading, in constant memory.
 
     Args:
-        thresholds: When what counts.
+        thresholds: Limits of the rule.
 
     Example:
         >>> detector = LossDetector()
@@ -58,7 +58,7 @@ class LossDetector(Judge):
         super().__init__()
 
     def update(self, reading: Reading) -> Verdict:
-        """As of `Judge`; the reading's reason says whether its step is an epoch."""
+        """Judge a reading, and keep its reason: it tells if its step is an epoch."""
         self._reason = reading.reason
         return super().update(reading)
 
@@ -95,7 +95,7 @@ class LossDetector(Judge):
         )
 
     def _said(self, last: Sequence[LossSignals], previous: Outcome | None) -> tuple[Outcome, str]:
-        """The rule: outcome and reason by the last readings, all of which have to be beyond."""
+        """Return outcome and reason by the last readings, which all have to exceed a limit."""
         t, epoch = self.thresholds, self.series.last("epoch")
         if epoch is None:
             return "undecidable", "no epoch is recorded, so that it is not known whether data has repeated."

@@ -1,4 +1,4 @@
-"""Outcomes: what a verdict may say, and how each is shown, on a terminal, in a notebook, a report and a tracker."""
+"""Outcomes that a verdict may have, and their look on terminals, in notebooks, reports and trackers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Outcome = Literal["healthy", "approaching", "overfitting", "memorizing", "genera
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 ALARMS: tuple[Outcome, ...] = ("overfitting", "memorizing", "diverged")
-"""Outcomes that a command fails with, and that `stop=True` stops at."""
+"""Outcomes at which a command fails and `stop=True` stops."""
 OF_OVERFITTING: tuple[Outcome, ...] = ("approaching", "overfitting")
 """Outcomes that name a checkpoint to keep."""
 PRECEDENCE: tuple[Outcome, ...] = (
@@ -21,18 +21,18 @@ PRECEDENCE: tuple[Outcome, ...] = (
     "healthy",
     "undecidable",
 )
-"""Which of two outcomes stands where both regimes were asked: alarms first, then what has the stronger evidence."""
+"""The order in which an outcome wins where both regimes judge: alarms first, then stronger evidence."""
 
 
 class Shown(NamedTuple):
-    """How an outcome is shown.
+    """The look of an outcome.
 
     Attributes:
-        color: Of charts, pages and notebooks, in hexadecimal; told apart by color-blind eyes, on white and on black.
-        style: On a terminal, as Rich names it; near the color.
-        mark: One character, for who sees no colors.
-        code: For trackers, which draw numbers: the higher the worse, 3 to 5 are alarms.
-        exit_status: Of `logalign diagnose` where there was no alarm before; 1 is an error.
+        color: Hexadecimal, for charts, pages and notebooks. Color-blind eyes tell it apart, on white and on black.
+        style: Rich style on a terminal, near the color.
+        mark: One character, for people who see no colors.
+        code: Number that trackers draw: higher is worse, and 3 to 5 are alarms.
+        exit_status: `logalign diagnose` exits with it if no alarm came before. 1 is an error.
     """
 
     color: str
