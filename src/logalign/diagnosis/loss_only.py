@@ -58,7 +58,7 @@ class LossDetector(Judge):
         super().__init__()
 
     def update(self, reading: Reading) -> Verdict:
-        """Judge a reading, and keep its reason: it tells if its step is an epoch."""
+        """Judge a reading, and keep its reason: it says if the step is an epoch."""
         self._reason = reading.reason
         return super().update(reading)
 

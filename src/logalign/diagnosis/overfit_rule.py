@@ -1,6 +1,6 @@
-"""The rule of overfitting: signals and thresholds in, outcome and reason out, with no state but what stood before.
+"""The overfitting rule: derives outcome and reason from signals, thresholds and earlier outcomes alone.
 
-Kept apart from what feeds it (`overfitting.py`), so that it can be read, tested and replaced by itself.
+`overfitting.py` feeds it. The two are separate, so that the rule can be read, tested and replaced alone.
 """
 
 from __future__ import annotations
@@ -17,55 +17,54 @@ from logalign.diagnosis.revisited import Revisited
 from logalign.diagnosis.verdict import Number
 
 FIRST_PASSES = 2.0
-"""Passes over the data from which on samples that come back tell drift and gain."""
+"""Passes over the data from which on returning samples give drift and gain."""
 TOLD: Mapping[Kind, tuple[int, int]] = {"revisits": (30, 38), "drops": (12, 17), "strain": (12, 12), "spread": (16, 16)}
-"""By the evidence of a run's first alarm: how many alarms kept a checkpoint within `NEAR` nats of the lowest held-out
-loss, and how many there were, in the half of the benchmark that nothing was fitted on (docs/benchmark.md, "alarms")."""
+"""Counts by the evidence of a run's first alarm: alarms that kept a checkpoint within `NEAR` nats of the lowest
+held-out loss, and all alarms, in the half of the benchmark that nothing was fitted on (docs/benchmark.md, "alarms")."""
 NEAR = 0.05
 EARLY_READINGS = 30
-"""A classifier that has fitted its data within so many readings has done so before k could be seen to grow."""
+"""A classifier that fits its data within so many readings does so before the growth of k can show."""
 Kind = Literal["baseline", "loss", "revisits", "strain", "drops", "spread"]
 RestsOn = Literal[Kind, "epoch", "nothing"]
 WITH_REVISITS: tuple[Kind, ...] = ("baseline", "loss", "revisits")
 WITHOUT: tuple[Kind, ...] = ("baseline", "loss", "drops", "strain", "spread")
-"""The evidence that is asked: the rest only where samples are not followed, for it adds nothing to revisits."""
+"""Evidence where no samples are followed. `WITH_REVISITS` omits the kinds that add nothing to revisits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverfitThresholds:
-    """When a decline counts as approaching overfitting, and as overfitting.
+    """Limits of approaching overfitting and of overfitting.
 
-    All are fitted on the fitting half of the benchmark by `python -m benchmarks.generalization fit`, but for
-    `overfitting`, `spread_alarm` and the smoothing, which mark what is clearly beyond: docs/benchmark.md.
+    `python -m benchmarks.generalization fit` fits all on the fitting half of the benchmark, except `overfitting`,
+    `spread_alarm` and the smoothing, which mark a clear excess (docs/benchmark.md).
 
     Attributes:
-        form: The form of LAR that is judged.
-        smoothing: Readings of the running median.
-        hold: So many running medians in a row have to be beyond.
-        approaching: Deviation from the baseline.
-        overfitting: Deviation from the baseline.
+        form: Judged form of LAR.
+        smoothing: Readings in the running median.
+        hold: Running medians in a row that have to exceed a limit.
+        approaching: Deviation from the baseline for "approaching".
+        overfitting: Deviation from the baseline for "overfitting".
         keep: An outcome stands until all running medians are below this share of its threshold.
-        sigmas: A deviation has to be beyond so many standard deviations of the band, too.
-        between_one_run: Standard deviation between runs, where the baseline is one run and does not know it: assumed,
-            the size of the scatter of one reading.
-        schedule_factor: How much farther below the baseline a run may be where the schedule differs from the
-            baseline's: assumed.
-        loss_below: By what share of the run's training loss the baseline's may lie above it: "approaching".
-        loss_smoothing: Readings of the running median of that share.
-        memorized: The memorized share of revisits up to which no drift is an alarm.
-        material: What was memorized, as a share of the loss that training began with, up to which it does not matter.
-        errors: So many of its standard errors are taken off what was memorized before it is compared with `material`:
-            set, not fitted, for what may be zero is no ground for an alarm.
-        falls: Beyond it, training pays while drift lowers the loss in a pass by this share of what unseen samples would
-            have, times the pace of the learning rate; else "approaching".
-        stands: An alarm stands until drift is below that by so many of its standard errors. "overfitting" where drift
-            is above zero by as many, or after two such passes in a row.
-        strain: The sum over log(step) of the training loss lost by seeing the same samples again times the LAR lost,
-            both per unit of log(step): "approaching", and "overfitting" once the loss rises inside passes.
-        spread: Factor by which vocabulary-centered k has grown since it was lowest, in a classifier: "approaching".
-        spread_alarm: The same, "overfitting".
-        hold_repetition: So many readings in a row have to be beyond `spread`, or see passes.
-        drops: Of the drops of the loss where passes begin.
+        sigmas: Standard deviations of the band that a deviation also has to exceed.
+        between_one_run: Standard deviation between runs, where a baseline of one run cannot give it. It is assumed, the
+            size of the scatter of one reading.
+        schedule_factor: Assumed factor by which a run may lie farther below a baseline with another schedule.
+        loss_below: Share of the run's training loss by which the baseline's may lie above it: "approaching".
+        loss_smoothing: Readings in the running median of that share.
+        memorized: Memorized share of revisits up to which no drift raises an alarm.
+        material: Memorized loss up to which it does not matter, as a share of the first training loss.
+        errors: Standard errors to subtract from the memorized loss before it is compared with `material`. It is set,
+            not fitted: a loss that may be zero is no ground for an alarm.
+        falls: Beyond both, training pays while drift lowers the loss in a pass by this share of unseen samples' loss,
+            times the pace of the learning rate. Otherwise the outcome is "approaching".
+        stands: An alarm stands until drift is below that by so many of its standard errors. It is "overfitting" where
+            drift exceeds zero by as many, or after two such passes in a row.
+        strain: Sum over log(step) of the training loss lost to repeated samples times the LAR lost, both per unit of
+            log(step): "approaching", and "overfitting" once the loss rises inside passes.
+        spread: Growth factor of a classifier's vocabulary-centered k since its lowest value: "approaching".
+        spread_alarm: The same for "overfitting".
+        hold_repetition: Readings in a row that have to exceed `spread`, or see passes.
+        drops: Limits of the loss drops where passes begin.
     """
 
     form: str = "lar_vocab_centered"
@@ -93,31 +92,31 @@ class OverfitThresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class OverfitSignals:
-    """The numbers that the rule looks at; None where a number could not be had.
+    """The numbers that the rule reads, None where unknown.
 
     Attributes:
-        step: Of the last reading.
+        step: Step of the last reading.
         epoch: Passes over the data.
         loss: Training loss of the last reading.
-        warm_up: Step of the last reading of the warm-up; None while it lasts.
-        has_baseline: Whether there is a baseline.
-        reached: Whether the baseline has a value at the last reading.
-        deviation: In the form that is judged.
-        deviation_plain: In the plain form.
-        deviation_vocab_centered: In the vocabulary-centered form.
-        deviation_centered: In the centered form.
-        deviation_loss: Of the training loss.
-        loss_below: By what share of the run's training loss the baseline's lies above it.
-        schedule_difference: How the schedule differs from the baseline's, in words.
-        lr_dropped: Whether the learning rate dropped abruptly among the last readings.
-        repetition: What passes over the same data have lately made of the loss and of LAR.
-        drops: How the loss has lately dropped where passes begin; nothing where that cannot be seen.
-        spread: By what factor vocabulary-centered k has grown since it was lowest, in a classifier.
-        classifies: Whether the layer has no more outputs than inputs, as classifiers do and language models do not.
-        interpolates: Whether the network interpolates its data: then a share of its loss says nothing.
-        spent_early: Whether it was so within the first 30 readings.
-        revisited: What samples that come back showed in the last complete pass.
-        revisited_before: In the pass before it.
+        warm_up: Last step of the warm-up, or None while it lasts.
+        has_baseline: True if there is a baseline.
+        reached: True if the baseline has a value at the last reading.
+        deviation: Deviation in the judged form.
+        deviation_plain: Deviation in the plain form.
+        deviation_vocab_centered: Deviation in the vocabulary-centered form.
+        deviation_centered: Deviation in the centered form.
+        deviation_loss: Deviation of the training loss.
+        loss_below: Share of the run's training loss by which the baseline's lies above it.
+        schedule_difference: Difference from the baseline's schedule, in words.
+        lr_dropped: True if the learning rate dropped abruptly among the last readings.
+        repetition: Recent effect of passes over the same data on the loss and on LAR.
+        drops: Recent loss drops where passes begin, empty where they cannot be seen.
+        spread: Growth factor of a classifier's vocabulary-centered k since its lowest value.
+        classifies: True if the layer has no more outputs than inputs: classifiers do, language models do not.
+        interpolates: True if the network interpolates its data. A share of its loss then says nothing.
+        spent_early: True if it did so within the first 30 readings.
+        revisited: Result of returning samples in the last complete pass.
+        revisited_before: The same in the pass before it.
     """
 
     step: int
@@ -144,7 +143,7 @@ class OverfitSignals:
     revisited_before: Revisited | None = None
 
     def width(self, thresholds: OverfitThresholds) -> float | None:
-        """Half the width of the band that a healthy run may lie in; None without a deviation."""
+        """Return half the width of a healthy run's band, or None without a deviation."""
         found = self.deviation
         if found is None:
             return None
@@ -152,11 +151,11 @@ class OverfitSignals:
         return self.caution(thresholds) * float(thresholds.sigmas * (between**2 + found.scatter**2) ** 0.5)
 
     def caution(self, thresholds: OverfitThresholds) -> float:
-        """By what factor a deviation has to be larger, for the schedule is not the baseline's."""
+        """Return the factor that widens the limits where the schedule is not the baseline's."""
         return 1.0 if self.schedule_difference is None else thresholds.schedule_factor
 
     def numbers(self, thresholds: OverfitThresholds) -> dict[str, Number]:
-        """The signals by name, as a verdict's evidence shows them."""
+        """Return the signals by name, for a verdict's evidence."""
         passes, seen = self.repetition, self.revisited
         return {
             "drift": None if seen is None else seen.drift,
@@ -189,13 +188,13 @@ Conclusion = tuple[Outcome, str, RestsOn]
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the rule says of one reading.
+    """The rule's result for one reading.
 
     Attributes:
-        outcome: The one that stands.
-        reason: Why, in one sentence.
-        rests_on: The evidence that it rests on.
-        standing: The outcome by each kind of evidence, "undecidable" where it has nothing to say.
+        outcome: Outcome that stands.
+        reason: Its cause, in one sentence.
+        rests_on: Evidence that decided it.
+        standing: Outcome by each kind of evidence, "undecidable" where it says nothing.
     """
 
     outcome: Outcome
@@ -205,7 +204,7 @@ class Decision:
 
 
 def decide(signals: OverfitSignals, thresholds: OverfitThresholds, previous: Mapping[str, Outcome]) -> Decision:
-    """The rule, free of any state but the outcome that stands so far by each kind of evidence."""
+    """Apply the rule, given the outcome that stands so far by each kind of evidence."""
     s, t = signals, thresholds
     if s.epoch is not None and s.epoch < 1:
         reason = f"no data has repeated so far (epoch {s.epoch:.2f})"
@@ -231,7 +230,7 @@ def _first(said: list[Conclusion], s: OverfitSignals, t: OverfitThresholds) -> C
 
 
 def _by_baseline(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
-    """How far LAR lies below the baseline: the first of the paper's two signals."""
+    """Judge LAR's distance below the baseline, the first of the paper's signals."""
     width = s.width(t)
     if s.has_baseline and not s.reached and previous in OF_OVERFITTING:
         return previous, "the baseline ends before this step, and the alarm that was raised before stands.", "baseline"
@@ -249,7 +248,7 @@ def _by_baseline(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
 
 
 def _by_loss(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
-    """How far the training loss lies below the baseline's: fresh data let nobody get there so soon."""
+    """Judge how far the loss lies below the baseline's: fresh data never lower it so soon."""
     if s.has_baseline and not s.reached and previous in OF_OVERFITTING:
         return previous, "the baseline ends before this step, and the alarm that was raised before stands.", "loss"
     if s.loss_below is None or s.interpolates:
@@ -264,7 +263,7 @@ def _by_loss(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) 
 
 
 def _by_revisits(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
-    """Whether much has been memorized, and training on other samples no longer lowers a sample's loss."""
+    """Judge whether much is memorized, and training on other samples no longer lowers a sample's loss."""
     now = s.revisited
     if now is None:
         return None
@@ -301,18 +300,18 @@ def _by_revisits(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | No
 
 
 def stalls(seen: Revisited, t: OverfitThresholds) -> bool:
-    """Whether training no longer pays, and much has been memorized."""
+    """Return whether training no longer pays and much is memorized."""
     much = seen.share > t.memorized and seen.of_the_first(t.errors) > t.material
     return much and seen.drift > -t.falls * seen.unseen * seen.pace
 
 
 def _pays(seen: Revisited, t: OverfitThresholds) -> bool:
-    """Whether training clearly pays."""
+    """Test if training clearly pays."""
     return seen.drift + t.stands * seen.drift_error < -t.falls * seen.unseen * seen.pace
 
 
 def _by_strain(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
-    """Whether a run that sees its data again memorizes them by directions of the head that it had not used before."""
+    """Judge whether a run that sees its data again memorizes it through new directions of the head."""
     found = s.repetition
     if found is None:
         return None
@@ -336,7 +335,7 @@ def _by_strain(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None
 
 
 def _by_drops(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
-    """Whether most of the loss is gone by seeing the same samples again, and it hardly falls inside passes."""
+    """Judge whether repeated samples removed most of the loss, and it hardly falls inside passes."""
     if not s.drops or s.classifies:
         return None
     if s.lr_dropped:
@@ -348,7 +347,7 @@ def _by_drops(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None)
 
 
 def _by_spread(s: OverfitSignals, t: OverfitThresholds, previous: Outcome | None) -> Conclusion | None:
-    """In a classifier: whether it needs many more directions than it began with, as it does to fit single samples."""
+    """Judge whether a classifier needs many more directions than at first, as it does to fit single samples."""
     if s.spread is None or not s.classifies or s.repetition is not None:
         return None
     said = f"k is {s.spread:.2f} times as large as when it was lowest"
@@ -376,7 +375,7 @@ BY_KIND: Mapping[Kind, Callable[[OverfitSignals, OverfitThresholds, Outcome | No
     "drops": _by_drops,
     "spread": _by_spread,
 }
-"""The kinds of evidence, each a rule of its own that knows nothing of what the others said."""
+"""The rule of each kind of evidence. No rule knows the results of the others."""
 
 
 def _why_undecidable(s: OverfitSignals, t: OverfitThresholds) -> str:

@@ -1,12 +1,11 @@
-"""Overfitting: does training still pay, or does it only memorize?
+"""Overfitting: detects if training still pays or only memorizes.
 
-Method: samples that come back tell what training on others does to them, and how much was memorized (`revisited.py`).
-Where they are not followed, passes over the data (`drops.py`, `repetition.py`) and, in a classifier, the growth of k
-stand in, which know less. A baseline that does not overfit speaks in addition. While no data has repeated, there is
-nothing to overfit to. Held-out losses are never looked at.
+Method: samples that come back show the effect of training on others, and how much is memorized (`revisited.py`).
+Where no samples are followed, passes over the data (`drops.py`, `repetition.py`) and a classifier's growth of k
+replace them. Both know less. A baseline that does not overfit adds evidence. While no data has repeated, there is
+nothing to overfit to. The detector never reads held-out losses.
 
-This module keeps the state and feeds the rule: signals are in `decline.py`, what they mean is decided in
-`overfit_rule.py`.
+This module keeps the state and feeds the rule. `decline.py` computes signals, and `overfit_rule.py` judges them.
 """
 
 from __future__ import annotations
@@ -49,16 +48,16 @@ from logalign.errors import InputError
 from logalign.runs.reading import FORMS, Reading
 
 LR_DROP, LR_SHARE, LR_READINGS = 2 / 3, 0.2, 30
-"""A learning rate drops abruptly where one reading's is under two thirds of the one before, by a fifth of the highest;
-a schedule that ends at zero does so smoothly."""
+"""A learning rate drops abruptly if it falls below two thirds of the one before, by over a fifth of the highest.
+A schedule that ends at zero falls smoothly."""
 REMEMBERED_HIGHS = 32
 MOST = 0.5
-"""Share of the last readings that must hold a form for it to be judged."""
+"""Share of the last readings that must hold the judged form."""
 PLAIN = "lar"
 
 
 def _dropped(series: Series, warm_up: float | None) -> bool:
-    """Whether the learning rate dropped abruptly among the last readings, the warm-up left out."""
+    """Return whether the learning rate dropped abruptly in the last readings after warm-up."""
     steps, rates = series.steps[-LR_READINGS:], series.recent("lr", LR_READINGS)
     rates = rates[(steps > (math.inf if warm_up is None else warm_up)) & np.isfinite(rates)]
     if not rates.size:
@@ -68,13 +67,13 @@ def _dropped(series: Series, warm_up: float | None) -> bool:
 
 
 def _interpolates(series: Series) -> bool:
-    """Whether the network interpolates its data."""
+    """Test if the network interpolates its data."""
     loss, limit = series.last("loss"), loss_limit(series)
     return loss is not None and limit is not None and loss < limit
 
 
 def _spent_early(series: Series) -> bool:
-    """Whether the network interpolated its data within the first readings."""
+    """Test if the network interpolated its data in the first readings."""
     history, limit = series.history, loss_limit(series)
     early = history.column("loss")[: max(1, EARLY_READINGS // history.stride)]
     early = early[np.isfinite(early)]
@@ -82,7 +81,7 @@ def _spent_early(series: Series) -> bool:
 
 
 def _sure(rests_on: RestsOn) -> str:
-    """How many alarms on this evidence came in time."""
+    """Say how many such alarms came in time."""
     told = {str(kind): each for kind, each in TOLD.items()}.get(rests_on)
     if told is None:
         return ""
@@ -93,13 +92,13 @@ class OverfitDetector(Judge):
     """Tells a healthy decline of LAR from overfitting, reading by reading, in constant memory.
 
     Args:
-        baseline: What the run is compared with, beside what its own samples tell.
-        thresholds: When to call it what.
-        series: As of `Judge`.
+        baseline: Reference for the run, in addition to its own samples.
+        thresholds: Limits of the rule.
+        series: See `Judge`.
 
     Raises:
-        InputError: from `update()`, a reading of another shape than the baseline's, or one without tokens_seen where
-            the baseline compares along tokens only.
+        InputError: from `update()`, if a reading's shape is not the baseline's, or it lacks tokens_seen and the
+            baseline compares along tokens only.
 
     Example:
         >>> from logalign import Reading
@@ -122,7 +121,7 @@ class OverfitDetector(Judge):
         super().__init__(series)
         self.thresholds = OverfitThresholds() if thresholds is None else thresholds
         self.baseline = baseline
-        self._warm_up: tuple[float, int] | None = None  # its last step, and when that was known
+        self._warm_up: tuple[float, int] | None = None  # its last step, and the step that showed it
         self._difference: tuple[str, int] | None = None
         self._highs: list[tuple[int, float]] = []  # step and smoothed LAR, each higher than all before
         self._repetition = RepetitionMemory()
@@ -132,10 +131,10 @@ class OverfitDetector(Judge):
 
     @property
     def signals(self) -> OverfitSignals:
-        """The numbers that the verdict after the last reading rests on.
+        """The numbers behind the verdict after the last reading.
 
         Raises:
-            InputError: no reading has been taken.
+            InputError: if no reading has been taken.
         """
         series, t, baseline, warm_up = self.series, self.thresholds, self.baseline, self._warm_up_end
         if series.last_step is None:
@@ -187,7 +186,7 @@ class OverfitDetector(Judge):
 
     @property
     def _form(self) -> str:
-        """The form that is judged: the thresholds' one where most readings and the baseline have it, else plain LAR."""
+        """The judged form: the thresholds' form where most readings and the baseline have it, else plain LAR."""
         form, baseline = self.thresholds.form, self.baseline
         values = self.series.recent(form)
         recorded = np.count_nonzero(np.isfinite(values)) > MOST * values.size
@@ -198,7 +197,7 @@ class OverfitDetector(Judge):
         return "step" if self.baseline is None else self.baseline.axis_for(tokens=tokens)
 
     def check(self, reading: Reading) -> None:
-        """As of `Judge`, and the baseline's shape and axis."""
+        """Also check shape and axis against the baseline."""
         super().check(reading)
         if self.baseline is not None:
             self.baseline.check_shape(reading.m, reading.n, name=f"step {reading.step}")
@@ -255,7 +254,7 @@ class OverfitDetector(Judge):
         )
 
     def _suggestion(self, outcome: Outcome) -> str:
-        """What to do; where nothing can be said, only what is missing for it."""
+        """Say what to do, or only what is missing for an outcome."""
         if outcome == "healthy":
             return "Train on."
         if outcome == "approaching":

@@ -1,7 +1,7 @@
-"""Present: whether the last readings still say anything, for a verdict has to speak of now.
+"""Present: checks that the last readings say something, for a verdict describes the present.
 
-Method: the last three readings. Where none of them has a LAR, or a loss that there was before, the training has
-diverged, whatever stood until then; where no forward was seen, nothing is known, and that is the verdict.
+Method: the last three readings count. Where none has a LAR, or a loss that there was before, the training has
+diverged, whatever stood until then. Where no forward ran, nothing is known, and the verdict says so.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Trouble = Literal["none", "silent", "no LAR", "no loss"]
 
 
 class Present:
-    """Looks at readings as they come, also at those without a LAR."""
+    """Follows all readings, also those without a LAR."""
 
     def __init__(self) -> None:
-        self._last: list[tuple[int, Trouble, str]] = []  # step, what is wrong, in words
+        self._last: list[tuple[int, Trouble, str]] = []  # step, trouble, its cause in words
         self._since: int | None = None  # the step from which something has been wrong
-        self._measured = False  # whether there has been a LAR
-        self._losses = 0  # readings with a loss in a row, as many as that takes
+        self._measured = False  # True once there was a LAR
+        self._losses = 0  # readings with a loss in a row, at most `READINGS`
 
     def take(self, reading: Reading) -> None:
-        """Take one reading in; a row of a log that holds no measurement says nothing."""
+        """Take one reading. A row of a log without a measurement has no effect."""
         if reading.lar is None and reading.reason is None and not reading.nonfinite:
             return
         if never_tried(reading) and reading.loss is None and reading.extra.get("val_loss") is not None:
@@ -56,14 +56,14 @@ class Present:
         return "no loss", "it is not a finite number"
 
     def rewind(self, step: int) -> None:
-        """Forget what was at this step and beyond."""
+        """Forget this step and all later ones."""
         self._last = [each for each in self._last if each[0] < step]
         if self._since is not None and self._since >= step:
             self._since = None
 
     @property
     def judgment(self) -> Judgment | None:
-        """What there is to say of the last three readings; None where they are as they should be."""
+        """The judgment of the last three readings, or None where nothing is wrong."""
         troubles = {trouble for _, trouble, _ in self._last}
         if len(self._last) < READINGS or "none" in troubles or self._since is None:
             return None
@@ -83,7 +83,7 @@ class Present:
         )
 
     def state(self) -> dict[str, Any]:
-        """All of it, as strict JSON can hold it."""
+        """Return the state as strict JSON."""
         return {
             "last": [list(each) for each in self._last],
             "since": self._since,
@@ -93,7 +93,7 @@ class Present:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Present:
-        """What `state()` described."""
+        """Restore it from `state()`."""
         present = cls()
         present._last = [(step, trouble, words) for step, trouble, words in state["last"]]
         present._since, present._measured, present._losses = state["since"], state["measured"], state["losses"]
@@ -101,7 +101,7 @@ class Present:
 
 
 def reason_of(reading: Reading) -> str:
-    """Why a reading has no LAR, in words."""
+    """Say why a reading has no LAR."""
     if reading.reason is not None:
         return reading.reason
     return f"{reading.nonfinite} rows of weight, inputs or outputs hold a NaN or an infinity"

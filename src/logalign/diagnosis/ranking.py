@@ -1,19 +1,19 @@
-"""Ranking: which of several trainings generalizes best, by what their own readings say, without held-out data.
+"""Ranking: orders several trainings by generalization from their own readings, without held-out data.
 
-Method: all runs of a comparison are ordered by one quantity, the first of these that fits them:
+Method: one quantity orders all runs of a comparison, the first of these that fits them:
 
-1. **Training loss and LAR**, in classifiers whose passes have fewer than six readings: `loss + 10 (1 - LAR)`. LAR falls
-   as single samples are fitted, and a training loss that is left is left on other samples, too.
-2. **Estimated held-out loss**: the training loss, plus all that it dropped where passes begin, which is about what was
-   memorized.
+1. **Training loss and LAR**, in classifiers with fewer than six readings a pass: `loss + 10 (1 - LAR)`. LAR falls as
+   the network fits single samples. A training loss that remains also remains on other samples.
+2. **Estimated held-out loss**: the training loss plus all its drops where passes begin. The drops are about equal to
+   the memorized loss.
 3. **Passes over the data**, where they are too short for the estimate and runs differ in them: fewer are better.
 4. **LAR** alone, where losses or passes were not recorded.
 
-The last two are never called sure. The estimate orders runs well and is no measure of the held-out loss: it is off by
-half a nat and more, by how held-out data differ from the training data, which no training loss knows. That part is the
-same for all runs of a task. So what is given is by how much a run's held-out loss lies above that of the first, as an
-interval that held for 95 % of runs whose recipe it was not fitted on. The constants below are fitted and scored by
-`python -m benchmarks.generalization compare`.
+The last two are never sure. The estimate orders runs well but does not measure the held-out loss: it is off by half a
+nat and more. Held-out data differ from the training data, and no training loss shows by how much. That part is the
+same for all runs of a task. So the result is how far a run's held-out loss lies above the first run's, as an interval
+that held for 95 % of runs whose recipe it was not fitted on. `python -m benchmarks.generalization compare` fits and
+scores the constants below.
 
 The alternative, the training loss alone, orders neither kind: it is lowest for the run that memorized most.
 """
@@ -38,13 +38,13 @@ from logalign.runs.run import Run, RunLike, open_run
 SIGMAS = 2.5
 """An order by the estimate is sure where two estimates differ by more than so many errors of the difference."""
 LOW, HIGH, CLOSE = 0.05, 1.0, 0.4
-"""Where estimates differ by `d`, held-out losses do by `LOW d` to `HIGH d + CLOSE`; from `-CLOSE` on, if not sure."""
+"""Where estimates differ by `d`, held-out losses differ by `LOW d` (unsure: `-CLOSE`) to `HIGH d + CLOSE`."""
 NATS_PER_LAR = 10.0
-"""What a LAR that is lower by one counts for beside the training loss of a classifier."""
+"""Weight of a LAR that is lower by one, beside the training loss of a classifier."""
 MARGIN = 0.2
-"""An order by training loss and LAR is sure where it is by so much, in runs that have seen their data equally often."""
+"""An order by training loss and LAR is sure beyond this margin, in runs that saw their data equally often."""
 SEEN_INTO = 6.0
-"""Readings that a classifier's pass needs: fewer, and the three before its beginning are not apart from those after."""
+"""Readings that a classifier's pass needs. With fewer, the three before its start overlap those after it."""
 EQUAL_PASSES = 1.1
 """Largest ratio of passes over the data that count as equal."""
 Quantity = Literal["estimated held-out loss", "training loss and LAR", "passes over the data", "LAR"]
@@ -56,16 +56,16 @@ LAR: Quantity = "LAR"
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """One run in an order.
+    """One run in a ranking.
 
     Attributes:
         run: The run's path.
-        score: What the order is by, less being better. It orders runs of one comparison and says no more.
-        low: By how many nats its held-out loss lies above that of the first run, lower end of a 95 % interval; None for
-            the first run, and where the order is by LAR or by passes.
+        score: Quantity of the order, lower is better. It only orders the runs of one comparison.
+        low: Nats by which its held-out loss lies above the first run's, lower end of a 95 % interval. None for the first
+            run, and where the order is not by the estimate.
         high: Upper end.
-        is_sure: Whether it stands before the next run for sure; so for the last.
-        step: Its last step that was compared.
+        is_sure: True if it surely stands before the next run, and for the last.
+        step: Its last compared step.
     """
 
     run: str
@@ -78,15 +78,15 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Runs in their order.
+    """Runs in order, best first.
 
     Attributes:
-        runs: The runs, best first.
-        opened: Each of them, as it was opened, by its path.
-        left_out: Why each run that is not among them was left out, by its path.
-        quantity: What they are ordered by.
-        align: Along what they were aligned: "step", "tokens" or "epoch".
-        at: Where on it they were judged, the last that all of them have.
+        runs: The runs.
+        opened: Opened runs by path.
+        left_out: Reason why a run was left out, by its path.
+        quantity: Quantity that orders them.
+        align: Axis of the alignment: "step", "tokens" or "epoch".
+        at: Point on it where they were judged, the last that all have.
     """
 
     runs: Sequence[Ranked]
@@ -97,7 +97,7 @@ class Ranking:
     at: float
 
     def records(self) -> list[dict[str, Any]]:
-        """Every run as an object that strict JSON can hold: in their order, then those that were left out."""
+        """Return every run as a strict JSON object: in order, then those that were left out."""
         common = {"quantity": self.quantity, "align": self.align, "at": self.at}
         ranked = [
             {
@@ -121,17 +121,17 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
     Args:
         runs: Two or more run folders, JSONL or CSV files, or opened runs of one task.
         site: The layer that is compared; the runs' main one by default.
-        align: "step", "tokens" (the field tokens_seen) or "epoch" (passes over the data): along what the runs are
-            aligned. Steps do not compare where batches have other sizes.
+        align: Axis of the alignment: "step", "tokens" (the field tokens_seen) or "epoch" (passes over the data). Steps
+            do not compare where batch sizes differ.
 
     Returns:
-        The order. All runs are judged at the last step, token or epoch that all of them have reached, so that a longer
-        run is not taken for a better one. A run that does not compare is left out with the reason: it cannot be read,
-        has diverged, has no readings of the layer, fewer than ten up to there, or none of what the others are compared
-        by, or it ends before a third of what half of the runs have reached.
+        The order. It judges all runs at the last step, token or epoch that all have reached, so that a longer run does
+        not seem better. It leaves out a run that does not compare, with the reason. Such a run cannot be read, has
+        diverged, has no readings of the layer, fewer than ten up to there, or none of the compared quantity, or ends
+        before a third of what half of the runs have reached.
 
     Raises:
-        InputError: fewer than two runs, the same run twice, or fewer than two that compare.
+        InputError: if there are fewer than two runs, one run twice, or fewer than two that compare.
     """
     if align not in get_args(Align):
         raise InputError(f"align: expected one of {', '.join(get_args(Align))}, found {align!r}")
@@ -157,15 +157,14 @@ def rank(runs: Sequence[RunLike], *, site: str | None = None, align: Align = "st
 
 
 def choose(parts: dict[str, Columns], left_out: dict[str, str]) -> Quantity:
-    """The first quantity that fits these runs.
+    """Choose the first quantity that fits.
 
     Args:
-        parts: Columns of each run, as `columns_of` gives them, up to where all are judged. Those that do not compare
-            are taken out.
-        left_out: Where the reasons are put.
+        parts: Columns of each run from `columns_of`, up to where all are judged. Runs that do not compare are removed.
+        left_out: Receives the reasons.
 
     Raises:
-        InputError: fewer than two runs compare.
+        InputError: if fewer than two runs compare.
     """
     keep_equal(parts, left_out, "m")
     classifies = all(first(part["m"]) <= first(part["n"]) for part in parts.values())
@@ -194,8 +193,8 @@ def order(parts: Mapping[str, Columns], quantity: Quantity) -> list[Ranked]:
     """Order runs by a quantity that all of them have, best first.
 
     Args:
-        parts: Columns of each run, as `columns_of` gives them, up to where all are judged.
-        quantity: What to order them by.
+        parts: Columns of each run from `columns_of`, up to where all are judged.
+        quantity: Quantity that orders them.
     """
     scores = {name: _score(part, quantity) for name, part in parts.items()}
     names = sorted(scores, key=lambda name: (scores[name], name))
@@ -218,16 +217,16 @@ def order(parts: Mapping[str, Columns], quantity: Quantity) -> list[Ranked]:
 
 
 def estimate(columns: Columns) -> tuple[float, float] | None:
-    """The estimated held-out loss with its standard error from the scatter of readings; None where there is none."""
+    """Estimate the held-out loss with its standard error from the scatter of readings, or return None."""
     found = memorized(columns["epoch"], columns["loss"])
     return None if found is None else (found.held_out_loss, found.error)
 
 
 def interval(difference: float, error: float) -> tuple[float, float]:
-    """By how much a run's held-out loss lies above that of the first run of its order, with 95 %.
+    """Return the 95 % interval of a run's held-out loss above the first run's.
 
     Args:
-        difference: Between their estimates.
+        difference: Difference of their estimates.
         error: Standard error of the difference, from the scatter of readings.
 
     Example:
@@ -244,11 +243,11 @@ NEEDED: Mapping[Quantity, Sequence[str]] = {
     PASSES: ("epoch",),
     LAR: ("lar",),
 }
-"""The columns that each quantity rests on."""
+"""The columns that each quantity needs."""
 
 
 def _lacks(columns: Columns, quantity: Quantity) -> str | None:
-    """What a run has not recorded of what a quantity needs; None where nothing is missing."""
+    """Say what a run lacks for a quantity, or return None where nothing is missing."""
     for name in NEEDED[quantity]:
         count = int(np.isfinite(columns[name]).sum())
         if count < MIN_READINGS:
@@ -259,7 +258,7 @@ def _lacks(columns: Columns, quantity: Quantity) -> str | None:
 
 
 def _score(columns: Columns, quantity: Quantity) -> tuple[float, float]:
-    """What orders a run, less being better, and its standard error, where one is known."""
+    """Return a run's score (lower is better) and its standard error, 0 if unknown."""
     if quantity == ESTIMATE:
         estimated = estimate(columns)
         assert estimated is not None, "choose() has looked"
@@ -271,13 +270,13 @@ def _score(columns: Columns, quantity: Quantity) -> tuple[float, float]:
 
 
 def _pass_equally_often(parts: Mapping[str, Columns]) -> bool:
-    """Whether all runs have seen their data about equally often; False where that of any is not known."""
+    """Return whether all runs saw their data about equally often, False if any is unknown."""
     passes = [_passes(part) for part in parts.values()]
     return bool(np.max(passes) <= EQUAL_PASSES * np.min(passes))
 
 
 def _last(values: Vector) -> float:
-    """The mean of the last ten that are defined."""
+    """Average the last ten defined values."""
     return float(values[np.isfinite(values)][-MIN_READINGS:].mean())
 
 
@@ -287,6 +286,6 @@ def _passes(columns: Columns) -> float:
 
 
 def _readings_per_pass(columns: Columns) -> float:
-    """Infinite where passes are not known: short ones were then not seen."""
+    """Count readings a pass, infinite if unknown: no short pass was seen."""
     known = columns["epoch"][np.isfinite(columns["epoch"])]
     return (known.size - 1) / float(np.ptp(known)) if known.size > 1 and np.ptp(known) > 0 else math.inf

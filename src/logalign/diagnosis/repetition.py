@@ -1,10 +1,10 @@
-"""Repetition: what a run makes of seeing its data again, reading by reading, in constant memory.
+"""Repetition: measures the effect of repeated data on a run, reading by reading, in constant memory.
 
-Method: passes over the same data (`epochs.py`) tell how fast the training loss falls by seeing the same samples again;
-LAR tells whether new directions come into use meanwhile. Their product, summed over log(step), is the **strain**: it
-grows only while a run memorizes by new directions, and by how much of both. The alternative, a threshold on either or
-on their product at one moment, comes late or not at all: between runs both differ as much at the lowest point of the
-held-out loss as they do between healthy runs and overfit ones, and their noise hides the moment (docs/log.md).
+Method: passes over the same data (`epochs.py`) show how fast the training loss falls on repeated samples. LAR shows
+whether new directions come into use meanwhile. Their product, summed over log(step), is the **strain**. It grows only
+while a run memorizes through new directions, by the amount of both. The alternative, a threshold on either or on their
+product at one moment, comes late or never. At the lowest held-out loss, both differ as much between runs as between
+healthy and overfit runs, and their noise hides the moment (docs/log.md).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ MIN_SLOPE_READINGS = 5
 LATELY = 1.8
 """Factor in steps over which LAR's decline is measured, so that it means the same early and late."""
 REMEMBERED = 64
-"""Readings whose repetition is remembered as it was; what was before them in the bins of a history."""
+"""Readings whose repetition is kept exactly. The bins of a history hold the earlier ones."""
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """What a run that sees its data again has lately made of it.
+    """The recent effect of repeated data on a run.
 
     Attributes:
-        memorization: Loss that was lost by seeing the same samples again, in nats per unit of log(step).
-        learning: Loss that was lost inside passes, in the same unit; negative where it rises there.
-        decline: LAR that was lost, per unit of log(step), over the last factor of 1.8 in steps.
-        strain: The sum so far of memorization times decline over log(step), since the warm-up.
+        memorization: Loss that repeated samples removed, in nats per unit of log(step).
+        learning: Loss that fell off inside passes, in the same unit, negative where it rises.
+        decline: LAR lost, per unit of log(step), over the last factor of 1.8 in steps.
+        strain: Sum so far of memorization times decline over log(step), since the warm-up.
     """
 
     memorization: float
@@ -45,10 +45,10 @@ class Repetition:
 
 
 def repetition(series: Series, form: str, *, strain: float = 0.0) -> Repetition | None:
-    """Learning and memorizing, told apart by what the training loss does inside passes and between them.
+    """Separate learning from memorizing by the training loss inside passes and between them.
 
-    None where that cannot be seen: no epoch or loss is recorded, too little has been repeated so far, or a pass is
-    hardly longer than the distance of readings.
+    The result is None where no epoch or loss is recorded, too little data has repeated so far, or a pass is hardly
+    longer than the distance of readings.
     """
     seen, rate = series.passes, lately(*series.past(form))
     if seen is None or rate is None:
@@ -62,9 +62,9 @@ def repetition(series: Series, form: str, *, strain: float = 0.0) -> Repetition 
 
 
 def lately(steps: Vector, values: Vector) -> float | None:
-    """The slope of a curve in log(step) over the last factor of 1.8 in steps, by least squares on medians of three.
+    """Fit a slope in log(step) over the last factor of 1.8 in steps, by least squares on medians of three.
 
-    None for fewer than five readings.
+    It is None for fewer than five readings.
     """
     if not steps.size or steps[-1] <= 0:
         return None
@@ -74,19 +74,19 @@ def lately(steps: Vector, values: Vector) -> float | None:
     x, y = x[known], running_median(y[known], 3)
     if y.size < MIN_SLOPE_READINGS:
         return None
-    u = np.log(x[1:-1] / x[-1])  # of the ratio: logarithms of very large steps do not differ
+    u = np.log(x[1:-1] / x[-1])  # log of the ratio: logarithms of very large steps do not differ
     u = u - u.mean()
     return float(u @ y / (u @ u))
 
 
 class RepetitionMemory:
-    """Follows a series and sums the strain; may be taken back to any step.
+    """Follows a series, sums the strain, and can go back to any step.
 
-    What the last readings showed is remembered as it was, the strain of all before them in a history's bins.
+    It keeps the results of the last readings exactly, and all earlier strain in a history's bins.
     """
 
     def __init__(self) -> None:
-        self._last: list[tuple[int, Repetition | None]] = []  # step and what was seen at it, the latest last
+        self._last: list[tuple[int, Repetition | None]] = []  # step and result, the latest last
         self._strains = History(("strain",))
 
     @property
@@ -98,7 +98,7 @@ class RepetitionMemory:
         return float(self._strains.y[-1]) if self._strains.size else 0.0
 
     def follow(self, series: Series, form: str, *, counts: bool) -> None:
-        """Look at a reading that the series has just taken in; `counts` says whether strain is summed over it."""
+        """Read the newest reading of the series, and add its strain where `counts` is true."""
         step = series.last_step
         assert step is not None
         found = repetition(series, form, strain=self.strain)
@@ -109,14 +109,14 @@ class RepetitionMemory:
             self._strains.append(step, found.strain)
 
     def rewind(self, step: int) -> None:
-        """Forget what was seen at this step and beyond."""
+        """Forget this step and all later ones."""
         self._last = [each for each in self._last if each[0] < step]
         self._strains.truncate(step)
 
     def held(self, hold: int) -> Repetition | None:
-        """The least of the last `hold` readings, and the most of their learning; None unless all of them saw passes.
+        """Return the last `hold` readings' minima and highest learning, or None unless all saw passes.
 
-        Strain is that of the last reading: it is a sum, and needs no confirmation.
+        Strain comes from the last reading: it is a sum, and needs no confirmation.
         """
         found = [each for _, each in self._last[-hold:] if each is not None]
         if len(found) < hold:
@@ -129,13 +129,13 @@ class RepetitionMemory:
         )
 
     def state(self) -> dict[str, Any]:
-        """All of it, as lists and numbers that strict JSON can hold."""
+        """Return the state as lists and numbers for strict JSON."""
         last = [[step, None if found is None else asdict(found)] for step, found in self._last]
         return {"last": last, "strains": self._strains.state()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> RepetitionMemory:
-        """The memory that `state()` described."""
+        """Restore a memory from `state()`."""
         memory = cls()
         memory._last = [(step, None if found is None else Repetition(**found)) for step, found in state["last"]]
         memory._strains = History.from_state(state["strains"])
@@ -143,7 +143,7 @@ class RepetitionMemory:
 
 
 def _strained(found: Repetition, steps: Vector) -> Repetition:
-    """With the strain of the last step from reading to reading; LAR that rises undoes none."""
+    """Add the strain since the reading before. A rising LAR undoes none."""
     if steps.size < 2 or steps[-2] <= 0:
         return found
     added = found.memorization * max(found.decline, 0.0) * math.log(steps[-1] / steps[-2])

@@ -1,13 +1,12 @@
-"""Revisited: what a run has memorized of the samples that come back, and whether it still learns from the others.
+"""Revisited: measures what a run memorizes of returning samples, and whether it still learns from the others.
 
-Method: a visit lowers the loss of its own sample by the **gain**; summed over passes that is what was **memorized**, in
-nats. What is learned from others makes up for it: where drift lowers the loss that unseen samples would have, what was
-memorized before shrinks by the same share. Beside the loss that is left it makes the **memorized share**, memorized /
-(loss + memorized): of the loss that unseen samples would have, the part that is gone by seeing the same ones again. The
-**drift** says what training on other samples does to a sample's loss: while it falls, training pays, however much has
-been memorized. So overfitting nears where the share is no longer small and drift no longer below zero. Neither alone
-tells: clean classifiers come to rest with a drift of zero and next to nothing memorized, and language models memorize
-much while they still learn (docs/log.md).
+Method: a visit lowers the loss of its own sample by the **gain**. The sum over passes is the **memorized** loss, in
+nats. Learning from others offsets it: where drift lowers the loss of unseen samples, the loss memorized before shrinks
+by the same share. The **memorized share** is memorized / (loss + memorized). It is the part of unseen samples' loss
+that repeated visits removed. The **drift** is the change of a sample's loss while the network trains on others. While
+the loss falls, training pays, however much is memorized. So overfitting nears where the share is no longer small and
+drift is no longer below zero. Neither is enough alone: clean classifiers settle at a drift of zero with almost nothing
+memorized, and language models memorize much while they still learn (docs/log.md).
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ from logalign.diagnosis.robust import median
 from logalign.diagnosis.series import Series
 
 REMEMBERED = 256
-"""Estimates, one a pass, that can be gone back to."""
+"""Estimates to keep for going back, one a pass."""
 LOSS_READINGS = 10
-"""Readings of the last pass, at most, whose median loss is taken."""
+"""Most readings of the last pass that its median loss uses."""
 WHOLE = 1e-6
-"""Passes by which a whole number may be missed."""
+"""Tolerance of a whole number of passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Revisited:
-    """What the last complete pass showed.
+    """Result of the last complete pass.
 
     Attributes:
-        step: Of the first reading after it.
-        passes: How many passes there were.
+        step: Step of the first reading after it.
+        passes: Number of complete passes.
         drift: Change of a sample's loss in one pass over other samples, in nats.
         drift_error: Its standard error.
-        memorized: The sum of the gains, less what was learned from others since, in nats.
+        memorized: Sum of the gains, less later learning from others, in nats.
         memorized_error: Its standard error.
         loss: The training loss.
         began: The first training loss.
-        pace: The learning rate of the pass as a share of the highest so far; 1 where none is recorded.
+        pace: Learning rate of the pass as a share of the highest so far, 1 where none is recorded.
     """
 
     step: int
@@ -58,7 +57,7 @@ class Revisited:
 
     @property
     def unseen(self) -> float:
-        """The loss that unseen samples would have: the training loss, and all that was memorized."""
+        """The loss of unseen samples: the training loss plus the memorized loss."""
         return self.loss + max(self.memorized, 0.0)
 
     @property
@@ -67,30 +66,30 @@ class Revisited:
         return max(self.memorized, 0.0) / self.unseen if self.unseen > 0 else 0.0
 
     def of_the_first(self, errors: float = 0.0) -> float:
-        """What was memorized, less so many standard errors of it, as a share of the loss that training began with."""
+        """Return the memorized loss, less so many standard errors, as a share of the first training loss."""
         return max(self.memorized - errors * self.memorized_error, 0.0) / self.began if self.began > 0 else 0.0
 
 
 class RevisitMemory:
-    """Follows a series and sums the gains of its passes; may be taken back to any of the last passes."""
+    """Follows a series, sums the gains of its passes, and can go back to any of the last passes."""
 
     def __init__(self) -> None:
-        self._found: list[tuple[Revisited, float]] = []  # and the gain, by which a new estimate is known
+        self._found: list[tuple[Revisited, float]] = []  # result, and the gain that marks a new estimate
         self._peak: list[tuple[int, float]] = []  # step and learning rate, each higher than all before
         self._is_now = False
 
     @property
     def now(self) -> Revisited | None:
-        """What the last complete pass showed; None where the last reading has no drift."""
+        """Result of the last complete pass, or None if the last reading has no drift."""
         return self._found[-1][0] if self._is_now else None
 
     @property
     def before(self) -> Revisited | None:
-        """What the complete pass before it showed."""
+        """Result of the complete pass before it."""
         return self._found[-2][0] if self._is_now and len(self._found) > 1 else None
 
     def follow(self, series: Series) -> None:
-        """Look at a reading that the series has just taken in."""
+        """Read the newest reading of the series."""
         step, rate = series.last_step, series.last("lr")
         assert step is not None
         if rate is not None and (not self._peak or rate > self._peak[-1][1]):
@@ -124,7 +123,7 @@ class RevisitMemory:
         self._found = [*self._found, (found, gain)][-REMEMBERED:]
 
     def rewind(self, step: int) -> None:
-        """Forget what was seen at this step and beyond."""
+        """Forget this step and all later ones."""
         self._found = [each for each in self._found if each[0].step < step]
         self._peak = [each for each in self._peak if each[0] < step]
         self._is_now = False
@@ -137,7 +136,7 @@ class RevisitMemory:
         return float(rates.mean()) / self._peak[-1][1]
 
     def state(self) -> dict[str, Any]:
-        """All of it, as lists and numbers that strict JSON can hold."""
+        """Return the state as lists and numbers for strict JSON."""
         return {
             "found": [[asdict(found), gain] for found, gain in self._found],
             "peak": [list(each) for each in self._peak],
@@ -146,7 +145,7 @@ class RevisitMemory:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> RevisitMemory:
-        """The memory that `state()` described."""
+        """Restore a memory from `state()`."""
         memory = cls()
         memory._found = [(Revisited(**found), float(gain)) for found, gain in state["found"]]
         memory._peak = [(int(step), float(rate)) for step, rate in state["peak"]]

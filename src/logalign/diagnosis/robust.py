@@ -1,7 +1,7 @@
 """Robust statistics of short, noisy series: medians, and the scatter of one reading.
 
-Method: the scatter comes from second differences, in which a trend cancels, and from their median, so that a few
-outliers do not count. Shapes: x and y are one-dimensional, of one length.
+Method: the scatter is a median of second differences. A trend cancels in them, and a few outliers do not move their
+median. Shapes: x and y are one-dimensional and equally long.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 MAD_TO_SIGMA = 1.4826
-"""Median absolute deviation to standard deviation, of a normal distribution."""
+"""Ratio of standard to median absolute deviation, in a normal distribution."""
 
 
 def noise(y: ArrayLike) -> float:
-    """The scatter of a single reading about its trend: a robust standard deviation.
+    """Compute the scatter of one reading about its trend, a robust standard deviation.
 
-    `1.4826 * median |y[i-1] - 2 y[i] + y[i+1]| / sqrt(6)`: a straight trend cancels in second differences, whose
-    variance is six times that of a reading. NaN for fewer than three values.
+    `1.4826 * median |y[i-1] - 2 y[i] + y[i+1]| / sqrt(6)`. A straight trend cancels in second differences. Their
+    variance is six times a reading's. NaN for fewer than three values.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -38,13 +38,13 @@ def noise(y: ArrayLike) -> float:
 
 
 def median(values: Vector) -> float:
-    """The median of at least one value; several times quicker than NumPy's on the few values that a detector has."""
+    """Compute the median of one or more values, several times faster than NumPy on a detector's few values."""
     ordered, half = np.sort(values), values.size // 2
     return float(ordered[half] if values.size % 2 else (ordered[half - 1] + ordered[half]) / 2)
 
 
 def running_median(y: ArrayLike, width: int) -> Vector:
-    """The medians of every `width` values in a row, width odd: `len(y) - width + 1` of them, or none."""
+    """Compute the medians of `width` values in a row, width odd: `len(y) - width + 1`, or none."""
     values = np.asarray(y, dtype=np.float64)
     if values.size < width:
         return np.empty(0)
@@ -54,5 +54,5 @@ def running_median(y: ArrayLike, width: int) -> Vector:
 
 @lru_cache(maxsize=256)
 def _windows(size: int, width: int) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """The indices of every `width` neighbors among `size`, a row each."""
+    """List every `width` neighbors' indices among `size`, a row each."""
     return np.arange(size - width + 1)[:, None] + np.arange(width)
