@@ -1,12 +1,12 @@
-"""Series: readings as they come, turned into clean columns by rule and kept in constant memory.
+"""Series: turns incoming readings into clean columns by rule, and keeps them in constant memory.
 
-The rules, so that whatever a log holds has a defined meaning:
+The rules give all contents of a log a defined meaning:
 
-- A reading without a defined LAR is passed over and counted; so is one whose LAR cannot be (above 1, or below what a
+- The series skips and counts a reading without a defined LAR or with an impossible one (above 1, or below what a
   float64 overlap allows).
-- A step that was there already, or an earlier one, means that training was resumed there: what stood at that step and
-  beyond is forgotten. A duplicate is thereby replaced by its last version.
-- Gaps stay gaps, and a field that is missing is unknown at that reading; so is a number beyond 1e100.
+- A step that was there already, or an earlier one, means that training resumed there. The series forgets that step and
+  all later ones. So the last version replaces a duplicate.
+- Gaps stay gaps. A missing field, or a number beyond 1e100, is unknown at that reading.
 - A reading of another layer or of another shape is an error.
 """
 
@@ -32,33 +32,33 @@ FORM_NAMES = {
     "lar_centered": "centered LAR",
 }
 COLUMNS = (*FORMS, "loss", "lr", "epoch", "completed", "tokens_seen", "drift", "drift_error", "gain", "gain_error")
-"""What is kept of a reading: `loss` is the mean since the reading before, where that was recorded, `epoch` the passes
-over the data so far, `completed` how many of them its samples had been through; `drift`, `gain` and their errors are
-those of the samples that come back."""
+"""Kept columns of a reading. `loss` is the mean since the reading before, where recorded. `epoch` is the passes over
+the data so far. `completed` is the number of them that its samples have completed. `drift`, `gain` and their errors
+come from returning samples."""
 STATE_VERSION = 1
 POSSIBLE_LAR = (-2000.0, 1.01)
-"""LAR is at most 1 but for rounding; an overlap above the smallest float64 keeps it above 1 - 1075 / log2(n)."""
+"""LAR is at most 1, up to rounding. An overlap above the smallest float64 keeps it above 1 - 1075 / log2(n)."""
 LARGEST = 1e100
 
 
 class Series:
-    """The last readings as they are, and the whole past at a coarser resolution.
+    """Keeps the last readings exactly and the whole past at a coarser resolution.
 
     Args:
-        recent: How many of the last readings to keep.
+        recent: Number of last readings to keep.
         capacity: Bins of the history of the whole past.
-        needs_lar: Whether a reading without a defined LAR is passed over.
+        needs_lar: True to skip a reading without a defined LAR.
 
     Attributes:
-        site: The layer that the readings are of; None before the first.
+        site: Layer of the readings, None before the first.
         m: Its fan-out, where recorded.
         n: Its fan-in, where recorded.
-        taken: Readings taken in.
-        skipped: Readings passed over, for their LAR is undefined or cannot be.
-        resumes: How often a step was not above the one before.
+        taken: Accepted readings.
+        skipped: Skipped readings, with an undefined or impossible LAR.
+        resumes: Number of steps not above the one before.
         history: The whole past: `COLUMNS` by step.
-        filled: Whether the last reading filled a bin of the history.
-        first_loss: The first training loss, and its step; None before it.
+        filled: True if the last reading filled a bin of the history.
+        first_loss: Step and value of the first training loss, or None.
     """
 
     def __init__(self, *, recent: int = 64, capacity: int = 128, needs_lar: bool = True) -> None:
@@ -73,18 +73,18 @@ class Series:
         self._rows = np.full((recent, 1 + len(COLUMNS)), np.nan)  # step and COLUMNS, the latest last
         self._size = 0
         self._epochs = GivenEpochs()
-        # Both with the number of readings and resumes that they are of.
+        # Each holds the number of readings and resumes that it belongs to.
         self._passes: tuple[tuple[int, int], Passes | None] | None = None
         self._past: tuple[tuple[int, int], np.ndarray[Any, np.dtype[np.float64]]] | None = None
 
     @property
     def capacity(self) -> int:
-        """How many of the last readings are kept as they are."""
+        """The number of last readings that are kept exactly."""
         return len(self._rows)
 
     @property
     def last_step(self) -> int | None:
-        """The step of the last reading that was taken in."""
+        """The step of the last accepted reading."""
         return int(self._rows[-1, 0]) if self._size else None
 
     @property
@@ -93,12 +93,12 @@ class Series:
         return self._rows[len(self._rows) - self._size :, 0]
 
     def recent(self, name: str, count: int | None = None) -> Vector:
-        """One column of the last readings, at most `count` of them; NaN where it is not known."""
+        """Return one column of the last readings, at most `count`, NaN where unknown."""
         first = len(self._rows) - min(self._size, self._size if count is None else count)
         return self._rows[first:, 1 + COLUMNS.index(name)]
 
     def past(self, *names: str) -> tuple[Vector, ...]:
-        """Steps and columns of the whole past: the last readings as they are, what was before them in coarser bins."""
+        """Return steps and columns of the whole past: the last readings exactly, earlier ones in coarser bins."""
         key = (self.taken, self.resumes)
         if self._past is None or self._past[0] != key:
             own = self._rows[len(self._rows) - self._size :]
@@ -108,22 +108,22 @@ class Series:
 
     @property
     def passes(self) -> Passes | None:
-        """What the training loss does inside the last passes and between them; found once a reading."""
+        """Training loss inside the last passes and between them, computed once a reading."""
         key = (self.taken, self.resumes)
         if self._passes is None or self._passes[0] != key:
             self._passes = key, passes(*self.past("epoch", "completed", "loss"))
         return self._passes[1]
 
     def last(self, name: str) -> float | None:
-        """One number of the last reading; None where it is not known."""
+        """Return one number of the last reading, or None if unknown."""
         value = float(self._rows[-1, 1 + COLUMNS.index(name)]) if self._size else math.nan
         return None if math.isnan(value) else value
 
     def check(self, reading: Reading) -> None:
-        """Refuse a reading that is not of this series.
+        """Reject a reading of another series.
 
         Raises:
-            InputError: it is of another layer, or of a layer of another shape.
+            InputError: if it is of another layer, or of another shape of layer.
         """
         if self.site is not None and reading.site != self.site:
             raise InputError(
@@ -138,11 +138,11 @@ class Series:
                 )
 
     def goes_back(self, reading: Reading) -> bool:
-        """Whether training was resumed: the step is that of the last reading or an earlier one."""
+        """Return whether training resumed: the step is not above the last reading's."""
         return self._size > 0 and reading.step <= self._rows[-1, 0]
 
     def rewind(self, step: int) -> None:
-        """Forget what is at this step and beyond; older readings come back from the history, as fine as it has them."""
+        """Forget this step and later ones, and restore older readings at the resolution of the history."""
         self.resumes += 1
         if self.first_loss is not None and self.first_loss[0] >= step:
             self.first_loss = None
@@ -157,7 +157,7 @@ class Series:
         self._epochs.resume(self.last("epoch") or 0.0)
 
     def add(self, reading: Reading) -> bool:
-        """Take a checked reading in, whose step is above the last; False where it was passed over."""
+        """Take a checked reading with a step above the last, or return False to skip it."""
         self.site = reading.site
         if reading.m is not None and reading.m > 0:
             self.m = reading.m
@@ -177,7 +177,7 @@ class Series:
         return True
 
     def _row(self, reading: Reading) -> list[float]:
-        """Step and `COLUMNS` of a reading; NaN where a number is not known."""
+        """Return step and `COLUMNS` of a reading, NaN where unknown."""
         values = {name: known(reading, name) for name in COLUMNS if name != "completed"}
         if reading.passes is None:
             values["epoch"] = self._epochs.passes(reading.step, values["epoch"])
@@ -189,7 +189,7 @@ class Series:
         return row
 
     def _completed(self, reading: Reading, epoch: float | None) -> float | None:
-        """Mean completed passes over the steps that the reading's loss is of."""
+        """Average completed passes over the steps of the reading's loss."""
         before, step = self.last("epoch"), self.last_step
         if epoch is None:
             return None
@@ -199,7 +199,7 @@ class Series:
         return completed_passes(before + a_step, epoch + a_step)
 
     def state(self) -> dict[str, Any]:
-        """All of it, as lists and numbers that strict JSON can hold."""
+        """Return the state as lists and numbers for strict JSON."""
         rows = self._rows[len(self._rows) - self._size :].tolist()
         return {
             "needs_lar": self.needs_lar,
@@ -218,7 +218,7 @@ class Series:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Series:
-        """The series that `state()` described."""
+        """Restore a series from `state()`."""
         series = cls(recent=state["recent"], needs_lar=state.get("needs_lar", True))
         for name in ("site", "m", "n", "taken", "skipped", "resumes"):
             setattr(series, name, state[name])
@@ -234,7 +234,7 @@ class Series:
 
 
 def known(reading: Reading, name: str) -> float | None:
-    """One of `COLUMNS` but `completed`; None where it is missing, beyond 1e100, or a LAR that cannot be."""
+    """Return one of `COLUMNS` except `completed`, None if missing, beyond 1e100 or an impossible LAR."""
     value = getattr(reading, name)
     if name == "epoch" and reading.passes is not None:
         value = reading.passes

@@ -1,4 +1,4 @@
-"""Verdict: what the readings of a run say, since when, why, what to do about it, and what that rests on."""
+"""Verdict: holds a run's outcome, since when it stands, its reason, the next action and the evidence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KNOWN_LIMITS = (
     "fine-tuning, LoRA, mixtures of experts and vision no threshold is proven",
     "optimizer slingshots and learning-rate cooldowns move LAR without any change in generalization",
 )
-"""What holds of every verdict."""
+"""Limits of every verdict."""
 
 
 EARLIER_NAMED = 3
@@ -30,7 +30,7 @@ EARLIER_NAMED = 3
 
 @dataclass(frozen=True)
 class Episode:
-    """An outcome and the steps from which to which it stood.
+    """An outcome with its first and last step.
 
     Example:
         >>> print(Episode("overfitting", 50, 246))
@@ -47,26 +47,26 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a run's readings say at one step.
+    """The judgment of a run at one step.
 
     Attributes:
         outcome: "healthy", "approaching", "overfitting", "memorizing", "generalizing", "diverged" or "undecidable".
-        regime: Which logic judged: "grokking" (the network interpolates its data), "decline" (LAR's fall), "both" where
-            both were asked and agree, "loss" for a log without LAR, "unknown" before there was anything to judge.
-        step: The step of the last reading judged; None before the first.
-        since_step: The step from which this outcome has stood without a break; None before the first reading.
-        evidence: Numbers by name. None where a number could not be had.
-        reason: Why this outcome, in one sentence.
-        suggestion: What to do, in one sentence.
-        basis: What it rests on, with the source of each threshold.
-        limits: What may make it wrong.
-        sure: Of an alarm, how many such alarms in the benchmark came in time, in one sentence; empty where not known.
-        held_out: Where held-out losses were recorded and say otherwise, how they moved, in one sentence; empty where
-            they do not. Nothing else of the verdict rests on them.
-        earlier: Alarms that have ended, the latest last.
+        regime: Logic that judged: "grokking" (the network interpolates its data), "decline" (LAR's fall), "both" where
+            both judge and agree, "loss" for a log without LAR, "unknown" before there is anything to judge.
+        step: Step of the last judged reading, None before the first.
+        since_step: Step since which this outcome stands without a break, None before the first reading.
+        evidence: Numbers by name, None where unknown.
+        reason: Cause of the outcome, in one sentence.
+        suggestion: Next action, in one sentence.
+        basis: Evidence behind it, with the source of each threshold.
+        limits: Possible causes of an error.
+        sure: Number of such alarms in the benchmark that came in time, in one sentence. Empty where unknown.
+        held_out: Movement of recorded held-out losses, in one sentence, where they contradict the outcome. Empty
+            elsewhere. Nothing else in the verdict uses them.
+        earlier: Ended alarms, the latest last.
 
     Raises:
-        InputError: an outcome or regime of another name, or evidence that strict JSON cannot hold.
+        InputError: if outcome or regime has another name, or strict JSON cannot hold the evidence.
 
     Example:
         >>> verdict = Verdict(
@@ -111,20 +111,20 @@ class Verdict:
 
     @property
     def is_alarm(self) -> bool:
-        """Whether it is overfitting, memorizing or diverged."""
+        """True if it is overfitting, memorizing or diverged."""
         return self.outcome in ALARMS
 
     @property
     def exit_status(self) -> int:
-        """What `logalign diagnose` exits with: 0, 3 for an alarm, now or earlier, 4 for undecidable.
+        """Exit status of `logalign diagnose`: 0, 3 for an alarm, now or earlier, 4 for undecidable.
 
-        A network that generalizes has memorized before, which is no alarm any more.
+        A network that generalizes has memorized before. That is no longer an alarm.
         """
         ended = [each for each in self.earlier if self.outcome != "generalizing" or each.outcome == "overfitting"]
         return SHOWN["overfitting" if ended else self.outcome].exit_status
 
     def record(self) -> dict[str, Any]:
-        """The verdict as an object that strict JSON can hold."""
+        """Return the verdict as a strict JSON object."""
         return {
             "outcome": self.outcome,
             "regime": self.regime,
@@ -154,7 +154,7 @@ class Verdict:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return notebook HTML."""
         numbers = {name.replace("_", " "): shown(value) for name, value in self.evidence.items() if value is not None}
         return markup.card(
             self.headline(),
@@ -169,7 +169,7 @@ class Verdict:
         )
 
     def headline(self) -> str:
-        """Outcome, regime and steps in one line."""
+        """Join outcome, regime and steps in a line."""
         words: str = self.outcome
         if self.regime != "unknown":
             words += {"both": " (both regimes)", "loss": " (without LAR)"}.get(self.regime, f" ({self.regime} regime)")
@@ -183,7 +183,7 @@ class Verdict:
 
 
 def no_verdict(step: int | None, error: Exception) -> Verdict:
-    """What stands where readings could not be judged: those of several models, or a fault of the detector's own."""
+    """Build the verdict for readings that cannot be judged: several models, or a fault of the detector."""
     if isinstance(error, InputError):
         reason = f"the readings cannot be judged together: {error}"
         suggestion = "Record one layer of one model in one run."
@@ -196,17 +196,17 @@ def no_verdict(step: int | None, error: Exception) -> Verdict:
 
 
 def shown(value: Number) -> str:
-    """A number for people: four significant digits, whole numbers as they are, a dash for None."""
+    """Format a number: four significant digits, whole numbers unchanged, a dash for None."""
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def combined(grokking: Verdict, decline: Verdict) -> Verdict:
-    """The verdict where both regimes were asked: the outcome that comes first in `PRECEDENCE`, both with their numbers.
+    """Combine the verdicts of both regimes: the outcome first in `PRECEDENCE` wins, with the numbers of both.
 
-    The other regime's outcome stands in the reason. Where both say the same, the regime is "both" and the outcome
-    stands since the earlier of the two steps.
+    The reason names the other regime's outcome. Where both agree, the regime is "both" and the outcome stands since
+    the earlier of the two steps.
     """
     first, second = sorted((grokking, decline), key=lambda verdict: PRECEDENCE.index(verdict.outcome))
     evidence = {**second.evidence, **first.evidence}

@@ -1,4 +1,4 @@
-"""The end of a training's warm-up, in which LAR moves fast whatever the network learns."""
+"""Finds the end of the warm-up, in which LAR moves fast whatever the network learns."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from numpy.typing import ArrayLike
 from logalign.diagnosis.robust import Vector, running_median
 
 SMOOTHING = 5
-"""Readings of the running median in which warm-up is looked for."""
+"""Readings in the running median that shows the warm-up."""
 MIN_WARM_UP_READINGS = 10
 MAX_WARM_UP_READINGS = 100
 
 
 def warm_up_end(x: ArrayLike, lar: ArrayLike, lr: ArrayLike | None = None) -> float | None:
-    """The x of the last reading of the warm-up; None while it lasts.
+    """Find the x of the last warm-up reading, or None while it lasts.
 
-    While the recorded learning rate still rises, training warms up. Where it is not recorded, until the first maximum
-    of LAR's running median over 5 readings, known 5 readings later: LAR peaks early, as one common direction comes and
-    goes. At least the first 10 readings in either case, and at most 100 where no learning rate is recorded.
+    Warm-up lasts while the recorded learning rate rises. Without a recorded rate, it lasts until the first maximum of
+    LAR's running median over 5 readings, known 5 readings later: LAR peaks early, as one common direction comes and
+    goes. It takes at least 10 readings in either case, and at most 100 where no learning rate is recorded.
 
     Args:
         x: Steps, tokens or epochs.
@@ -41,7 +41,7 @@ def warm_up_end(x: ArrayLike, lar: ArrayLike, lr: ArrayLike | None = None) -> fl
 
 
 def _first_maximum(y: Vector) -> int | None:
-    """The index in y of the first maximum of its running median that stands for as many readings as it is wide."""
+    """Find the index in y of its running median's first maximum that stands for as many readings as it is wide."""
     smooth = running_median(y, SMOOTHING)
     highest = np.maximum.accumulate(smooth)
     for i in range(smooth.size - SMOOTHING):
