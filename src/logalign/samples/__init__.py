@@ -1,5 +1,5 @@
-"""Samples that training meets again: how their loss moves while the network trains on other samples.
+"""Samples that training meets again: measures how their loss moves while training on others.
 
-`drift.py` is the method on arrays, `visits.py` the same online in bounded memory. `passes.py` counts passes over the
-data, and `record.py` makes the fields of a reading of all this.
+`drift.py` has the method on arrays, and `visits.py` runs it online in bounded memory. `passes.py` counts passes over
+the data, and `record.py` turns all this into fields of a reading.
 """

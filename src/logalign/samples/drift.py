@@ -1,23 +1,23 @@
-"""Drift: what happens to a sample's loss while the network trains on other samples.
+"""Drift: measures how a sample's loss moves while the network trains on other samples.
 
-Method: a sample is met twice, after a random time in which only other samples were trained on. Its loss changes by what
-carries over from them, by what is forgotten, and by what its own visit bought. The change between two visits at times
+Method: training meets a sample twice, and only other samples in the random time between. The loss changes by what
+carries over from them, by forgetting, and by the gain of its own visit. The change between two visits at times
 t1 < t2, in passes over the data, is modeled as
 
     l2 - l1 = F(t2) - F(t1) - gain
 
-with F piecewise linear, one knot every half pass. `drift = F(now) - F(now - 1)`, in nats a pass, is the movement that
-training on other samples gives: negative while it generalizes, positive once samples are forgotten faster than anything
-carries over. `gain`, in nats, is what one visit buys of the sample itself. The two are told apart because the times
-between visits differ. The fit is least squares with Huber weights over the pairs of the last pass.
+with F piecewise linear, one knot every half pass. `drift = F(now) - F(now - 1)`, in nats a pass, is the effect of
+training on other samples. It is negative while training generalizes, and positive once forgetting is faster than what
+carries over. `gain`, in nats, is the effect of one visit on the sample itself. The times between visits differ, which
+separates the two. The fit is least squares with Huber weights over the pairs of the last pass.
 
-A training is asked at the last visit of each complete pass (`visits.py`), where samples have been met at all times
-between visits, from none to two passes. A window that ends inside a pass lacks the long ones, and what is forgotten
-soon after a visit then passes for drift: on five recorded runs it alarmed in one of seven places where the held-out
-loss was falling, and at the ends of passes in none (docs/log.md).
+`visits.py` measures at the last visit of each complete pass, where the times between visits take all values from none
+to two passes. A window that ends inside a pass lacks the long ones. Forgetting soon after a visit then looks like
+drift. On five recorded runs such a window alarmed in one of seven places where the held-out loss was falling. At the
+ends of passes there was no such alarm (docs/log.md).
 
 The alternative, the slope of the batch loss inside a pass, has errors ten times as large, because batches differ in how
-hard their samples are. Here each sample is compared with itself.
+hard their samples are. This method compares each sample with itself.
 """
 
 from __future__ import annotations
@@ -34,41 +34,41 @@ from logalign.errors import InputError
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 KNOTS = np.array([-2.0, -1.5, -1.0, -0.5, 0.0])
-"""Of F, in passes before now. F is 0 at the first of them."""
+"""Knots of F, in passes before now. F is 0 at the first."""
 LAST_PASS = np.array([0.0, -1.0, 0.0, 1.0, 0.0])
 """Drift as a combination of the coefficients: F at the later knots, and the gain."""
 MIN_PAIRS = 64
 MIN_PASSES = 2.0
 MIN_SPREAD = 0.1
-"""Standard deviation of the times between visits, in passes, below which drift and gain cannot be told apart.
+"""Standard deviation of the times between visits, in passes, below which drift and gain cannot be separated.
 
 It is 0.41 where every pass is shuffled anew, and 0 where the order never changes."""
 ROUNDING = 1e-9
-"""Passes; times that are closer to the edge of the window are on it."""
+"""Times within so many passes of the window's edge are on it."""
 REWEIGHTINGS = 4
 HUBER = 2 * 1.4826
 """Residuals beyond two robust standard deviations weigh less."""
 SMALLEST_RESIDUAL = 1e-9
-"""Nats; residuals below it have full weight."""
+"""Residuals below so many nats weigh fully."""
 
 TOO_FEW_PASSES = "fewer than two passes over the data"
 CONDITION = 1e-9
-"""Ratio of the smallest to the largest eigenvalue of the normal equations from which on they can be solved."""
+"""Ratio of smallest to largest eigenvalue above which the normal equations can be solved."""
 UNEVEN = "the changes of loss are too uneven to fit"
 SAME_ORDER = "samples come back in the same order in every pass"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Revisits:
-    """What the visits of the last two passes say; numbers are None where they cannot be told.
+    """Results from the visits of the last two passes, None where unknown.
 
     Attributes:
         drift: Change of a sample's loss in one pass over other samples, in nats.
         drift_error: Its standard error.
-        gain: By how much one visit lowers the sample's own loss, in nats.
+        gain: Fall of the sample's own loss through one visit, in nats.
         gain_error: Its standard error.
-        pairs: How many pairs of visits were used.
-        reason: Why there is no drift; None where there is one.
+        pairs: Number of visit pairs in the fit.
+        reason: Cause of a missing drift, else None.
     """
 
     drift: float | None = None
@@ -80,30 +80,30 @@ class Revisits:
 
     @property
     def rises(self) -> bool:
-        """Whether the drift is above zero by more than two of its standard errors."""
+        """True if the drift exceeds zero by more than two of its standard errors."""
         return self.drift is not None and self.drift_error is not None and self.drift > 2 * self.drift_error
 
 
 def revisits(samples: ArrayLike, times: ArrayLike, losses: ArrayLike, *, now: float | None = None) -> Revisits:
-    """Drift and gain of recorded visits.
+    """Fit drift and gain to recorded visits.
 
-    `l2 - l1 = F(t2) - F(t1) - gain` by robust least squares over consecutive visits of one sample at times t1 < t2 with
+    Robust least squares fits `l2 - l1 = F(t2) - F(t1) - gain` to consecutive visits of one sample at times t1 < t2 with
     `now - 1 < t2 <= now` and `t1 > now - 2`. F is piecewise linear with a knot every half pass, and
     `drift = F(now) - F(now - 1)`. A visit whose loss is not finite is in no pair.
 
     Args:
-        samples: Which sample was visited, [v], numbers or text.
-        times: When, in passes over the data, [v], in any order.
+        samples: Sample of each visit, [v], numbers or text.
+        times: Time in passes over the data, [v], in any order.
         losses: The sample's loss before the update, in nats, [v].
-        now: The time that the result is for; the last visit by default. Later visits are not looked at. The last visit
-            of a pass is the best choice: there samples have been met at all times between visits.
+        now: Time of the result, the last visit by default. Later visits are ignored. The last visit of a pass is the
+            best choice: there the times between visits take all values.
 
     Returns:
         Drift and gain with their standard errors, or the reason why there are none: fewer than two passes, fewer than
         64 pairs, or an order that never changes.
 
     Raises:
-        InputError: arrays of different lengths or more than one axis, or times that are not finite.
+        InputError: if arrays differ in length or have more than one axis, or times are not finite.
 
     Example:
         >>> import numpy as np
@@ -139,13 +139,13 @@ def revisits(samples: ArrayLike, times: ArrayLike, losses: ArrayLike, *, now: fl
 
 
 def from_pairs(t1: Vector, t2: Vector, change: Vector, *, passes: float) -> Revisits:
-    """Drift and gain from pairs of consecutive visits.
+    """Fit drift and gain to pairs of consecutive visits.
 
     Args:
         t1: Time of the earlier visit of each pair, in passes relative to now, [p].
-        t2: Of the later one, [p].
-        change: By how much the loss has changed, [p].
-        passes: How many passes there have been, the last visit included.
+        t2: Time of the later one, [p].
+        change: Change of the loss, [p].
+        passes: Number of passes so far, the last visit included.
     """
     in_window = (t2 > -1 + ROUNDING) & (t2 <= ROUNDING) & (t1 > -2 + ROUNDING) & (t1 < t2)
     t1, t2, change = t1[in_window], t2[in_window], change[in_window]
@@ -156,12 +156,12 @@ def from_pairs(t1: Vector, t2: Vector, change: Vector, *, passes: float) -> Revi
         return Revisits(pairs=pairs, reason=f"{pairs} pairs of visits in the last pass, fewer than {MIN_PAIRS}")
     if float(np.std(t2 - t1)) < MIN_SPREAD:
         return Revisits(pairs=pairs, reason=SAME_ORDER)
-    with np.errstate(over="ignore", invalid="ignore"):  # losses without bound
+    with np.errstate(over="ignore", invalid="ignore"):  # losses are unbounded
         return _fit(t1, t2, change)
 
 
 def _time_of_one(times: Vector) -> float:
-    """The time that one step takes, in passes: a pass is complete one step after its last visit began."""
+    """Return the time of one step, in passes: a pass ends one step after its last visit began."""
     apart = np.diff(np.unique(times))
     return float(np.median(apart)) if apart.size else 0.0
 
@@ -193,7 +193,7 @@ def _fit(t1: Vector, t2: Vector, change: Vector) -> Revisits:
 
 
 def _hat(times: Vector) -> Vector:
-    """The piecewise linear basis on the knots: [times, knots]."""
+    """Build the piecewise linear basis on knots: [times, knots]."""
     place = np.clip((times - KNOTS[0]) / (KNOTS[1] - KNOTS[0]), 0, len(KNOTS) - 1)
     basis: Vector = np.maximum(0.0, 1 - np.abs(place[:, None] - np.arange(len(KNOTS))))
     return basis

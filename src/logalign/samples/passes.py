@@ -1,10 +1,10 @@
-"""Passes: how often training has gone through its data, told by the samples that come back or by the user's epoch.
+"""Passes: counts training's passes over its data, from returning samples or from the user's epoch.
 
 Method: in a pass over shuffled data no sample comes twice. So a pass ends where samples of the current pass begin to
 come again. `PassClock` finds that place from the tracked samples alone, to about one part in their number. Where
-samples are drawn with replacement no pass has an end, and the mean number of visits of a sample counts passes.
-`GivenEpochs` reads the epoch that the user passes, which may be a fraction, a whole number that stands still during a
-pass, or a fraction that starts anew with each pass.
+samples are drawn with replacement, no pass has an end, and the mean number of visits of a sample counts passes.
+`GivenEpochs` reads the user's epoch. It may be a fraction, a whole number that is constant during a pass, or a
+fraction that restarts with each pass.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import numpy as np
 Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 WINDOW, PART = 32, 4
-"""Visits that are looked at to tell whether samples have begun to come again: so many, or a part of the samples."""
+"""Visits that show whether samples have begun to come again: so many, or one `PART`-th of the samples."""
 AGAIN = 0.85
-"""Share of them that must be of samples that this pass has had."""
+"""Share of them that must repeat samples of this pass."""
 SAME = 0.93
-"""A pass with this share of the samples of the one before is a whole one."""
+"""A pass that shares this part of samples with the one before is whole."""
 WHOLE = 1.15
-"""A pass with at most so many visits for each sample is one over shuffled data, some of whose samples may be alike."""
+"""A pass with at most so many visits for each sample covers shuffled data. Some samples may be alike."""
 LOST_PASSES = 2.0
-"""Passes without the beginning of a new one after which their length is no longer known."""
+"""Passes without the start of a new one after which their length is no longer known."""
 
 
 class PassClock:
@@ -35,11 +35,11 @@ class PassClock:
 
     Args:
         origin: The step at which training began.
-        before: Passes that there were before it.
+        before: Passes before it.
 
     Attributes:
-        steps_per_pass: Length of the last complete pass; None before the end of the first.
-        is_whole: Whether the last pass met every sample, and hardly any twice.
+        steps_per_pass: Length of the last complete pass, None before the end of the first.
+        is_whole: True if the last pass met every sample, and hardly any twice.
     """
 
     def __init__(self, origin: float = 0.0, before: float = 0.0) -> None:
@@ -47,24 +47,24 @@ class PassClock:
         self.is_whole = False
         self._before: set[int] = set()  # samples of the last pass
         self._told = float(before)
-        self._begin = float(origin)  # of the pass under way
+        self._begin = float(origin)  # start of the pass under way
         self._completed = float(before)
         self._counts: dict[int, int] = {}  # visits in the pass under way
         self._window: deque[tuple[float, int, bool]] = deque(maxlen=WINDOW)  # step, sample, whether it came again
         self._previous: float | None = None  # the step of the last visit before the window
 
     def passes(self, step: float) -> float | None:
-        """Passes over the data up to a step; None where their length is not known, or not known any more."""
+        """Return passes over the data up to a step, None where their length is not or no longer known."""
         if self.steps_per_pass is None:
             return None
         under_way = (step - self._begin) / self.steps_per_pass
         if under_way > LOST_PASSES:
             return None
-        self._told = max(self._told, self._completed + under_way)  # a guess that is mended does not go back
+        self._told = max(self._told, self._completed + under_way)  # a corrected guess does not go back
         return self._told
 
     def visit(self, step: float, sample: int, *, known: int) -> None:
-        """A tracked sample is met, one of `known` that still come."""
+        """Take a visit of a tracked sample, with `known` in use."""
         again = self._counts.get(sample, 0) > 0
         self._counts[sample] = self._counts.get(sample, 0) + 1
         size = min(WINDOW, max(2, known // PART))
@@ -75,7 +75,7 @@ class PassClock:
             self._begin_pass()
 
     def forget(self, sample: int) -> None:
-        """A sample is tracked no longer."""
+        """Stop counting a sample."""
         self._counts.pop(sample, None)
 
     def _begin_pass(self) -> None:
@@ -93,13 +93,13 @@ class PassClock:
         met = {sample for sample, count in of_old.items() if count > 0}
         visits = sum(of_old.values())
         self.is_whole = visits <= WHOLE * len(met)
-        # Samples some of which come several times a pass are the same in every pass; drawn ones are not.
+        # Data with duplicates have the same samples in every pass. Drawn samples differ.
         same = len(met & self._before) >= SAME * len(met | self._before)
         gone = 1.0 if same and met else _passes_of(visits=visits, distinct=len(met))
         self._before = met
         if begin > self._begin and gone > 0:
             length = (begin - self._begin) / gone
-            # Counted by visits it is a guess, and two are better than one.
+            # A count by visits is a guess, and two guesses are better than one.
             known = self.steps_per_pass
             self.steps_per_pass = length if gone == 1 or known is None else (known + length) / 2
             self._completed += gone
@@ -109,7 +109,7 @@ class PassClock:
         self._previous = tail[-1][0]
 
     def state(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """Return the state for JSON."""
         return {
             "steps_per_pass": self.steps_per_pass,
             "begin": self._begin,
@@ -124,7 +124,7 @@ class PassClock:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> PassClock:
-        """The clock that `state()` described."""
+        """Restore a clock from `state()`."""
         clock = cls(state["begin"], state["completed"])
         clock.steps_per_pass, clock._previous = state["steps_per_pass"], state["previous"]
         clock._counts = {int(sample): int(count) for sample, count in state["counts"]}
@@ -134,9 +134,9 @@ class PassClock:
 
 
 def _passes_of(*, visits: int, distinct: int) -> float:
-    """How many passes so many visits of so many samples are: one over shuffled data, else by their number.
+    """Count the passes in so many visits of so many samples: one over shuffled data, else by number.
 
-    Of K samples drawn with replacement, `K (1 - exp(-visits / K))` are expected to be met.
+    Draws with replacement from K samples meet `K (1 - exp(-visits / K))` on average.
     """
     if distinct <= 1 or visits <= WHOLE * distinct:
         return float(distinct > 0)
@@ -148,14 +148,14 @@ def _passes_of(*, visits: int, distinct: int) -> float:
 
 
 def passes_of(steps: Any, passes: Any, epochs: Any) -> Vector:
-    """Passes over the data at each of a run's readings: as the samples tell, else as the user's epoch says.
+    """Return passes over the data at each reading of a run, from samples, else from the user's epoch.
 
-    The length of a pass is known once the first is over. Readings before are put on the line from step 0 to there.
+    The length of a pass is known once the first is over. Earlier readings lie on the line from step 0 to there.
 
     Args:
         steps: [readings].
-        passes: As recorded, NaN where not known, [readings].
-        epochs: As recorded, [readings].
+        passes: Recorded passes, NaN if unknown, [readings].
+        epochs: Recorded epochs, [readings].
     """
     steps, passes, epochs = (np.asarray(each, dtype=np.float64) for each in (steps, passes, epochs))
     known = np.flatnonzero(np.isfinite(passes))
@@ -167,21 +167,21 @@ def passes_of(steps: Any, passes: Any, epochs: Any) -> Vector:
 
 
 JUMP, LEAST_JUMP = 3.0, 0.5
-"""An advance of more than so many times the usual one, and of so many passes, is a jump."""
+"""An advance by more than so many times the usual one and so many passes is a jump."""
 STARTS_ANEW = 0.5
-"""A step back by at least so much, from a number of at most 1, is a fraction that starts anew with each pass."""
+"""A step back by at least this share, from at most 1, marks a fraction that restarts with each pass."""
 
 
 class GivenEpochs:
-    """Reads the epoch that the user passes with a step as passes over the data so far, which never go back.
+    """Converts the user's epoch at a step into passes over the data so far, which never go back.
 
-    Read as it is meant: a fraction such as 3.25, as it is; a whole number that stands still during a pass is filled in
-    from the length of the pass before, and one that counts from 1 begins at 0; a fraction from 0 to 1 that starts anew
-    counts one pass more each time. After a step back or a jump, as where a resumed training has another batch size,
-    counting goes on at the usual pace, and `oddity` says so.
+    A fraction such as 3.25 counts as it is. A whole number that is constant during a pass gains a fraction by the
+    length of the pass before. One that counts from 1 begins at 0. A fraction from 0 to 1 that restarts counts one pass
+    more each time. After a step back or a jump, such as a resumed training with another batch size, counting continues
+    at the usual pace, and `oddity` says so.
 
     Attributes:
-        oddity: What was found to be wrong with the numbers, in a sentence; None where nothing was.
+        oddity: A sentence on what is wrong with the numbers, None where nothing is.
     """
 
     def __init__(self) -> None:
@@ -189,20 +189,20 @@ class GivenEpochs:
         self._last: tuple[float, float] | None = None  # step, epoch as given
         self._passes = 0.0
         self._pace: float | None = None  # passes a step
-        self._stands: tuple[float, float] | None = None  # since which step a whole number stands, which
-        self._whole = True  # all numbers so far
+        self._stands: tuple[float, float] | None = None  # first step of the current whole number, and the number
+        self._whole = True  # True while all numbers are whole
         self._restarts = False
         self._offset = 0.0
         self._jumped: float | None = None  # the pace of a jump, until the next number tells whether it stays
 
     def passes(self, step: float, epoch: float | None) -> float | None:
-        """Passes over the data up to a step, at which the user passed `epoch`; None where that says nothing."""
+        """Return passes over the data up to a step with the user's `epoch`, or None without one."""
         if epoch is None or not math.isfinite(epoch):
             return None
         epoch = float(epoch)
         self._whole = self._whole and epoch == math.floor(epoch)
         if self._last is None:
-            # A count from 1: nothing has been passed through at the first step.
+            # A count from 1 means 0 passes at the first step.
             self._offset = 1.0 if self._whole and epoch == 1.0 and step == 0 else 0.0
             self._passes = math.floor(self._passes) + epoch if self._restarts else epoch - self._offset
             self._stands = (step, epoch)
@@ -227,7 +227,7 @@ class GivenEpochs:
                 self._passes = max(self._passes, epoch - self._offset + part)
         else:
             self._odd(step, epoch)
-            self._offset += epoch - stood  # counting goes on from here
+            self._offset += epoch - stood  # counting continues from here
             self._stands = (step, epoch)
 
     def _follow(self, step: float, epoch: float) -> None:
@@ -246,7 +246,7 @@ class GivenEpochs:
             advance = 0.0 if usual is None else usual
         elif usual is not None and advance > max(JUMP * usual, LEAST_JUMP):
             pace = advance / steps if steps > 0 else math.inf
-            if jumped is None or not pace < 2 * jumped < 4 * pace:  # else it stays
+            if jumped is None or not pace < 2 * jumped < 4 * pace:  # otherwise the new pace stays
                 self._odd(step, epoch)
                 self._jumped, advance = pace, usual
         if steps > 0 and advance > 0:
@@ -254,7 +254,7 @@ class GivenEpochs:
         self._passes += advance
 
     def resume(self, passes: float) -> None:
-        """Training goes back to where so many passes were over; what is known of how numbers are meant stays."""
+        """Go back to where so many passes were over, and keep the known meaning of the numbers."""
         self._last, self._passes = None, passes
 
     def _odd(self, step: float, epoch: float) -> None:
@@ -268,11 +268,11 @@ class GivenEpochs:
 
     @property
     def steps_per_pass(self) -> float | None:
-        """The length of a pass by what the user says; None where that is not known."""
+        """The length of a pass by the user's epoch, or None where it is unknown."""
         return None if self._pace is None or self._pace <= 0 else 1 / self._pace
 
     def state(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """Return the state for JSON."""
         return {
             "oddity": self.oddity,
             "last": _listed(self._last),
@@ -287,7 +287,7 @@ class GivenEpochs:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> GivenEpochs:
-        """What `state()` described."""
+        """Restore it from `state()`."""
         given = cls()
         given.oddity, given._passes, given._pace = state["oddity"], state["passes"], state["pace"]
         given._last, given._stands = _pair(state["last"]), _pair(state["stands"])
