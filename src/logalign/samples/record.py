@@ -1,4 +1,4 @@
-"""What a training's readings say of its samples: drift, gain and passes, and what the user is to be told of them."""
+"""Sample record: computes the sample fields of readings (drift, gain and passes) and the user's warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from logalign.samples.passes import GivenEpochs
 from logalign.samples.visits import TRACKED, Visits
 
 RETURN_WITHIN = 2.0
-"""Passes, by the user's epoch, after which samples that never came back are given up."""
+"""Passes, by the user's epoch, after which tracking stops if no sample came back."""
 DISAGREE, COMPARED_PASSES = 2.0, 3.0
 """Factor by which the user's epoch may advance faster or slower than samples come back, over so many passes."""
 NOT_TRACKED = "samples are not tracked"
@@ -22,16 +22,16 @@ ADVICE = "pass their ids, step(samples=ids), where they are packed or augmented 
 
 
 class SampleRecord:
-    """The visits of tracked samples and the user's epochs, and the fields of a reading that they give.
+    """Turns visits of tracked samples and the user's epochs into fields of a reading.
 
     Args:
-        tracked: How many samples to track; 0 for none.
+        tracked: Number of samples to track, 0 for none.
         origin: The step at which training began.
-        before: Passes that there were before it.
+        before: Passes before it.
 
     Attributes:
-        is_off: Whether samples are tracked no longer: none was asked for, or none has come back in two passes.
-        told: What the user is to be told, once, and need not mend; None where there is nothing.
+        is_off: True if no samples are tracked: none was requested, or none has come back in two passes.
+        told: Message to show once, which needs no fix by the user, or None.
     """
 
     def __init__(self, tracked: int = TRACKED, *, origin: float = 0.0, before: float = 0.0) -> None:
@@ -52,18 +52,18 @@ class SampleRecord:
             self.visits.add(step, samples, losses)
 
     def fields(self, step: int, epoch: float | None, *, lacking: str | None = None) -> dict[str, Any]:
-        """The fields of the main layer's reading at a step, at which the user passed `epoch`.
+        """Return the fields of the main layer's reading at a step with the user's `epoch`.
 
         Args:
-            step: The reading's.
-            epoch: What the user passed as such.
-            lacking: What is missing for there to be visits, in words; None where nothing is.
+            step: Step of the reading.
+            epoch: The user's epoch.
+            lacking: Missing condition for visits, in words, None where nothing is missing.
         """
         said = self._given.passes(step, epoch)
         if self._given.oddity is not None:
             self._notes.append(("epoch", self._given.oddity))
         seen = None if self.is_off else self.visits.passes(step)
-        # What the user says is exact, unless it goes wrong or samples are known to come back at another pace.
+        # The user's epoch is exact, unless it is odd or samples come back at another pace.
         if seen is not None and said is not None and self.visits.is_shuffled:
             self._compare(said, seen)
         trusted = said is not None and not self._disagrees and self._given.oddity is None
@@ -93,7 +93,7 @@ class SampleRecord:
         }
 
     def notes(self) -> list[tuple[str, str]]:
-        """What the user is to be warned of since the last call: keys, each to be told once, and sentences."""
+        """Return the warnings since the last call, as keys and sentences. Each key warns once."""
         notes, self._notes = self._notes, []
         return notes
 
@@ -104,7 +104,7 @@ class SampleRecord:
             self.told = f"{GIVEN_UP}, so no drift is measured; {ADVICE}"
 
     def _compare(self, said: float, seen: float) -> None:
-        """Tell where the epoch advances at another pace than samples come back."""
+        """Warn where the epoch advances at another pace than samples come back."""
         if self._compared is None:
             self._compared = (said, seen)
             return
@@ -120,7 +120,7 @@ class SampleRecord:
             )
 
     def state_dict(self) -> str:
-        """All of it, as one JSON text."""
+        """Return the state as JSON."""
         state = {
             "is_off": self.is_off,
             "why_off": self._why_off,
@@ -133,7 +133,7 @@ class SampleRecord:
         return json.dumps(state, allow_nan=False)
 
     def load_state_dict(self, text: str) -> None:
-        """Go on from what `state_dict()` gave."""
+        """Restore the `state_dict()`."""
         state: Mapping[str, Any] = json.loads(text)
         self._disagrees = state["disagrees"]
         if self._tracked and state["why_off"] != NOT_TRACKED:

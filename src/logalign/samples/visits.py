@@ -1,8 +1,8 @@
-"""Visits: the tracked samples of a training as they come, and what they say, in bounded memory.
+"""Visits: follows a training's tracked samples to measure drift and gain, in bounded memory.
 
-Method: a bottom-k sketch. A sample has a 63-bit hash, and those with the lowest k hashes of all that were seen are
-tracked: a choice at random that every rank makes alike, and every resumed training makes again. Of each the last visit
-is kept, and of the last passes the pairs of consecutive visits; `drift.from_pairs` makes drift and gain of them.
+Method: a bottom-k sketch. A sample has a 63-bit hash, and the sketch tracks the samples with the lowest k hashes seen.
+This random choice is the same on every rank and in every resumed training. The sketch keeps each sample's last visit,
+and the pairs of consecutive visits of the last passes. `drift.from_pairs` computes drift and gain from them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from logalign.samples.passes import PassClock
 HIGHEST = 2**63 - 1
 """The highest hash."""
 TRACKED = 512
-"""Error and cost of other numbers: docs/revisits.md."""
+"""See docs/revisits.md for error and cost of others."""
 PAIRS_PER_SAMPLE = 8
-"""Pairs that are kept at most, for each tracked sample."""
+"""Most pairs to keep for each tracked sample."""
 KEPT_PASSES = 2.1
 LOST_PASSES = 2.0
-"""A sample that has not been met for so many passes is tracked no longer: its next visit would be in no pair."""
+"""A sample without a visit for so many passes is dropped: its next visit would be in no pair."""
 NOTHING_CAME_BACK = "no sample has come back so far"
 LOST = "no sample has come back in the last two passes"
 
@@ -36,9 +36,9 @@ class Visits:
     """Takes visits of samples and gives drift and gain at any step.
 
     Args:
-        tracked: How many samples to track.
+        tracked: Number of samples to track.
         origin: The step at which training began.
-        before: Passes that there were before it.
+        before: Passes before it.
 
     Example:
         >>> visits = Visits(tracked=100)
@@ -59,43 +59,43 @@ class Visits:
         self._pairs: deque[tuple[float, float, float]] = deque(maxlen=PAIRS_PER_SAMPLE * tracked)  # steps, change
         self._highest: int | None = None  # the threshold, until samples come or go
         self._seen = 0  # visits of tracked samples
-        self._again = 0  # those of samples that were known
-        self._found: tuple[int, Revisits] | None = None  # the last complete pass, and what was found at its end
+        self._again = 0  # visits of known samples
+        self._found: tuple[int, Revisits] | None = None  # the last complete pass, and the result at its end
 
     @property
     def threshold(self) -> int:
-        """Samples with a higher hash are not tracked."""
+        """The highest hash that is tracked."""
         if self._highest is None:
             self._highest = HIGHEST if len(self._last) < self._tracked else max(self._last)
         return self._highest
 
     @property
     def known(self) -> int:
-        """How many samples are tracked now."""
+        """The number of samples tracked."""
         return len(self._last)
 
     @property
     def returned(self) -> int:
-        """How often a tracked sample has come back so far."""
+        """The number of returns of tracked samples so far."""
         return self._again
 
     @property
     def steps_per_pass(self) -> float | None:
-        """The length of a pass over the data in steps; None where it is not known."""
+        """The length of a pass over the data in steps, or None if unknown."""
         return self._clock.steps_per_pass
 
     def passes(self, step: float) -> float | None:
-        """Passes over the data up to a step; None before the end of the first, and where samples come back no more."""
+        """Return passes over the data up to a step, or None in the first and where samples stop coming back."""
         return self._clock.passes(step)
 
     def add(self, step: float, samples: Sequence[int] | np.ndarray[Any, Any], losses: Iterable[float]) -> None:
-        """Take the visits of one step, which is not before that of the last call.
+        """Take the visits of one step, which is not before the last call's.
 
         Args:
-            step: When.
+            step: Step of the visits.
             samples: Hashes, whole numbers from 0 to 2**63 - 1. One that comes twice in a step is one visit with the
-                mean of its losses that are finite.
-            losses: Of each, before the update, in nats; a visit without a finite loss is in no pair.
+                mean of its finite losses.
+            losses: Loss of each before the update, in nats. A visit without a finite loss is in no pair.
         """
         self._drop_lost(step)
         by_sample: dict[int, list[float]] = {}
@@ -109,16 +109,16 @@ class Visits:
 
     @property
     def is_shuffled(self) -> bool:
-        """Whether the last pass met every sample once, so that its length is exact."""
+        """True if the last pass met every sample once, so that its length is exact."""
         return self._clock.is_whole
 
     def at(self, step: float, *, steps_per_pass: float | None = None, passes: float | None = None) -> Revisits:
-        """Drift and gain at the last step of the last complete pass, at a step not before that of the last visit.
+        """Return drift and gain at the end of the last complete pass, for a step not before the last visit.
 
         Args:
-            step: Where; its own visits are among those that were taken.
-            steps_per_pass: The length of a pass, where it is known otherwise.
-            passes: Passes before that step, where they are known otherwise.
+            step: Current step. Its own visits are already taken.
+            steps_per_pass: Length of a pass, where known from elsewhere.
+            passes: Passes before that step, where known from elsewhere.
         """
         length = self._clock.steps_per_pass if steps_per_pass is None else steps_per_pass
         passes = self._clock.passes(step) if passes is None else passes
@@ -157,7 +157,7 @@ class Visits:
         self._clock.visit(step, sample, known=len(self._last))
 
     def _drop_lost(self, step: float) -> None:
-        """Forget samples that come no more, so that others take their place."""
+        """Forget samples that no longer come, so that others replace them."""
         length = self._clock.steps_per_pass
         if length is None or self._clock.passes(step) is None:
             return
@@ -171,7 +171,7 @@ class Visits:
         self._clock.forget(sample)
 
     def state(self) -> dict[str, Any]:
-        """All of it, as strict JSON can hold it."""
+        """Return the state as strict JSON."""
         return {
             "tracked": self._tracked,
             "clock": self._clock.state(),
@@ -184,7 +184,7 @@ class Visits:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Visits:
-        """What `state()` described."""
+        """Restore it from `state()`."""
         visits = cls(state["tracked"])
         visits._clock = PassClock.from_state(state["clock"])
         visits._last = {
@@ -199,7 +199,7 @@ class Visits:
 
 
 def hashes_of(ids: Iterable[Any]) -> list[int]:
-    """Hashes of samples' ids, which may be whole numbers, text, or anything else that `repr` tells apart.
+    """Hash samples' ids: whole numbers, text, or anything else that `repr` distinguishes.
 
     Example:
         >>> hashes_of([7, "a"]) == hashes_of([7, "a"]), len(set(hashes_of(range(1000))))
