@@ -93,7 +93,7 @@ class Present:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Present:
-        """Restore it from `state()`."""
+        """Restore from `state()`."""
         present = cls()
         present._last = [(step, trouble, words) for step, trouble, words in state["last"]]
         present._since, present._measured, present._losses = state["since"], state["measured"], state["losses"]

@@ -61,8 +61,8 @@ class Ranked:
     Attributes:
         run: The run's path.
         score: Quantity of the order, lower is better. It only orders the runs of one comparison.
-        low: Nats by which its held-out loss lies above the first run's, lower end of a 95 % interval. None for the first
-            run, and where the order is not by the estimate.
+        low: Nats by which its held-out loss lies above the first run's, lower end of a 95 % interval. None for the
+            first run, and where the order is not by the estimate.
         high: Upper end.
         is_sure: True if it surely stands before the next run, and for the last.
         step: Its last compared step.

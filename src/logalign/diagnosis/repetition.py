@@ -33,7 +33,7 @@ class Repetition:
 
     Attributes:
         memorization: Loss that repeated samples removed, in nats per unit of log(step).
-        learning: Loss that fell off inside passes, in the same unit, negative where it rises.
+        learning: Loss lost inside passes, in the same unit, negative where the loss rises.
         decline: LAR lost, per unit of log(step), over the last factor of 1.8 in steps.
         strain: Sum so far of memorization times decline over log(step), since the warm-up.
     """

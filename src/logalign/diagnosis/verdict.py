@@ -169,7 +169,7 @@ class Verdict:
         )
 
     def headline(self) -> str:
-        """Join outcome, regime and steps in a line."""
+        """Put outcome, regime, steps in a line."""
         words: str = self.outcome
         if self.regime != "unknown":
             words += {"both": " (both regimes)", "loss": " (without LAR)"}.get(self.regime, f" ({self.regime} regime)")

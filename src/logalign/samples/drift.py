@@ -193,7 +193,7 @@ def _fit(t1: Vector, t2: Vector, change: Vector) -> Revisits:
 
 
 def _hat(times: Vector) -> Vector:
-    """Build the piecewise linear basis on knots: [times, knots]."""
+    """Build a piecewise linear basis on knots: [times, knots]."""
     place = np.clip((times - KNOTS[0]) / (KNOTS[1] - KNOTS[0]), 0, len(KNOTS) - 1)
     basis: Vector = np.maximum(0.0, 1 - np.abs(place[:, None] - np.arange(len(KNOTS))))
     return basis

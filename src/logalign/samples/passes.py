@@ -64,7 +64,7 @@ class PassClock:
         return self._told
 
     def visit(self, step: float, sample: int, *, known: int) -> None:
-        """Take a visit of a tracked sample, with `known` in use."""
+        """Take a visit of one of `known` tracked samples."""
         again = self._counts.get(sample, 0) > 0
         self._counts[sample] = self._counts.get(sample, 0) + 1
         size = min(WINDOW, max(2, known // PART))
@@ -287,7 +287,7 @@ class GivenEpochs:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> GivenEpochs:
-        """Restore it from `state()`."""
+        """Restore from `state()`."""
         given = cls()
         given.oddity, given._passes, given._pace = state["oddity"], state["passes"], state["pace"]
         given._last, given._stands = _pair(state["last"]), _pair(state["stands"])

@@ -89,7 +89,7 @@ class Visits:
         return self._clock.passes(step)
 
     def add(self, step: float, samples: Sequence[int] | np.ndarray[Any, Any], losses: Iterable[float]) -> None:
-        """Take the visits of one step, which is not before the last call's.
+        """Take the visits of one step, not before the last call's.
 
         Args:
             step: Step of the visits.
@@ -184,7 +184,7 @@ class Visits:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Visits:
-        """Restore it from `state()`."""
+        """Restore from `state()`."""
         visits = cls(state["tracked"])
         visits._clock = PassClock.from_state(state["clock"])
         visits._last = {
