@@ -183,6 +183,13 @@ def test_nothing_to_diagnose(tmp_path):
         diagnose(tmp_path / "nowhere")
 
 
+def test_a_baseline_may_be_several_runs():
+    runs = [DATA / "lm_fresh.jsonl", DATA / "lm_repeat200k.jsonl"]
+    of_paths = diagnose(recorded("lm_repeat200k"), baseline=runs)
+    assert of_paths == diagnose(recorded("lm_repeat200k"), baseline=Baseline.from_run(*runs))
+    assert of_paths != diagnose(recorded("lm_repeat200k"), baseline=runs[0])
+
+
 def test_a_baseline_may_be_a_path_and_must_fit(write_run):
     run = write_run(epoch=3.0)
     assert diagnose(run, baseline=run.path) == diagnose(run, baseline=Baseline.from_run(run))

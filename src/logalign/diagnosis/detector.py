@@ -7,7 +7,7 @@ elsewhere. Both run all the time, so the regime may change during a training.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from logalign.diagnosis.series import Series
 from logalign.diagnosis.verdict import Episode, Verdict, combined
 from logalign.errors import InputError
 from logalign.runs.reading import Reading, Readings, never_tried
-from logalign.runs.run import Run, main_layer, open_run
+from logalign.runs.run import Run, RunLike, main_layer, open_run
 
 AskedRegime = Literal["auto", "grokking", "decline", "both"]
 ASKED_REGIMES: tuple[AskedRegime, ...] = ("auto", "grokking", "decline", "both")
@@ -199,7 +199,7 @@ class Detector:
 def diagnose(
     run: str | os.PathLike[str] | Run | Iterable[Reading | Readings],
     *,
-    baseline: Baseline | str | os.PathLike[str] | Run | None = None,
+    baseline: Baseline | RunLike | Sequence[RunLike] | None = None,
     regime: AskedRegime = "auto",
     thresholds: OverfitThresholds | None = None,
 ) -> Verdict:
@@ -211,7 +211,7 @@ def diagnose(
 
     Args:
         run: A path, a Run, or readings, such as those of a `Monitor`.
-        baseline: A `Baseline`, or a run without overfitting to make one from.
+        baseline: A `Baseline`, or one or several runs without overfitting to make one from.
         regime: "auto", "grokking", "decline" or "both".
         thresholds: Thresholds of the decline detector, by default the benchmark's.
 
@@ -241,7 +241,7 @@ def diagnose(
     return detector.verdict
 
 
-def as_baseline(baseline: Baseline | str | os.PathLike[str] | Run | None) -> Baseline | None:
+def as_baseline(baseline: Baseline | RunLike | Sequence[RunLike] | None) -> Baseline | None:
     """Return a baseline unchanged, or make one from a run."""
     return baseline if baseline is None or isinstance(baseline, Baseline) else Baseline.from_run(baseline)
 

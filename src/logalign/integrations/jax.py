@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from logalign.diagnosis.baseline import Baseline
     from logalign.diagnosis.detector import AskedRegime
     from logalign.diagnosis.verdict import Verdict
-    from logalign.runs.run import Run
+    from logalign.runs.run import RunLike
 
 STATE_VERSION = 1
 NOT_SUMMED = "energies() was told not to sum in this step"
@@ -76,7 +76,7 @@ class Recorder:
         every: Steps between two readings. Step 0 has a reading.
         resume: Continue the run in that folder, or begin it if there is none. The step count continues after its last
             reading, unless `load_state_dict()` sets it.
-        baseline: The reference for LAR in `verdict`: a `Baseline`, or a run to make one from.
+        baseline: The reference for LAR in `verdict`: a `Baseline`, or runs to make one from.
         regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
         thresholds: The thresholds of the decline logic. Default: those of the benchmark.
         trackers: Trackers that also show every reading and the verdict: names or objects, as in `logalign.watch`.
@@ -120,7 +120,7 @@ class Recorder:
         *,
         every: int = 10,
         resume: bool = False,
-        baseline: Baseline | str | os.PathLike[str] | Run | None = None,
+        baseline: Baseline | RunLike | Sequence[RunLike] | None = None,
         regime: AskedRegime = "auto",
         thresholds: OverfitThresholds | None = None,
         trackers: object = None,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from logalign.diagnosis.baseline import Baseline
     from logalign.diagnosis.detector import AskedRegime
     from logalign.diagnosis.verdict import Verdict
-    from logalign.runs.run import Run
+    from logalign.runs.run import RunLike
     from logalign.torch.hooks import HookRecorder
     from logalign.torch.ranks import Ranks
 
@@ -59,7 +59,7 @@ def watch(
     shift_labels: bool | None = None,
     settings: Mapping[str, Any] | None = None,
     history: int = 10_000,
-    baseline: Baseline | str | os.PathLike[str] | Run | None = None,
+    baseline: Baseline | RunLike | Sequence[RunLike] | None = None,
     regime: AskedRegime = "auto",
     thresholds: OverfitThresholds | None = None,
     mesh: DeviceMesh | ProcessGroup | None = None,
@@ -88,7 +88,7 @@ def watch(
             Transformers: `...ForCausalLM` and `...LMHeadModel` shift.
         settings: Further entries for run.json, for instance the training's hyperparameters.
         history: The number of steps whose readings stay in memory.
-        baseline: The reference for LAR in `Monitor.verdict`: a `Baseline`, or a run to make one from, with the same
+        baseline: The reference for LAR in `Monitor.verdict`: a `Baseline`, or runs to make one from, with the same
             set-up on data that does not repeat.
         regime: "grokking" or "decline" for one logic only, "both" for both, "auto" for the one that fits.
         thresholds: Thresholds of the decline logic. The default is the benchmark's.
