@@ -231,7 +231,7 @@ def report(
         typer.echo(f"figures: {figures}")
 
 
-class Regime(StrEnum):
+class RegimeOption(StrEnum):
     """The logic that judges a run."""
 
     auto = "auto"
@@ -240,7 +240,7 @@ class Regime(StrEnum):
     both = "both"
 
 
-class Align(StrEnum):
+class AlignOption(StrEnum):
     """The axis of a comparison."""
 
     step = "step"
@@ -266,11 +266,11 @@ def diagnose(
         ),
     ] = None,
     regime: Annotated[
-        Regime,
+        RegimeOption,
         typer.Option(
             help="grokking judges networks that fit repeated data exactly, decline all others; auto takes what fits."
         ),
-    ] = Regime.auto,
+    ] = RegimeOption.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print the numbers, what the verdict rests on, and its limits, too.")
@@ -311,7 +311,7 @@ def follow(
         list[Path] | None,
         typer.Option(metavar="RUN", help="As of diagnose: a run of the same set-up that does not overfit."),
     ] = None,
-    regime: Annotated[Regime, typer.Option(help="As of diagnose.")] = Regime.auto,
+    regime: Annotated[RegimeOption, typer.Option(help="As of diagnose.")] = RegimeOption.auto,
     once: Annotated[bool, typer.Option("--once", help="Print what is there now, and exit.")] = False,
 ) -> None:
     """Show a run while it grows: verdict, curves, pace (full-screen on a terminal, else one line a reading).
@@ -332,8 +332,8 @@ def compare(
         typer.Argument(metavar="RUN...", help=f"Two or more runs of one task. {RUN_HELP}"),
     ],
     align: Annotated[
-        Align, typer.Option(help="Along what: steps do not compare where batches have other sizes.")
-    ] = Align.step,
+        AlignOption, typer.Option(help="Along what: steps do not compare where batches have other sizes.")
+    ] = AlignOption.step,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Draw the runs over each other, too, as one HTML file: the best eight."),

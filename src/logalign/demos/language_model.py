@@ -25,6 +25,7 @@ from logalign.demos.training import Training, check_device, check_steps, epoch_o
 from logalign.diagnosis.baseline import Baseline
 from logalign.errors import InputError, MissingExtraError
 from logalign.report import figures
+from logalign.report.chart_lines import FORM_LINES
 from logalign.report.page import Section, write_page
 from logalign.runs.run import open_run
 
@@ -42,13 +43,6 @@ EVERY = 10
 LEARNING_RATE = 1e-3
 WARM_UP = 100
 RUNS = ("baseline", "repeated")
-# Log column, name in words, color.
-FORMS = (
-    ("lar", "plain", "plain"),
-    ("lar_vocab_centered", "vocabulary-centered", "vocab_centered"),
-    ("lar_token_centered", "token-centered", "token_centered"),
-    ("lar_centered", "centered (both)", "centered"),
-)
 
 
 def run(
@@ -253,10 +247,10 @@ def _findings(out: Path, *, unique_tokens: int) -> tuple[str, list[Section], dic
     fresh, again = baseline.columns(), repeated.columns()
     reference = Baseline.from_run(baseline)
     step, gap = again["step"], again["val_loss"] - again["train_loss"]
-    deviations = {form: _aligned(step, *reference.deviation(repeated, form=form)) for form, _, _ in FORMS}
+    deviations = {form: _aligned(step, *reference.deviation(repeated, form=form)) for form, *_ in FORM_LINES}
 
     rivals = {
-        **{f"deviation of LAR, {words}": deviations[form] for form, words, _ in FORMS},
+        **{f"deviation of LAR, {words}": deviations[form] for form, _, words, *_ in FORM_LINES},
         "step number": step,
         "deviation of the training loss": fresh["train_loss"] - again["train_loss"],
         "norm of the unembedding": np.sqrt(again["energy_weight"]),
@@ -302,7 +296,7 @@ def _comparison(
 ) -> Section:
     figure, (deviation_axis, gap_axis) = figures.new_axes(2, row_height=2.6)
     with figures.house_style():
-        for form, words, color in FORMS:
+        for form, color, words, *_ in FORM_LINES:
             deviation_axis.plot(again["step"], deviations[form], color=figures.COLORS[color], label=words)
         deviation_axis.axhline(0.0, color=figures.COLORS["baseline"], linewidth=0.8)
         deviation_axis.set_ylabel("LAR: baseline - run")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from logalign.errors import InputError, MissingExtraError
+from logalign.report.chart_lines import FORM_LINES, LOSS_LINES
 
 try:
     import matplotlib
@@ -43,20 +44,6 @@ COLORS = {
 
 # One color for each of several overlaid runs.
 RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#882255", "#E69F00", "#56B4E9", "#444444")
-
-# The four forms of LAR: column, color, name in words. Line styles differ too, for print in gray.
-FORMS: tuple[tuple[str, str, str, LineStyleType], ...] = (
-    ("lar", "plain", "plain", "-"),
-    ("lar_vocab_centered", "vocab_centered", "vocabulary-centered", "--"),
-    ("lar_token_centered", "token_centered", "token-centered", ":"),
-    ("lar_centered", "centered", "centered (both)", "-"),
-)
-
-# The two losses: column, name in words, color, line style.
-LOSSES: tuple[tuple[str, str, str, LineStyleType], ...] = (
-    ("loss", "training", "train", "-"),
-    ("val_loss", "held-out", "held_out", "--"),
-)
 
 # Characters of the legend's size that fit over a panel, approximately, and characters shown of a run's name.
 _LEGEND_CHARACTERS = 100
@@ -228,7 +215,7 @@ def lar_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure:
     names = _check(runs, labels)
     if len(runs) == 1:
         figure, (ax,) = new_axes(1, row_height=3.2)
-        for column, color, words, linestyle in FORMS:
+        for column, color, words, linestyle, _ in FORM_LINES:
             _draw_band(ax, runs[0], column, COLORS[color])
             draw_curve(ax, runs[0], column, label=words, color=COLORS[color], linestyle=linestyle)
             base = f"base_{column}"
@@ -292,7 +279,9 @@ def loss_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure | None:
     single = len(runs) == 1
     seen = set()
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-        for column, words, color, linestyle in LOSSES:
+        for column, color, words, linestyle, is_main in LOSS_LINES:
+            if not is_main:
+                continue
             shown = COLORS[color] if single else _color(i)
             if draw_curve(ax, run, column, label=words if single else name, color=shown, linestyle=linestyle):
                 seen.add(column)
@@ -306,7 +295,7 @@ def loss_figure(*runs: Columns, labels: Sequence[str] = ()) -> Figure | None:
         by_color = [Line2D([], [], color=_color(i), label=name) for i, name in enumerate(names)]
         by_style = [
             Line2D([], [], color="#444444", linestyle=linestyle, label=words)
-            for column, words, _, linestyle in LOSSES
+            for column, _, words, linestyle, _ in LOSS_LINES
             if column in seen
         ]
         _legend(ax, [*by_color, *by_style])

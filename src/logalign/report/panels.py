@@ -22,6 +22,7 @@ from logalign.diagnosis.grokking import GrokThresholds
 from logalign.diagnosis.outcome import OUTCOMES, SHOWN
 from logalign.diagnosis.overfit_rule import OverfitThresholds
 from logalign.report import figures, signal_figures
+from logalign.report.chart_lines import FORM_LINES, LOSS_LINES
 from logalign.report.figures import COLORS, RUN_COLORS
 from logalign.report.shown import ShownRun, axis_values
 from logalign.report.spectra_shown import ShownSpectra
@@ -35,17 +36,6 @@ LAYER_BINS = 300
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
 MOST_LAYERS = 200
 
-FORMS = (
-    ("lar", "plain", "plain", "solid", True),
-    ("lar_centered", "centered", "centered (both)", "solid", True),
-    ("lar_vocab_centered", "vocab_centered", "vocabulary-centered", "dash", False),
-    ("lar_token_centered", "token_centered", "token-centered", "dot", False),
-)
-LOSSES = (
-    ("loss", "train", "training", "solid"),
-    ("loss_mean", "plain", "training, mean since the reading before", "dot"),
-    ("val_loss", "held_out", "held-out", "dash"),
-)
 DRIVERS = (
     ("weight_participation", "weight spread d_p"),
     ("input_participation", "activation spread d_q"),
@@ -136,11 +126,11 @@ def add_tables(runs: Sequence[ShownRun], tables: Tables) -> None:
 
 
 CURVE_COLUMNS = (
-    *(name for name, *_ in FORMS),
+    *(name for name, *_ in FORM_LINES),
     "effective_dim",
     "k_centered",
     "n",
-    *(name for name, *_ in LOSSES),
+    *(name for name, *_ in LOSS_LINES),
     *(name for name, _ in DRIVERS),
     *("drift", "drift_low", "drift_high", "gain"),
     "lar_bound",
@@ -205,13 +195,21 @@ def lar_panels(runs: Sequence[ShownRun]) -> list[Panel]:
                     band("r0", f"base_{form}", f"baseline, {words}: where healthy readings lie", COLORS["baseline"])
                 )
                 traces.append(line("r0", f"base_{form}", f"baseline, {words}", COLORS["baseline"], dash="dash"))
-        for form, color, words, dash, shown in FORMS:
+        for each in FORM_LINES:
+            form, color, words = each.column, each.color, each.words
             if not known(run.drawn, form):
                 continue
             if known(run.drawn, f"{form}_low"):
                 traces.append(band("r0", form, f"{words}: noise of a reading", COLORS[color]))
             traces.append(
-                line("r0", form, words, COLORS[color], dash=dash, hidden=not shown and known(run.drawn, "lar_centered"))
+                line(
+                    "r0",
+                    form,
+                    words,
+                    COLORS[color],
+                    dash=each.dash,
+                    hidden=not each.is_main and known(run.drawn, "lar_centered"),
+                )
             )
         bounded = known(run.drawn, "lar_bound")
         if bounded:
@@ -295,7 +293,8 @@ def loss_panels(runs: Sequence[ShownRun]) -> list[Panel]:
     for i, run in enumerate(runs):
         if len(runs) == 1 and known(run.drawn, "base_loss"):
             traces.append(line("r0", "base_loss", "baseline, training", COLORS["baseline"], dash="dash"))
-        for column, color, words, dash in LOSSES:
+        for each in LOSS_LINES:
+            column, color, words = each.column, each.color, each.words
             if not known(run.drawn, column) or (column == "loss_mean" and _same(run, column)):
                 continue
             one = len(runs) == 1
@@ -307,7 +306,7 @@ def loss_panels(runs: Sequence[ShownRun]) -> list[Panel]:
                     column,
                     name,
                     COLORS[color] if one else run_color(i, runs),
-                    dash=dash,
+                    dash=each.dash,
                     sparse=True,
                     hidden=hidden,
                 )
