@@ -7,9 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from logalign.checkpoints import spectra_of
-from logalign.checkpoints.choice import HEADS_ANYWHERE, HEADS_AT_TOP, OPTIMIZER
+from logalign.checkpoints.choice import OPTIMIZER
 from logalign.errors import CheckpointError, InputError
-from logalign.torch import sites
 from tests.checkpoints.conftest import gpt2, llama
 
 
@@ -24,11 +23,6 @@ def checkpoint(tmp_path):
         return tmp_path
 
     return make
-
-
-def test_the_names_are_those_that_watch_knows():
-    assert HEADS_ANYWHERE == sites.WELL_KNOWN_ANYWHERE
-    assert HEADS_AT_TOP == sites.WELL_KNOWN_AT_TOP
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from logalign.checkpoints.stored import STORED_AS, Checkpoint, Stored
+from logalign.common.head_names import HEADS_ANYWHERE, HEADS_AT_TOP
 from logalign.errors import CheckpointError, InputError
 from logalign.runs.reading import UNEMBEDDING
 
-HEADS_ANYWHERE = ("lm_head", "embed_out", "unembed", "unembedding", "output_projection", "output_layer")
-HEADS_AT_TOP = ("head", "classifier", "fc", "fc_out", "score", "output", "out")
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "state_dict", "model_state_dict", "_forward_module")
 EMBEDDINGS = (
     "embed_tokens",

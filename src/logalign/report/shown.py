@@ -13,6 +13,7 @@ import numpy as np
 
 from logalign.diagnosis.baseline import Axis, Baseline
 from logalign.diagnosis.overfit_rule import OverfitThresholds
+from logalign.diagnosis.robust import MAD_TO_SIGMA
 from logalign.diagnosis.series import LARGEST, POSSIBLE_LAR
 from logalign.errors import InputError
 from logalign.report.drifts import SIGMAS
@@ -44,7 +45,6 @@ OF_REVISITS = ("drift",)
 NOISE_READINGS = 21
 SMOOTHING = 5
 NOISE_SIGMAS = 2.0
-MAD_TO_SIGMA = 1.4826
 DRAWN_BASELINES = ("lar", "lar_centered", "loss")
 
 

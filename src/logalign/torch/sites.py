@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from logalign.common.head_names import HEADS_ANYWHERE, HEADS_AT_TOP
 from logalign.errors import InputError, SiteError
 from logalign.runs.reading import UNEMBEDDING
 from logalign.torch.fused import own_head
@@ -17,8 +18,6 @@ from logalign.torch.linear import OBSERVE, LinearMap, is_loaded, kind, weight_of
 from logalign.torch.megatron import megatron_map, shared_weight
 from logalign.torch.module_map import linear_map
 
-WELL_KNOWN_ANYWHERE = ("lm_head", "embed_out", "unembed", "unembedding", "output_projection", "output_layer")
-WELL_KNOWN_AT_TOP = ("head", "classifier", "fc", "fc_out", "score", "output", "out")
 WRAPPERS = ("module", "_orig_mod", "model", "net", "network")
 """Attributes in which wrappers (DDP, torch.compile, the user's own) hold the model."""
 
@@ -204,11 +203,11 @@ def _find_unembedding(model: nn.Module) -> Site | None:
         name = next(name for name, module in model.named_modules() if module is head)
         return _site(model, name, label=UNEMBEDDING, how="inside of the model's LinearCrossEntropyLoss", softmax=True)
     linears = [name for name, module in _layers(model) if name and _is_linear(module)]
-    for known in (*WELL_KNOWN_ANYWHERE, *WELL_KNOWN_AT_TOP):
+    for known in (*HEADS_ANYWHERE, *HEADS_AT_TOP):
         named = [
             name
             for name in linears
-            if (_bare(name) == known or (known in WELL_KNOWN_ANYWHERE and name.endswith(f".{known}")))
+            if (_bare(name) == known or (known in HEADS_ANYWHERE and name.endswith(f".{known}")))
         ]
         if len(named) == 1:
             return _site(model, named[0], label=UNEMBEDDING, how=f"the well-known name '{known}'", softmax=True)
