@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 
 import logalign
 from logalign import Reading, Readings, Verdict, diagnose, open_run, spectra
+from logalign.diagnosis.outcome import SHOWN
 from logalign.errors import InputError, MissingExtraError, RunError
 from tests.drifts import write_log
 
@@ -156,7 +157,7 @@ def test_a_verdict_shows_what_the_terminal_says():
     text = shown(verdict)
     for each in (verdict.headline(), verdict.reason, verdict.suggestion, *verdict.basis, *verdict.limits):
         assert each in text
-    assert "#d9534f" in verdict._repr_html_()
+    assert SHOWN[verdict.outcome].color in verdict._repr_html_()
 
 
 def test_spectra_of_any_library_show_and_undefined_ones_too():
